@@ -1,0 +1,56 @@
+"""Text <-> token ids: tiktoken encodings. `roadmap` is the map's own, `gpt2` is tiktoken's.
+
+The map has 145 tokens: `WA>` (a start), `FL:` (a goal), ` OR` (a move), 48 of each, and EOS.
+"""
+
+import functools
+import re
+from pathlib import Path
+
+import tiktoken
+
+from nanoroads.common import InputError
+from nanoroads.roadmap import STATES
+
+EOS = ("<|end|>", "<|endoftext|>")  # of the map; of GPT-2 and Pythia
+
+
+@functools.cache
+def get(name):
+    """A tiktoken Encoding: "roadmap" or "gpt2". Raises InputError."""
+    if name == "roadmap":
+        words = [form.format(state) for form in ("{}>", "{}:", " {}") for state in STATES]  # ids 0..143, for ever
+        return tiktoken.Encoding(
+            name,
+            pat_str="|".join(map(re.escape, words)),
+            mergeable_ranks={word.encode(): i for i, word in enumerate(words)},
+            special_tokens={EOS[0]: len(words)},
+            explicit_n_vocab=len(words) + 1,
+        )
+    if name == "gpt2":
+        try:
+            return tiktoken.get_encoding(name)
+        except OSError as error:
+            raise InputError(f"tokenizer gpt2: its files are not in TIKTOKEN_CACHE_DIR ({error})") from None
+    if Path(name).is_dir():
+        raise InputError(f"{name}: the tokenizer of a Hugging Face folder cannot be read yet")
+    raise InputError(f"tokenizer {str(name)!r} is neither roadmap nor gpt2")
+
+
+def eos_id(encoding):
+    """The id of the token that ends a response. Raises InputError if the encoding has none that is known here."""
+    for token in EOS:
+        if token in encoding.special_tokens_set:
+            return encoding.encode_single_token(token)
+    raise InputError(f"tokenizer {encoding.name!r} has no token {' or '.join(EOS)}")
+
+
+def encode(encoding, text):
+    """Text -> list of ids, special tokens read as plain text. tiktoken silently drops what its pattern does not match,
+    so the way back is checked: raises InputError with the text that was lost."""
+    ids = encoding.encode_ordinary(text)
+    back = encoding.decode(ids)
+    if back != text:
+        at = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), len(back))
+        raise InputError(f"tokenizer {encoding.name!r} has no tokens for {text[at : at + 20]!r} (character {at + 1})")
+    return ids
