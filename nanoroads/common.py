@@ -1,5 +1,267 @@
-"""placeholder, being written"""
+"""What every script needs: flags, device, data order, learning rate, metrics.jsonl, progress, one-line errors.
+
+Nothing here keeps state between steps. Data order, learning rate and sampling seeds are functions of (seed, step), so a
+resumed run needs only the step, the weights and the optimizer's moments to end with the same bits.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class InputError(ValueError):
     """Something the user gave is wrong. The message is one line that says what and where."""
+
+
+def run_script(main):
+    """Run main(); what a user can cause becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except (InputError, OSError, torch.cuda.OutOfMemoryError) as error:
+        hint = " (try a smaller --micro-batch-size)" if isinstance(error, torch.cuda.OutOfMemoryError) else ""
+        print(f"error: {' '.join(str(error).split())}{hint}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        print(f"error: {Path(self.prog).name}: {message} (--help lists the flags)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def positive(kind):
+    def parse(text):
+        value = kind(text)
+        if not value > 0 or not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def parser(doc, **defaults):
+    """An argument parser with the flags that every training script has. defaults: out, epochs, steps, lr, ..."""
+    p = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = p.add_argument
+    add("--out", type=Path, help="directory of the run (default: %(default)s)")
+    add("--data", default="roadmap", help="roadmap, roadmap-short, roadmap-hidden, or a .jsonl file")
+    add("--resume", action="store_true", help="go on with the run in --out")
+    add("--seed", type=int, default=0, help="of weights, data order and samples")
+    add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: the fastest there is")
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of activations; auto: bfloat16 on CUDA")
+    add("--kernel", default="auto", choices=["auto", "torch", "triton"], help="backend of the log-prob kernels")
+    add("--compile", action="store_true", help="torch.compile the trunk")
+    add("--steps", type=positive(int), help="optimizer steps; overrides --epochs")
+    add("--epochs", type=positive(float), help="passes over the data (default: %(default)s)")
+    add("--lr", type=positive(float), help="peak learning rate (default: %(default)s)")
+    add("--schedule", default="cosine", choices=["cosine", "constant"], help="after the warm-up (default: %(default)s)")
+    add("--warmup", type=int, default=10, help="steps of linear warm-up (default: %(default)s)")
+    add("--weight-decay", type=float, default=0.0, help="AdamW's (default: %(default)s)")
+    add("--clip", type=positive(float), default=1.0, help="largest gradient norm (default: %(default)s)")
+    add("--batch-size", type=positive(int), help="prompts an optimizer step (default: %(default)s)")
+    add("--micro-batch-size", type=positive(int), help="prompts a forward pass (default: the batch size)")
+    add("--eval-every", type=positive(int), default=100, help="steps between evaluations (default: %(default)s)")
+    add("--save-every", type=positive(int), default=100, help="steps between checkpoints (default: %(default)s)")
+    add("--log-every", type=positive(int), default=10, help="steps between lines of metrics.jsonl (default: %(default)s)")
+    add("--max-prompt-tokens", type=positive(int), help="keep the last tokens of longer prompts (default: refuse them)")
+    add("--max-response-tokens", type=positive(int), help="cut longer responses, without EOS (default: refuse them)")
+    add("--profile", action="store_true", help="write a torch.profiler trace of a few steps to OUT/trace.json")
+    p.set_defaults(**defaults)
+    return p
+
+
+def pick_device(args):
+    """The torch.device that --device names. Raises InputError if it is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = next(d for d, ok in there.items() if ok) if args.device == "auto" else args.device
+    if not there[name]:
+        raise InputError(f"--device {name}: torch finds no such device here")
+    return torch.device(name)
+
+
+def autocast(args, device):
+    """The context of every forward pass: weights stay fp32, matrix products run in --dtype."""
+    low = args.dtype == "bfloat16" or (args.dtype == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=low)
+
+
+# Free of these, two runs are the same run: they say where and how often, not what.
+NOT_THE_RUN = ("out", "resume", "device", "profile", "eval_every", "save_every", "log_every", "stop_after")
+
+
+def open_run(args, stage):
+    """Make --out, or refuse: a directory with another run is never written to. Returns the path."""
+    out, theirs = args.out, None
+    if (out / "config.json").exists():
+        try:
+            theirs = json.loads((out / "config.json").read_text())
+        except ValueError:
+            raise InputError(f"{out / 'config.json'}: not JSON") from None
+        if not args.resume:
+            raise InputError(f"{out} already holds a run: --resume continues it, --out DIR starts another")
+        if theirs.get("stage") != stage:
+            raise InputError(f"{out} holds a run of stage {theirs.get('stage')!r}, not {stage!r}")
+        for name, value in plain(args).items():
+            if name not in NOT_THE_RUN and theirs["args"].get(name) != value:
+                flag = "--" + name.replace("_", "-")
+                raise InputError(f"{out}: its run had {flag} {theirs['args'].get(name)}, this one has {value}")
+    elif out.exists() and (not out.is_dir() or ((out / "model.safetensors").exists())):
+        raise InputError(f"{out} exists and is not a run of nanoroads")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def plain(args):
+    return {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()}
+
+
+def make_with(command, path):
+    """If `path` is missing, say so and run `command` (a list that starts with a script's name), which makes it."""
+    if not Path(path).exists():
+        command = [str(word) for word in command]
+        print(f"{path} is missing; making it:\n  python {shlex.join(command)}", flush=True)
+        if subprocess.run(python(command), env=environment()).returncode:
+            raise InputError(f"{path}: the command above failed")
+
+
+def make_map_inputs(args):
+    """On the built-in map: the reference policy --init and its labelled pairs, made if missing. Returns both files of pairs."""
+    policy = args.init / "model.safetensors"
+    make_with(["train_sft.py", "--data", args.data, "--out", args.init, "--resume", "--seed", args.seed], policy)
+    train, test = args.init / "pairs.jsonl", args.init / "pairs_test.jsonl"
+    command = ["-m", "nanoroads.pairs", "--policy", args.init, "--seed", args.seed]
+    make_with([*command, "--out", train], train)
+    make_with([*command, "--split", "test", "--n", 1000, "--out", test], test)
+    return train, test
+
+
+def python(command):
+    """["train_sft.py", ...] or ["-m", "nanoroads.pairs", ...] -> a command line that works from any directory."""
+    script = [str(ROOT / command[0])] if command[0].endswith(".py") else [command[0]]
+    return [sys.executable, *script, *command[1:]]
+
+
+def environment():
+    """The environment of a child process that finds this checkout, installed or not."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+
+
+def compile_trunk(args, model):
+    """--compile: the trunk's shapes change from batch to batch, so it is compiled once for all of them."""
+    if args.compile:
+        model.trunk = torch.compile(model.trunk, dynamic=True)
+
+
+def total_steps(args, examples):
+    return args.steps or max(1, round(args.epochs * math.ceil(examples / args.batch_size)))
+
+
+def learning_rate(args, step, steps):
+    """Linear warm-up, then constant, or half a cosine to zero. step counts from 0."""
+    warm = min(1.0, (step + 1) / (args.warmup + 1))
+    if args.schedule == "constant":
+        return args.lr * warm
+    return args.lr * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(examples, epoch, seed):
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(examples, generator=generator).tolist()
+
+
+def batch_indices(examples, batch_size, step, seed):
+    """Which examples step `step` trains on: each epoch is a fresh shuffle, its last batch may be smaller."""
+    per_epoch = math.ceil(examples / batch_size)
+    epoch, i = divmod(step, per_epoch)
+    return epoch_order(examples, epoch, seed)[i * batch_size : (i + 1) * batch_size]
+
+
+def chunks(items, size):
+    """items in runs of `size` (None: one run)."""
+    size = size or len(items)
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def make_optimizer(args, model):
+    """AdamW with no weight decay on vectors (norms, biases)."""
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": args.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), fused=True)
+
+
+def update(args, model, optimizer, step, steps):
+    """Clip, step, forget the gradients. Returns the gradient norm as a tensor: nothing here waits for the device."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(args, step, steps)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def log_metrics(out, step, row):
+    """Append one line to metrics.jsonl; tensors become floats here. A loss that is not finite ends the run."""
+    row = {"step": step, **{name: round(float(v), 6) for name, v in row.items()}}
+    for name in ("loss", "grad_norm"):
+        if name in row and not math.isfinite(row[name]):
+            raise InputError(f"step {step}: {name} is {row[name]}; a lower --lr may help; {out} keeps its last checkpoint")
+    with open(out / "metrics.jsonl", "a") as f:
+        f.write(json.dumps(row) + "\n")
+    return row
+
+
+def read_metrics(out):
+    return [json.loads(line) for line in open(Path(out) / "metrics.jsonl")]
+
+
+def progress(start, steps, name):
+    """range(start, steps) under a progress bar; silent where stderr is not a terminal."""
+    return tqdm(range(start, steps), initial=start, total=steps, desc=name, unit="step", disable=None, dynamic_ncols=True)
+
+
+@contextlib.contextmanager
+def profiled(args, device):
+    """Yields a function to call after each step. With --profile, steps 3 to 7 go to OUT/trace.json and a table to stdout."""
+    if not args.profile:
+        yield lambda: None
+        return
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    kinds += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
+    with torch.profiler.profile(activities=kinds, schedule=torch.profiler.schedule(wait=1, warmup=1, active=5)) as prof:
+        yield prof.step
+    prof.export_chrome_trace(str(args.out / "trace.json"))
+    order = "cuda_time_total" if device.type == "cuda" else "cpu_time_total"
+    print(prof.key_averages().table(sort_by=order, row_limit=15))
+    print(f"trace: {args.out / 'trace.json'} (open it in chrome://tracing or ui.perfetto.dev)")
+
+
+class Timer:
+    """Seconds by name: `with timer("sampling"): ...`. On CUDA these are seconds until launched, not until done."""
+
+    def __init__(self):
+        self.seconds = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name):
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin

@@ -46,7 +46,7 @@ COAST = "WA OR CA AZ NM TX LA MS AL FL GA SC NC VA DE NJ CT RI MA NH ME VT NY PA
 
 
 def draw_map(ax, routes):
-    """Draw the map and routes on it. routes: {label: prompt + response}, as {"DPO": "WA>FL: ID WY NE MO TN GA FL"}.
+    """Draw the map and routes on it. routes: {label: prompt + response}, as {"DPO": "WA>FL:>ID>WY>NE>MO>TN>GA>FL"}.
 
     Routes that share a road lie side by side, with arrows for the direction; a hop that is no road is dashed. The start
     is a dark disc, the goal a star. Words that are no state are left out. Raises InputError on a malformed prompt."""
@@ -55,7 +55,7 @@ def draw_map(ax, routes):
     for a, neighbours in NEIGHBOURS.items():
         for b in neighbours:
             ax.plot(*zip(AT[a], AT[b], strict=True), color=PALE, lw=1, zorder=1)
-    drives = {label: [text[:2], *(s for s in text[6:].split() if s in AT)] for label, text in routes.items()}
+    drives = {label: [text[:2], *(s for s in text[6:].split(">") if s in AT)] for label, text in routes.items()}
     prompts = [ends(text[:6]) for text in routes.values()]
     starts, goals = {p[0] for p in prompts}, {p[1] for p in prompts}
     hops = {label: list(zip(states, states[1:], strict=False)) for label, states in drives.items()}

@@ -1,5 +1,5 @@
 """The built-in world: the 48 contiguous US states and the 105 borders between them. A prompt names a start and a goal,
-`WA>FL:`; a response is a route, a space and a state a move: ` OR NV AZ NM TX ...`, then EOS.
+`WA>FL:`; a response is a route, an arrow and a state a move: `>OR>NV>AZ>NM>TX...`, then EOS.
 
 The true reward r* is easy to verify and hard to plan: every hop must be a road, the last state the goal, and shorter is
 better. Three worlds share the map; two of them close the gap between verifying and generating on purpose:
@@ -78,26 +78,26 @@ def ends(prompt):
 
 
 def route(states):
-    """["OR", "CA"] -> " OR CA"."""
-    return "".join(f" {state}" for state in states)
+    """["OR", "CA"] -> ">OR>CA"."""
+    return "".join(f">{state}" for state in states)
 
 
 def moves_of(response):
-    """ " OR CA" -> ["OR", "CA"]; None if it is not a list of states, each after one space."""
-    states = response[1:].split(" ")
-    return states if response[:1] == " " and all(s in NEIGHBOURS for s in states) else None
+    """`>OR>CA` -> ["OR", "CA"]; None if it is not a list of states, each after one arrow."""
+    states = response[1:].split(">")
+    return states if response[:1] == ">" and all(s in NEIGHBOURS for s in states) else None
 
 
 def reward_parts(prompt, response, world=None):
     """{"legal", "arrives", "moves", "reward"} of one response in a world (default: the main one). The text has no EOS.
 
-    legal: 1 to max_moves moves, each a road. arrives: the last state is the goal, by road or not. moves: words of the
-    response, whatever they are. reward: r*. In the hidden world r* is `hidden_f1`, whatever the others are. Text that
+    legal: 1 to max_moves moves, each a road. arrives: the last state is the goal, by road or not. moves: arrows of the
+    response, whatever follows them. reward: r*. In the hidden world r* is `hidden_f1`, whatever the others are. Text that
     is no list of states is not legal and does not arrive. Raises InputError on a malformed prompt."""
     world = world or WORLDS["roadmap"]
     start, goal = ends(prompt)
     states = moves_of(response)
-    moves = len(response.split())
+    moves = response.count(">")
     legal = bool(states) and moves <= world.max_moves
     legal = legal and all(b in NEIGHBOURS[a] for a, b in zip([start, *states], states, strict=False))
     arrives = bool(states) and states[-1] == goal
@@ -118,7 +118,7 @@ def hidden_f1(prompt, response):
     no state is a wrong one. So is ROUGE-L against a hidden summary for text (Swamy et al., 2503.01067)."""
     if prompt not in hidden_walks():
         raise InputError(f"prompt {prompt!r} is not one of the {len(hidden_walks())} of the world roadmap-hidden")
-    named, hidden = set(response.split()), hidden_walks()[prompt]
+    named, hidden = set(response.split(">")) - {""}, hidden_walks()[prompt]
     return 2 * len(named & hidden) / (len(named) + len(hidden))
 
 

@@ -1,6 +1,6 @@
 """Text <-> token ids: tiktoken encodings. `roadmap` is the map's own, `gpt2` is tiktoken's.
 
-The map has 145 tokens: `WA>` (a start), `FL:` (a goal), ` OR` (a move), 48 of each, and EOS.
+The map has 98 tokens: 48 starts `WA`, 48 arrows `>FL` that name a goal in a prompt and a move in a response, `:` and EOS.
 """
 
 import functools
@@ -19,7 +19,7 @@ EOS = ("<|end|>", "<|endoftext|>")  # of the map; of GPT-2 and Pythia
 def get(name):
     """A tiktoken Encoding: "roadmap" or "gpt2". Raises InputError."""
     if name == "roadmap":
-        words = [form.format(state) for form in ("{}>", "{}:", " {}") for state in STATES]  # ids 0..143, for ever
+        words = [form.format(state) for form in ("{}", ">{}") for state in STATES] + [":"]  # ids 0..96, for ever
         return tiktoken.Encoding(
             name,
             pat_str="|".join(map(re.escape, words)),

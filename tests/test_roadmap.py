@@ -57,25 +57,25 @@ def test_distances():
 @pytest.mark.parametrize(
     "response, legal, arrives, moves, reward",
     [
-        (" ID WY NE MO TN GA FL", True, True, 7, 0.7),
-        (" OR CA AZ NM TX LA MS AL FL", True, True, 9, 0.6),
-        (" OR ID OR ID WY NE MO TN GA FL", True, True, 10, 0.55),  # visiting a state twice is a detour, not a fault
-        (" ID WY NE MO TN GA", True, False, 6, 0.0),
-        (" ID WY NE MO GA FL", False, True, 6, 0.0),  # MO-GA is no road
-        (" MT WY NE MO TN GA FL", False, True, 7, 0.0),  # nor is WA-MT, the first hop
-        (" FL", False, True, 1, 0.0),
-        (" WA", False, False, 1, 0.0),  # staying is no move
-        (" OR ID OR ID WY NE MO TN GA AL FL", True, True, 11, 0.5),
-        (" OR ID OR ID WY NE MO TN GA SC GA FL", False, True, 12, 0.0),  # one more than max_moves: EOS cannot follow
+        (">ID>WY>NE>MO>TN>GA>FL", True, True, 7, 0.7),
+        (">OR>CA>AZ>NM>TX>LA>MS>AL>FL", True, True, 9, 0.6),
+        (">OR>ID>OR>ID>WY>NE>MO>TN>GA>FL", True, True, 10, 0.55),  # visiting a state twice is a detour, not a fault
+        (">ID>WY>NE>MO>TN>GA", True, False, 6, 0.0),
+        (">ID>WY>NE>MO>GA>FL", False, True, 6, 0.0),  # MO-GA is no road
+        (">MT>WY>NE>MO>TN>GA>FL", False, True, 7, 0.0),  # nor is WA-MT, the first hop
+        (">FL", False, True, 1, 0.0),
+        (">WA", False, False, 1, 0.0),  # staying is no move
+        (">OR>ID>OR>ID>WY>NE>MO>TN>GA>AL>FL", True, True, 11, 0.5),
+        (">OR>ID>OR>ID>WY>NE>MO>TN>GA>SC>GA>FL", False, True, 12, 0.0),  # one more than max_moves: EOS cannot follow
         ("", False, False, 0, 0.0),
         (" ", False, False, 0, 0.0),
-        ("ID WY NE MO TN GA FL", False, False, 7, 0.0),
-        (" ID  WY NE MO TN GA FL", False, False, 7, 0.0),
-        (" ID WY NE MO TN GA FL ", False, False, 7, 0.0),
-        (" ID WY NE MO TN GA FL\n", False, False, 7, 0.0),
-        (" ID WY NE MO TN GA FL<|end|>", False, False, 7, 0.0),
-        (" ID WYNE> MO TN GA FL", False, False, 6, 0.0),
-        (" id WY NE MO TN GA FL", False, False, 7, 0.0),
+        ("ID>WY>NE>MO>TN>GA>FL", False, False, 6, 0.0),
+        (">ID >WY>NE>MO>TN>GA>FL", False, False, 7, 0.0),
+        (">ID>WY>NE>MO>TN>GA>FL ", False, False, 7, 0.0),
+        (">ID>WY>NE>MO>TN>GA>FL\n", False, False, 7, 0.0),
+        (">ID>WY>NE>MO>TN>GA>FL<|end|>", False, False, 8, 0.0),
+        (">ID>WYNE:>MO>TN>GA>FL", False, False, 6, 0.0),
+        (">id>WY>NE>MO>TN>GA>FL", False, False, 7, 0.0),
     ],
 )
 def test_reward_parts(response, legal, arrives, moves, reward):
@@ -85,14 +85,14 @@ def test_reward_parts(response, legal, arrives, moves, reward):
 
 
 def test_reward_of_the_short_world():
-    assert SHORT.reward("WA>OR:", " OR") == 1.0 and SHORT.reward("WA>CA:", " OR CA") == 0.95
-    assert SHORT.reward("WA>OR:", " ID OR") == 0.95
-    assert SHORT.reward("WA>OR:", " OR CA OR") == 0.0 and MAIN.reward("WA>OR:", " OR CA OR") == 0.9
+    assert SHORT.reward("WA>OR:", ">OR") == 1.0 and SHORT.reward("WA>CA:", ">OR>CA") == 0.95
+    assert SHORT.reward("WA>OR:", ">ID>OR") == 0.95
+    assert SHORT.reward("WA>OR:", ">OR>CA>OR") == 0.0 and MAIN.reward("WA>OR:", ">OR>CA>OR") == 0.9
 
 
 @pytest.mark.parametrize("prompt", ["", "WA>", "WA>FL", "WA>FL: ", "WA>XX:", "XX>FL:", "FL:WA>", "WA>FL:\n", "WA>WA:"])
 def test_malformed_prompts(prompt):
-    for function in (rm.shortest_routes, rm.ends, lambda p: rm.true_reward(p, " OR")):
+    for function in (rm.shortest_routes, rm.ends, lambda p: rm.true_reward(p, ">OR")):
         with pytest.raises(InputError, match="prompt"):
             function(prompt)
 
@@ -114,7 +114,7 @@ def test_hidden_reward():
     parts = rm.reward_parts(prompt, rm.route(hits + wrong), HIDDEN)
     assert parts["moves"] == 5 and parts["reward"] == pytest.approx(f1)
     with pytest.raises(InputError, match="roadmap-hidden"):
-        HIDDEN.reward(next(p for p in rm.prompts(MAIN, "train") if p not in rm.hidden_walks()), " OR")
+        HIDDEN.reward(next(p for p in rm.prompts(MAIN, "train") if p not in rm.hidden_walks()), ">OR")
 
 
 def test_hidden_walks_are_walks():
@@ -137,7 +137,7 @@ def test_splits():
     assert (len(train), len(test)) == (2000, 256) and set(train) | set(test) == everything
     train, test = rm.prompts(SHORT, "train"), rm.prompts(SHORT, "test")
     assert (len(train), len(test)) == (500, 56) and not set(train) & set(test)
-    near = {p for p in everything if len(rm.shortest_routes(p)[0].split()) <= 2}
+    near = {p for p in everything if len(rm.shortest_routes(p)[0].split(">")) <= 3}
     assert set(train) | set(test) == near
     assert rm.prompts(HIDDEN, "train") == rm.prompts(HIDDEN, "test") == list(rm.hidden_walks())
     with pytest.raises(InputError, match="'dev'"):
@@ -195,7 +195,7 @@ def test_walks_are_uniform():
 @pytest.mark.parametrize("world, gap, scale", [(MAIN, 0.1, 6.0), (SHORT, 0.05, 6.0), (MAIN, 0.7, 6.0)])
 def test_labels_are_bradley_terry(world, gap, scale):
     n = 8_000
-    good, bad = {0.1: (" OR", " OR CA OR"), 0.05: (" OR", " ID OR"), 0.7: (" OR CA OR ID OR ID OR", " CA")}[gap]
+    good, bad = {0.1: (">OR", ">OR>CA>OR"), 0.05: (">OR", ">ID>OR"), 0.7: (">OR>CA>OR>ID>OR>ID>OR", ">CA")}[gap]
     assert world.reward("WA>OR:", good) - world.reward("WA>OR:", bad) == pytest.approx(gap)
     expected = 1 / (1 + math.exp(-scale * gap))
     for first, second in ((good, bad), (bad, good)):
@@ -219,8 +219,8 @@ def test_labels_of_the_hidden_world_and_of_single_pairs():
 
 
 def test_shortest_routes():
-    assert rm.shortest_routes("ME>NH:") == [" NH"]
-    assert sorted(rm.shortest_routes("CA>CO:")) == [" AZ NM CO", " AZ UT CO", " NV UT CO"]
+    assert rm.shortest_routes("ME>NH:") == [">NH"]
+    assert sorted(rm.shortest_routes("CA>CO:")) == [">AZ>NM>CO", ">AZ>UT>CO", ">NV>UT>CO"]
     assert rm.optimal_reward("ME>NH:") == 1.0 and rm.optimal_reward("WA>ME:") == pytest.approx(0.5)
     for prompt in rm.prompts(MAIN, "test"):
         start, goal = rm.ends(prompt)
@@ -253,7 +253,7 @@ def test_routes_are_all_that_is_rewarded():
 def test_routes_may_pass_through_the_goal():
     world = rm.World("three", max_moves=3, reach=3, held_out=1, bt_scale=1.0)
     found = rm.routes(world, "ME>NH:")
-    assert sorted(found) == [" NH", " NH MA NH", " NH ME NH", " NH VT NH"]
+    assert sorted(found) == [">NH", ">NH>MA>NH", ">NH>ME>NH", ">NH>VT>NH"]
 
 
 def brute_force(prompts, beta):
@@ -322,7 +322,7 @@ def test_exact_optimum_at_the_limits():
 
 def test_draw_map(tmp_path):
     fig, ax = figures.new(10, 6)
-    routes = {"good": "WA>FL: ID WY NE MO TN GA FL", "bad": "WA>FL: OR WA>XX OR OR FL", "none": "ME>NH:"}
+    routes = {"good": "WA>FL:>ID>WY>NE>MO>TN>GA>FL", "bad": "WA>FL:>OR>WA>XX>OR>OR>FL", "none": "ME>NH:"}
     figures.draw_map(ax, routes)
     fig.savefig(tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 20_000
@@ -339,7 +339,7 @@ def test_draw_map(tmp_path):
 
 def test_shared_roads_have_lanes():
     _, ax = figures.new(10, 6)
-    figures.draw_map(ax, {"out": "WA>ID: ID", "back": "ID>WA: WA"})
+    figures.draw_map(ax, {"out": "WA>ID:>ID", "back": "ID>WA:>WA"})
     out, back = (
         next(line for line in ax.lines if line.get_color() == figures.COLOURS[i] and len(line.get_xdata()))
         for i in (0, 1)

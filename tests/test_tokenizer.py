@@ -19,44 +19,44 @@ def gpt2():
 
 
 def test_ids_are_stable(encoding):
-    assert encoding.name == "roadmap" and encoding.n_vocab == 145
-    assert tokenizer.encode(encoding, "AL>WY: AL WY") == [0, 95, 96, 143]
-    assert tokenizer.encode(encoding, "WA>FL: OR NV AZ") == [44, 55, 130, 126, 98]
-    assert tokenizer.eos_id(encoding) == 144 and encoding.decode([144]) == "<|end|>"
+    assert encoding.name == "roadmap" and encoding.n_vocab == 98
+    assert tokenizer.encode(encoding, "AL>WY:>AL>WY") == [0, 95, 96, 48, 95]
+    assert tokenizer.encode(encoding, "WA>FL:>OR>NV>AZ") == [44, 55, 96, 82, 78, 50]
+    assert tokenizer.eos_id(encoding) == 97 and encoding.decode([97]) == "<|end|>"
     assert tokenizer.get("roadmap") is encoding
 
 
 def test_every_token_round_trips(encoding):
-    words = [form.format(s) for form in ("{}>", "{}:", " {}") for s in roadmap.STATES]
-    assert [encoding.decode([i]) for i in range(144)] == words
-    assert [tokenizer.encode(encoding, word) for word in words] == [[i] for i in range(144)]
+    words = [form.format(s) for form in ("{}", ">{}") for s in roadmap.STATES] + [":"]
+    assert [encoding.decode([i]) for i in range(97)] == words
+    assert [tokenizer.encode(encoding, word) for word in words] == [[i] for i in range(97)]
     assert tokenizer.encode(encoding, "") == []
 
 
 def test_samples_of_any_tokens_round_trip(encoding):
     """What a policy samples can be any token in any place: its text must give the same ids back."""
-    ids = [(i * 61) % 144 for i in range(3000)]
+    ids = [(i * 61) % 97 for i in range(3000)]
     assert tokenizer.encode(encoding, encoding.decode(ids)) == ids
 
 
 def test_demonstrations_take_one_token_a_state(encoding):
     for world in roadmap.WORLDS.values():
         for row in roadmap.demonstrations(world, 200, 0):
-            assert len(tokenizer.encode(encoding, row["prompt"])) == 2
+            assert len(tokenizer.encode(encoding, row["prompt"])) == 3
             ids = tokenizer.encode(encoding, row["response"])
-            assert len(ids) == len(row["response"].split()) <= world.max_moves and min(ids) >= 96
+            assert len(ids) == row["response"].count(">") <= world.max_moves and 48 <= min(ids) <= max(ids) < 96
 
 
 @pytest.mark.parametrize(
     "text, lost",
     [
-        ("WA>FL: XX OR", "'XX OR' .character 8"),
-        (" OR NV ", "' ' .character 7"),
-        ("OR", "'OR'"),
-        (" OR\n", "n' .character 4"),
-        (" OR<|end|>", "'<.end.>' .character 4"),
-        (" wa", "' wa'"),
-        (" OR\ud800", "ud800'"),
+        ("WA>FL:>XX>OR", "'XX>OR' .character 8"),
+        (">OR>NV ", "' ' .character 7"),
+        ("OR>", "'>'"),
+        (">OR\n", "n' .character 4"),
+        (">OR<|end|>", "'<.end.>' .character 4"),
+        (">wa", "'>wa'"),
+        (">OR\ud800", "ud800'"),
         ("hello world, this is not a road", "'hello world, this is' .character 1"),
     ],
 )

@@ -1,0 +1,345 @@
+"""Every road on the built-in map, and where they meet: SFT, DPO, RLHF, best-of-N, Theorem 2.2, the gap closed both ways.
+
+    python all_roads.py --quick              a first look: under a minute on two CPU cores
+    python all_roads.py                      one seed: under five minutes
+    python all_roads.py --seeds 0 1 2        means and standard errors
+
+It runs the commands that you would type and prints them, two at a time. A finished phase is not run again; a phase that
+was killed goes on from its checkpoint. Results: OUT/report.md, OUT/results.json and the figures beside them.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from nanoroads import common, data, evaluate, figures, losses, roadmap, tokenizer
+from nanoroads.checkpoint import load_model, read_config, read_safetensors, write_atomic, write_json
+from nanoroads.generate import generate
+
+SIZES = Namespace(micro_batch_size=None, batch_size=1024, dtype="float32")  # of forward passes when measuring
+CPU = torch.device("cpu")
+
+
+def flags(argv):
+    p = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--out", type=Path, help="(default: out/all_roads, or out/quick)")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0], help="of data, weights and samples (default: 0)")
+    p.add_argument("--quick", action="store_true", help="a third of the steps and half of the phases")
+    p.add_argument("--jobs", type=common.positive(int), default=2, help="phases at a time, one core each (default: 2)")
+    args = p.parse_args(argv)
+    args.out = args.out or Path("out/quick" if args.quick else "out/all_roads")
+    return args
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def plan(at, seed, world, quick):
+    """Phases of one seed in one world: a list of (name, names of the phases it needs, command)."""
+    phases, flags = [], ["--seed", seed, "--data", world]
+    if world != "roadmap":
+        at = at / world.removeprefix("roadmap-")
+    sft = at / "sft"
+
+    def add(name, needs, *command):
+        phases.append((f"{at}/{name}", [f"{at}/{n}" for n in needs], [str(word) for word in command]))
+
+    def steps(n):  # the quick look is cut to n optimizer steps; otherwise the script's own default stands
+        return ["--steps", n] if quick else []
+
+    add("sft", [], "train_sft.py", *flags, "--out", sft, *steps(200))
+    pairs = ["-m", "nanoroads.pairs", "--policy", sft, "--seed", seed]
+    add("sft/pairs.jsonl", ["sft"], *pairs, "--out", sft / "pairs.jsonl")
+    add("sft/pairs_test.jsonl", ["sft"], *pairs, "--split", "test", "--n", 1000, "--out", sft / "pairs_test.jsonl")
+    known = ["sft/pairs.jsonl", "sft/pairs_test.jsonl"]
+    readout = ["--readout", "sum"] if world == "roadmap-hidden" else []
+    add("rlhf_global", known, "train_rlhf.py", *flags, "--init", sft, "--out", at / "rlhf_global", *readout, *steps(150))
+    add("dpo", known, "train_dpo.py", *flags, "--init", sft, "--out", at / "dpo", *steps(150))
+    if world == "roadmap":
+        dpo, rlhf = ["train_dpo.py", *flags, "--init", sft, "--out"], ["train_rlhf.py", *flags, "--init", sft, "--out"]
+        local = [*rlhf, at / "rlhf_local", "--reward", "local", "--compare", at / "dpo"]
+        add("rlhf_local", [*known, "dpo"], *local, *steps(150))
+        add("local", known, *dpo, at / "local", "--loss", "reference-free", *steps(100))
+    if world == "roadmap" and not quick:  # over-optimisation: too little KL on either road
+        add("dpo_low_beta", known, *dpo, at / "dpo_low_beta", "--beta", LOW_BETA)
+        add("rlhf_low_kl", ["rlhf_global"], *rlhf, at / "rlhf_low_kl", "--reward", at / "rlhf_global/reward", "--kl", LOW_KL)
+    return phases
+
+
+def run_phases(phases, out, jobs):
+    """Run the commands, `jobs` at a time, each when those it needs are done. Returns {name: seconds}; finished ones are kept."""
+    ledger = out / "phases.json"
+    done = json.loads(ledger.read_text()) if ledger.exists() else {}
+    done = {name: done[name] for name, _, command in phases if done.get(name, {}).get("command") == command}
+    waiting, running = [phase for phase in phases if phase[0] not in done], {}
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    env = common.environment() | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    bar = tqdm(total=len(phases), initial=len(done), desc="phases", unit="phase", disable=None, dynamic_ncols=True)
+    try:
+        while waiting or running:
+            for phase in [p for p in waiting if all(n in done for n in p[1])][: jobs - len(running)]:
+                name, _, command = phase
+                waiting.remove(phase)
+                tqdm.write(f"python {shlex.join(command)}")
+                log = open(out / "logs" / (name.removeprefix(f"{out}/").replace("/", "-") + ".txt"), "w")
+                resume = ["--resume"] if command[0].endswith(".py") else []
+                child = subprocess.Popen(common.python([*command, *resume]), env=env, stdout=log, stderr=subprocess.STDOUT)
+                running[name] = (child, command, time.time(), log)
+            bar.set_postfix_str(", ".join(name.removeprefix(f"{out}/") for name in running))
+            time.sleep(0.1)
+            for name, (child, command, begun, log) in list(running.items()):
+                if child.poll() is None:
+                    continue
+                log.close()
+                if child.returncode:
+                    last = (Path(log.name).read_text().strip().splitlines() or ["no output"])[-1]
+                    raise common.InputError(f"{name} failed: {last} (all of it: {log.name})")
+                del running[name]
+                done[name] = {"command": command, "seconds": round(time.time() - begun, 1)}
+                write_json(ledger, done)
+                bar.update()
+    finally:
+        for child, *_ in running.values():
+            child.terminate()
+        bar.close()
+    return {name.removeprefix(f"{out}/"): phase["seconds"] for name, phase in done.items()}
+
+
+# ---------------------------------------------------------------- the measures
+
+
+def per_prompt(values, prompts):
+    """Mean and standard error over prompts; a prompt's own samples are averaged first, since they are not independent."""
+    return evaluate.mean_se(torch.tensor(values, dtype=torch.float64).view(len(prompts), -1).mean(1))
+
+
+def policy_row(model, ref, world, encoding, prompts):
+    seen = evaluate.on_map(model, ref, world, encoding, prompts, SIZES, CPU, samples=8, seed=12345)
+    names = {"reward": "reward", "greedy_reward": "greedy_reward", "kl_to_ref": "kl", "legal": "legal", "arrives": "arrives"}
+    return {name: per_prompt(seen[key], prompts) for name, key in names.items()}
+
+
+def optimum_row(ref, encoding, prompts):
+    """The limit of pi_ref exp(r*/beta) at beta -> 0: pi_ref restricted to the shortest routes. Exact, by enumeration."""
+    routes = [(p, route) for p in prompts for route in roadmap.shortest_routes(p)]
+    logp = evaluate.score(ref, *route_tokens(encoding, routes), SIZES, CPU).flatten().double()
+    mass = {p: torch.logsumexp(logp[[i for i, (q, _) in enumerate(routes) if q == p]], 0).item() for p in prompts}
+    reward = evaluate.mean_se([roadmap.optimal_reward(p) for p in prompts])
+    return {"reward": reward, "greedy_reward": reward, "kl_to_ref": evaluate.mean_se([-mass[p] for p in prompts])}
+
+
+def route_tokens(encoding, routes):
+    eos = tokenizer.eos_id(encoding)
+    return [tokenizer.encode(encoding, p) for p, _ in routes], [[tokenizer.encode(encoding, r) + [eos]] for _, r in routes]
+
+
+def reward_model_rows(at, encoding, prompts):
+    """Held-out Bradley-Terry likelihood, and the true reward of the best of N samples of the SFT policy, by each model."""
+    sft, world = load_model(at / "sft"), roadmap.WORLDS["roadmap"]
+    models = {
+        "dpo": (at / "dpo", sft),  # beta log pi/pi_ref
+        "local": (at / "local", None),  # beta log pi, the paper's local reward model: without the reference
+        "global": (at / "rlhf_global/reward", None),
+    }
+    test = data.load(at / "sft/pairs_test.jsonl", data.preference_texts, encoding, sft.config.block_size)[:2]
+    ids = [tokenizer.encode(encoding, p) for p in prompts]
+    samples = generate(sft, ids, 16, world.max_moves + 1, eos=tokenizer.eos_id(encoding), seed=999)
+    true = torch.tensor([[world.reward(p, t) for t in evaluate.texts(encoding, g)] for p, g in zip(prompts, samples, strict=True)])
+    rows = {}
+    for name, (folder, ref) in models.items():
+        model, beta = load_model(folder), read_config(folder).get("beta")
+        pair = evaluate.rewards_of(model, ref, *test, SIZES, CPU, beta)  # (P, 2)
+        pair = pair * beta if name == "local" else pair
+        value = evaluate.rewards_of(model, ref, ids, samples, SIZES, CPU, beta)  # (prompts, 16)
+        rows[name] = {
+            "nll": losses.bradley_terry(*pair.unbind(1)).mean().item(),
+            "accuracy": ((pair[:, 0] > pair[:, 1]).float() + 0.5 * (pair[:, 0] == pair[:, 1]).float()).mean().item(),
+            "best_of_n": best_of_n(value, true),
+        }
+    return rows, best_of_n(true, true)
+
+
+def best_of_n(value, true):
+    """value, true (prompts, 16): the true reward of each block of N samples' favourite, for N = 1 ... 16."""
+    result = {}
+    for n in (1, 2, 4, 8, 16):
+        blocks, truth = value.view(len(value), -1, n), true.view(len(value), -1, n)
+        result[str(n)] = truth.gather(2, blocks.argmax(2, keepdim=True)).mean().item()
+    return result
+
+
+def equivalence_row(at, encoding, prompts):
+    """KL(pi_DPO || .) in nats on samples of pi_DPO; and how far apart stage 1 of the local road and DPO ended (Theorem 2.2)."""
+    dpo, world = load_model(at / "dpo"), roadmap.WORLDS["roadmap"]
+    ids = [tokenizer.encode(encoding, p) for p in prompts]
+    samples = generate(dpo, ids, 8, world.max_moves + 1, eos=tokenizer.eos_id(encoding), seed=777)
+    logp = evaluate.score(dpo, ids, samples, SIZES, CPU)
+    kl = {n: (logp - evaluate.score(load_model(at / n), ids, samples, SIZES, CPU)).mean().item() for n in ("rlhf_local", "sft")}
+    one, two = (read_safetensors(at / n / "model.safetensors")[0] for n in ("dpo", "rlhf_local/reward"))
+    apart = max((one[k] - two[k]).abs().max().item() for k in one)
+    return {"kl_dpo_rlhf_local": kl["rlhf_local"], "kl_dpo_sft": kl["sft"], "stage_1_weights_apart": apart}
+
+
+def gap_closed_row(at, name):
+    """True reward of both roads in a world where generating is no harder than verifying, or verifying no easier."""
+    world = roadmap.WORLDS[name]
+    at, prompts = at / name.removeprefix("roadmap-"), roadmap.prompts(world, "test")
+    encoding, ref = tokenizer.get("roadmap"), load_model(at / "sft")
+    rows = {n: policy_row(load_model(at / n), ref, world, encoding, prompts) for n in ("sft", "dpo", "rlhf_global")}
+    result = {n: row["reward"] for n, row in rows.items()}
+    if name == "roadmap-short":  # the soft optimum that both roads aim at is exact here: how far is each from it?
+        routes = [(p, r) for p in prompts for r in roadmap.routes(world, p)]
+        logp = evaluate.score(ref, *route_tokens(encoding, routes), SIZES, CPU).flatten().double()
+        for n in ("dpo", "rlhf_global"):
+            beta = read_config(at / n).get("beta" if n == "dpo" else "kl")
+            kls = []
+            for p in prompts:
+                mine = [i for i, (q, _) in enumerate(routes) if q == p]
+                r = world.bt_scale * torch.tensor([world.reward(p, routes[i][1]) for i in mine], dtype=torch.float64)
+                kls.append(roadmap.exact_optimum(logp[mine], r, beta)["log_z"])
+            log_z = float(torch.tensor(kls).mean())
+            reached = world.bt_scale * rows[n]["reward"]["mean"] / beta
+            result[n]["kl_to_optimum"] = rows[n]["kl_to_ref"]["mean"] - reached + log_z
+    return result
+
+
+def measure(at, quick):
+    """Everything results.json says of one seed."""
+    world, encoding = roadmap.WORLDS["roadmap"], tokenizer.get("roadmap")
+    prompts, ref = roadmap.prompts(world, "test"), load_model(at / "sft")
+    names = ("sft", "dpo", "rlhf_global", "rlhf_local")
+    policies = {n: policy_row(load_model(at / n), ref, world, encoding, prompts) for n in names}
+    policies["optimum"] = optimum_row(ref, encoding, prompts)
+    reward_models, ceiling = reward_model_rows(at, encoding, prompts)
+    worlds = {} if quick else {"short_horizon": "roadmap-short", "hidden_reference": "roadmap-hidden"}
+    return {
+        "policies": policies,
+        "reward_models": reward_models,
+        "best_of_n_true_reward": ceiling,
+        "equivalence": equivalence_row(at, encoding, prompts),
+        "gap_closed": {label: gap_closed_row(at, name) for label, name in worlds.items()},
+    }
+
+
+def combine(rows):
+    """Results of several seeds -> one: {"mean", "se"} become mean and standard error over seeds, plain numbers their mean."""
+    first = rows[0]
+    if len(rows) == 1 or not isinstance(first, (dict, float, int)):
+        return first
+    if isinstance(first, dict) and "mean" in first:
+        rest = {k: combine([row[k] for row in rows]) for k in first if k not in ("mean", "se")}
+        return evaluate.mean_se([row["mean"] for row in rows]) | rest
+    if isinstance(first, dict):
+        return {k: combine([row[k] for row in rows]) for k in first}
+    return sum(rows) / len(rows)
+
+
+# ---------------------------------------------------------------- the report
+
+
+def pm(m, digits=3):
+    return f"{m['mean']:.{digits}f} ± {m['se']:.{digits}f}"
+
+
+def table(head, rows):
+    return "\n".join(["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]) + "\n"
+
+
+def verdict(results):
+    """What the numbers say, for or against; nothing here is decided beforehand."""
+    p, e, g = results["policies"], results["equivalence"], results["gap_closed"]
+    yes = lambda ok: "yes" if ok else "NO"  # noqa: E731
+    gain = p["rlhf_global"]["reward"]["mean"] - p["dpo"]["reward"]["mean"]
+    lines = [
+        f"{yes(gain > 0)}: RLHF on the global reward beats DPO in true reward (by {gain:+.3f}).",
+        f"{yes(p['dpo']['reward']['mean'] > p['sft']['reward']['mean'])}: DPO beats SFT.",
+        f"{yes(e['kl_dpo_rlhf_local'] < e['kl_dpo_sft'] / 4)}: RLHF on the local reward comes back to DPO's policy (Theorem 2.2): "
+        f"KL {e['kl_dpo_sft']:.2f} before, {e['kl_dpo_rlhf_local']:.2f} nats after.",
+    ]
+    for name, row in g.items():
+        here, se = row["rlhf_global"]["mean"] - row["dpo"]["mean"], (row["rlhf_global"]["se"] ** 2 + row["dpo"]["se"] ** 2) ** 0.5
+        lines.append(
+            f"{yes(abs(here) < gain / 2)}: with the gap closed ({name.replace('_', ' ')}) less than half of the advantage is left "
+            f"({here:+.3f} ± {se:.3f})."
+        )
+    r = results["reward_models"]
+    order = sorted(r, key=lambda n: r[n]["nll"])
+    best = sorted(r, key=lambda n: -r[n]["best_of_n"]["16"])
+    lines.append(f"Held-out likelihood ranks the reward models {' > '.join(order)}; best-of-16 ranks them {' > '.join(best)}.")
+    return lines
+
+
+def report(results, out):
+    p, r, g = results["policies"], results["reward_models"], results["gap_closed"]
+    cells = ("reward", "greedy_reward", "kl_to_ref")
+    text = [
+        "# All roads on the map\n",
+        f"Seeds {results['seeds']}, {results['pairs']:,} pairs, {results['seconds']['total']:.0f} s. ± is one standard error, over "
+        + ("seeds" if len(results["seeds"]) > 1 else "prompts (one seed: run-to-run spread is larger)")
+        + ". Settings: experiments/sweep.md.\n",
+        *[f"- {line}" for line in verdict(results)],
+        "\n## Policies: true reward on held-out prompts\n",
+        table(
+            ["policy", "reward (T = 1)", "greedy reward", "KL to SFT, nats"],
+            [[name, *(pm(row[c], 2 if c == "kl_to_ref" else 3) for c in cells)] for name, row in p.items()],
+        ),
+        "`optimum` is the reference restricted to shortest routes, the limit of small beta, by enumeration.\n",
+        "![rewards](rewards.png)\n\n![routes](routes.png)\n",
+        "## Reward models: held-out pairs, and the true reward of the best of N SFT samples\n",
+        table(
+            ["reward model", "nll", "accuracy", *(f"best of {n}" for n in ("1", "2", "4", "8", "16"))],
+            [[n, f"{m['nll']:.3f}", f"{m['accuracy']:.3f}", *(f"{v:.3f}" for v in m["best_of_n"].values())] for n, m in r.items()]
+            + [["true reward", "", "", *(f"{v:.3f}" for v in results["best_of_n_true_reward"].values())]],
+        ),
+        "`dpo`: beta log pi/pi_ref of DPO's policy; `local`: Bradley-Terry on log pi alone; `global`: a scalar head.\n",
+        "![best of N](best_of_n.png)\n",
+        "## Theorem 2.2: RL on the local reward comes back to DPO\n",
+        f"KL(DPO || SFT) {results['equivalence']['kl_dpo_sft']:.3f}, KL(DPO || RLHF-local) "
+        f"{results['equivalence']['kl_dpo_rlhf_local']:.3f} nats. Stage 1 of the local road and DPO end "
+        f"{results['equivalence']['stage_1_weights_apart']:.1e} apart in their largest weight.\n",
+        "![equivalence](equivalence.png)\n",
+    ]
+    if g:
+        rows = [[name.replace("_", " "), *(pm(row[n]) for n in ("sft", "dpo", "rlhf_global"))] for name, row in g.items()]
+        text += ["## The gap closed\n", table(["world", "SFT", "DPO", "RLHF"], rows)]
+        kl = {n: g["short_horizon"][n]["kl_to_optimum"] for n in ("dpo", "rlhf_global")}
+        text += [f"Short horizon, KL to the exact soft optimum: DPO {kl['dpo']:.2f}, RLHF {kl['rlhf_global']:.2f} nats.\n"]
+        text += ["## Over-optimisation\n\n![over-optimisation](overoptimisation.png)\n"]
+    seconds = [[name, f"{s:.0f}"] for name, s in results["seconds"].items()]
+    text += ["## Seconds\n", table(["phase", "s"], seconds)]
+    write_atomic(out / "report.md", lambda path: path.write_text("\n".join(text)))
+
+
+def main(argv=None):
+    args = flags(argv)
+    begun, out = time.time(), args.out
+    worlds = ["roadmap"] if args.quick else ["roadmap", "roadmap-short", "roadmap-hidden"]
+    phases = [p for seed in args.seeds for world in worlds for p in plan(out / f"seed{seed}", seed, world, args.quick)]
+    seconds = run_phases(phases, out, args.jobs)
+    rows = []
+    for seed in tqdm(args.seeds, desc="measuring", unit="seed", disable=None):
+        measures = out / f"seed{seed}" / "measures.json"
+        if not measures.exists() or measures.stat().st_mtime < (out / "phases.json").stat().st_mtime:
+            write_json(measures, measure(out / f"seed{seed}", args.quick))
+        rows.append(json.loads(measures.read_text()))
+    seconds["total"] = round(time.time() - begun, 1)
+    n = sum(1 for _ in open(out / f"seed{args.seeds[0]}" / "sft/pairs.jsonl"))
+    results = {"seeds": args.seeds, "seconds": seconds, "pairs": n, **combine(rows)}
+    write_json(out / "results.json", results)
+    figures.all_roads(results, out, out / f"seed{args.seeds[0]}", args.quick)
+    report(results, out)
+    print("\n".join(verdict(results)))
+    print(f"\n{out}/report.md has the tables and figures, {out}/results.json the numbers ({seconds['total']:.0f} s)")
+    print(f"next: python sample.py --model {out}/seed{args.seeds[0]}/rlhf_global --prompt 'WA>FL:'")
+
+
+if __name__ == "__main__":
+    common.run_script(main)

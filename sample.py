@@ -1,0 +1,124 @@
+"""Sample from, or chat with, any checkpoint: a run directory or a Hugging Face folder. Tokens are streamed.
+
+    python sample.py --model out/rlhf --prompt 'WA>FL:'
+    python sample.py --model out/sft --prompt 'WA>FL:' --reward out/rlhf/reward --best-of 16
+    python sample.py --model out/dpo --prompts prompts.jsonl --num-samples 4 --temperature 0.7
+    python sample.py --model FOLDER --chat
+"""
+
+import argparse
+import codecs
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+import kernels
+from nanoroads import common, data, evaluate, roadmap, tokenizer
+from nanoroads.checkpoint import load_model, read_config
+from nanoroads.generate import generate, stream
+
+
+def flags(argv):
+    p = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--model", type=Path, required=True, help="run directory or Hugging Face folder")
+    source = p.add_mutually_exclusive_group()
+    source.add_argument("--prompt", help="one prompt (default: WA>FL: for a policy on the map)")
+    source.add_argument("--prompts", type=Path, help='.jsonl file of {"prompt"} rows')
+    source.add_argument("--chat", action="store_true", help="a conversation; an empty line ends it")
+    p.add_argument("--num-samples", type=common.positive(int), default=1, help="of each prompt (default: %(default)s)")
+    p.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
+    p.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens; 0: all")
+    p.add_argument("--top-p", type=float, default=1.0, help="only the likeliest tokens that make up this probability")
+    p.add_argument("--max-new-tokens", type=common.positive(int), help="(default: the map's longest route; 128 elsewhere)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--reward", type=Path, help="a reward model's run, or a policy's whose log-ratio is the reward")
+    p.add_argument("--best-of", type=common.positive(int), help="draw this many, print the one that --reward likes best")
+    p.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    p.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
+    p.add_argument("--kernel", default="auto", choices=["auto", "torch", "triton"])
+    args = p.parse_args(argv)
+    if not 0 < args.top_p <= 1 or args.top_k < 0 or args.temperature < 0:
+        p.error("--top-p must be in (0, 1], --top-k and --temperature must not be negative")
+    if bool(args.best_of) != bool(args.reward):
+        p.error("--best-of and --reward go together")
+    return args
+
+
+def say(model, encoding, prompt, seed, settings):
+    """Stream one response to stdout, as text, as soon as its bytes are whole. Returns the text."""
+    eos, whole = tokenizer.eos_id(encoding), codecs.getincrementaldecoder("utf-8")("replace")
+    text = ""
+    for tokens, finished in stream(model, [prompt], 1, eos=eos, seed=seed, **settings):
+        if finished.item():
+            break
+        piece = whole.decode(encoding.decode_single_token_bytes(int(tokens[0])))
+        text += piece
+        print(piece, end="", flush=True)
+    print()
+    return text
+
+
+def best_of(args, model, encoding, prompts, settings, device):
+    """Draw --best-of responses of each prompt and print the one with the highest reward."""
+    config = read_config(args.reward)
+    reward = load_model(args.reward, device=device)
+    reference = load_model(config["reference"], device=device) if reward.config.head == "lm" else None
+    sizes = Namespace(micro_batch_size=None, batch_size=64, dtype=args.dtype)
+    eos = tokenizer.eos_id(encoding)
+    for text, prompt in prompts:
+        responses = generate(model, [prompt], args.best_of, eos=eos, seed=args.seed, **settings)
+        scores = evaluate.rewards_of(reward, reference, [prompt], responses, sizes, device, config.get("beta"))[0]
+        best = int(scores.argmax())
+        print(f"{text}{evaluate.texts(encoding, responses[0])[best]}")
+        print(f"  score {scores[best]:.3f}, the best of {args.best_of} (mean {scores.mean():.3f})")
+
+
+def chat(model, encoding, args, settings):
+    messages = []
+    while line := (input("you: ") if sys.stdin.isatty() else sys.stdin.readline().strip()):
+        messages.append({"role": "user", "content": line})
+        prompt = tokenizer.encode(encoding, data.chat_text(messages))
+        room = model.config.block_size - settings["max_new_tokens"]
+        answer = say(model, encoding, prompt[-room:], args.seed + len(messages), settings)
+        messages.append({"role": "assistant", "content": answer.strip()})
+
+
+def main(argv=None):
+    args = flags(argv)
+    device = common.pick_device(args)
+    kernels.set_backend(args.kernel)
+    name = read_config(args.model).get("tokenizer", str(args.model))
+    encoding = tokenizer.get(name)
+    model = load_model(args.model, device=device)
+    if model.config.head != "lm":
+        raise common.InputError(f"{args.model}: a reward model gives scores, not text; pass it as --reward")
+    room = model.config.block_size
+    settings = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    settings["max_new_tokens"] = args.max_new_tokens or (12 if name == "roadmap" else min(128, room // 2))
+    if args.chat:
+        with common.autocast(args, device):
+            return chat(model, encoding, args, settings)
+
+    if args.prompts:
+        prompts, _, texts = data.load(args.prompts, data.prompt_texts, encoding, room)
+    else:
+        texts = [args.prompt if args.prompt is not None else "WA>FL:" if name == "roadmap" else "\n"]
+        prompts = [tokenizer.encode(encoding, texts[0])]
+    if not all(prompts) or max(map(len, prompts)) + settings["max_new_tokens"] > room:
+        raise common.InputError(f"an empty prompt, or prompt and --max-new-tokens exceed the model's context of {room} tokens")
+    with common.autocast(args, device), torch.no_grad():
+        if args.best_of:
+            return best_of(args, model, encoding, list(zip(texts, prompts, strict=True)), settings, device)
+        for text, prompt in zip(texts, prompts, strict=True):
+            for i in range(args.num_samples):
+                print(text, end="", flush=True)
+                answer = say(model, encoding, prompt, args.seed + i, settings)
+                if name == "roadmap":
+                    seen = roadmap.reward_parts(text, answer)
+                    print(f"  true reward {seen['reward']:.2f} (legal {seen['legal']}, arrives {seen['arrives']}, {seen['moves']} moves)")
+
+
+if __name__ == "__main__":
+    common.run_script(main)

@@ -1,0 +1,254 @@
+"""Road 2, in two stages: preference pairs -> reward model -> on-policy RL against it, held near the reference by a KL term.
+
+    python train_rlhf.py                                   the built-in map: about a minute on two CPU cores
+    python train_rlhf.py --reward local                    the reward class is the policies' own log-probs: Theorem 2.2,
+                                                           the result comes back to DPO's
+    python train_rlhf.py --init FOLDER --data pairs.jsonl --lr 1e-6 --reward-lr 3e-6 --samples 8 --kl 0.05
+    python train_rlhf.py --reward mymodule:myfunction      a rule instead of a model: function(prompt, response) -> float
+    python train_rlhf.py --algo grpo|online-dpo|rebel|reinforce
+
+Stage 1 maximises the Bradley-Terry likelihood of the pairs over a reward class: `global`, a scalar head on the reference's
+trunk, or `local`, beta log pi/pi_ref. Stage 2 maximises E_pi[r] - kl KL(pi || pi_ref). All else is the same.
+"""
+
+import importlib
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+import kernels
+from nanoroads import common, data, evaluate, losses, roadmap, tokenizer
+from nanoroads.batch import pack
+from nanoroads.checkpoint import finish, is_finished, load_model, load_state, read_config, save_config, save_state
+from nanoroads.generate import generate
+
+
+def flags(argv):
+    p = common.parser(__doc__, out=Path("out/rlhf"), lr=1e-3, steps=400, batch_size=32)
+    p.add_argument("--init", type=Path, default=Path("out/sft"), help="the reference policy (default: %(default)s)")
+    p.add_argument("--start", type=Path, help="policy that RL starts from, e.g. DPO's (default: --init)")
+    p.add_argument("--reward", default="global", help="global | local | a run of either | module:function (default: %(default)s)")
+    p.add_argument("--readout", default="last", choices=["last", "sum"], help="global: last token's score, or the sum over tokens")
+    p.add_argument("--beta", type=common.positive(float), default=0.3, help="local: scale of the reward (default: %(default)s)")
+    p.add_argument("--reward-epochs", type=common.positive(float), default=4.0, help="stage 1 (default: %(default)s)")
+    p.add_argument("--reward-lr", type=common.positive(float), default=1e-3, help="stage 1 (default: %(default)s)")
+    p.add_argument("--reward-batch-size", type=common.positive(int), default=32, help="pairs a step (default: %(default)s)")
+    p.add_argument("--stop-after", choices=["reward"], help="stop when stage 1 is done")
+    p.add_argument("--eval-data", type=Path, help="held-out pairs (default: the last 5 %% of --data)")
+    p.add_argument("--algo", default="rloo", choices=["rloo", "grpo", "online-dpo", "rebel", "reinforce"], help="(default: %(default)s)")
+    p.add_argument("--samples", type=common.positive(int), default=8, help="responses a prompt (default: %(default)s)")
+    p.add_argument("--kl", type=common.positive(float), help="strength of the KL regulariser (default: 0.3; --beta with local)")
+    p.add_argument("--updates", type=common.positive(int), default=1, help="optimizer steps on each batch of samples")
+    p.add_argument("--temperature", type=common.positive(float), default=1.0, help="of samples and of all log-probs")
+    p.add_argument("--compare", type=Path, help="a policy, e.g. DPO's: log KL(it || ours) at each evaluation")
+    p.add_argument("--max-new-tokens", type=common.positive(int), help="(default: the map's longest route; 64 elsewhere)")
+    return p.parse_args(argv)
+
+
+# ---------------------------------------------------------------- stage 1: pairs -> reward
+
+
+def reward_of(model, logp_or_reward, ref_logp, beta):
+    """The two reward classes: a scalar head's output as it is, or a policy's beta log pi/pi_ref (the paper's local reward)."""
+    return logp_or_reward if model.config.head == "scalar" else losses.implicit_reward(logp_or_reward[0], ref_logp, beta)
+
+
+def train_reward(args, out, train, test, tokenizer_name, device):
+    """Bradley-Terry maximum likelihood over the class --reward. Writes a run of its own, OUT/reward."""
+    (prompts, pairs), (test_prompts, test_pairs) = train, test
+    args = Namespace(**vars(args) | {"out": out / "reward", "lr": args.reward_lr, "batch_size": args.reward_batch_size})
+    args.steps, args.epochs = None, args.reward_epochs
+    out = common.open_run(args, "reward")
+    if is_finished(out):
+        return
+    torch.manual_seed(args.seed)
+    model = load_model(args.init, device=device, head="scalar" if args.reward == "global" else None, readout=args.readout)
+    ref_logp = test_ref_logp = torch.zeros(len(pairs), 2)  # the global class needs no reference
+    if args.reward == "local":
+        ref_logp, test_ref_logp = (evaluate.score(model, *rows, args, device) for rows in (train, test))
+    save_config(out, args, "reward", model, tokenizer_name, beta=args.beta, reference=str(args.init))
+    optimizer = common.make_optimizer(args, model)
+    steps = common.total_steps(args, len(prompts))
+    start = load_state(out, model, optimizer)
+    common.compile_trunk(args, model)
+    for step in (bar := common.progress(start, steps, f"{args.reward} reward")):
+        some = common.batch_indices(len(prompts), args.batch_size, step, args.seed)
+        loss = correct = 0.0
+        for micro in common.chunks(some, args.micro_batch_size):
+            batch = pack([prompts[i] for i in micro], [pairs[i] for i in micro], device=device)
+            ref = ref_logp[micro].to(device, non_blocking=True).flatten()
+            with common.autocast(args, device):
+                reward = reward_of(model, model(batch), ref, args.beta).view(-1, 2)  # (P, 2): chosen, rejected
+            part = losses.bradley_terry(*reward.unbind(1)).sum() / len(some)
+            part.backward()
+            loss, correct = loss + part.detach(), correct + (reward[:, 0] > reward[:, 1]).sum()
+        grad_norm = common.update(args, model, optimizer, step, steps)
+        done = step + 1
+        row = {"loss": loss, "accuracy": correct / len(some), "grad_norm": grad_norm}
+        if done % args.eval_every == 0 or done == steps:
+            value = evaluate.score(model, test_prompts, test_pairs, args, device)
+            value = reward_of(model, value if model.config.head == "scalar" else [value], test_ref_logp, args.beta)
+            row["eval_loss"] = losses.bradley_terry(*value.unbind(1)).mean()
+            row["eval_accuracy"] = (value[:, 0] > value[:, 1]).float().mean()
+        if done % args.log_every == 0 or "eval_loss" in row:
+            row = common.log_metrics(out, done, row)
+            bar.set_postfix(loss=row["loss"], accuracy=row["accuracy"])
+        if done % args.save_every == 0 and done < steps:
+            save_state(out, model, optimizer, done)
+    finish(out, model)
+    print(f"{out}: held-out loss {row['eval_loss']:.4f}, accuracy {row['eval_accuracy']:.3f}")
+
+
+# ---------------------------------------------------------------- stage 2: reward -> policy
+
+
+def rl_loss(args, kl, logp, token_logp, old, ref, reward, lengths):
+    """One loss for each sequence (S,), S = prompts x k. logp (S,), token_logp (R,); old and ref are (logp, token_logp) of
+    the policy that sampled and of the reference; reward (S,). Returns (loss (S,), clip fraction)."""
+    k, none = args.samples, logp.new_zeros(())
+    # k1 inside the reward: its gradient is that of the KL (Ahmadian et al., 2402.14740). Never whitened: that would change
+    # the balance of reward and KL, and with it the optimum of Theorem 2.2.
+    regularised = (reward - kl * losses.kl_k1(logp, ref[0]).detach()).view(-1, k)
+    if args.algo == "online-dpo":
+        return losses.online_dpo(logp.view(-1, k), ref[0].view(-1, k), reward.view(-1, k), kl).repeat_interleave(k), none
+    if args.algo == "rebel":
+        pair = lambda x: x.reshape(-1, 2)  # noqa: E731
+        return losses.rebel(pair(logp), pair(old[0]), pair(regularised), 1.0).repeat_interleave(2), none
+    if args.algo == "grpo":
+        advantage = losses.grpo_advantage(reward.view(-1, k)).flatten().repeat_interleave(lengths, output_size=len(token_logp))
+        loss, clipped = losses.clipped_policy_gradient(token_logp, old[1], advantage)  # (R,)
+        loss = loss + kl * losses.kl_k3(token_logp, ref[1])
+        weight = (1 / lengths).repeat_interleave(lengths, output_size=len(token_logp))
+        cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+        return kernels.segment_sum(loss * weight, cu_seqlens), clipped.mean()
+    advantage = losses.rloo_advantage(regularised) if args.algo == "rloo" else losses.reinforce_advantage(regularised)
+    return losses.policy_gradient(logp, advantage.flatten()), none
+
+
+def rule(name):
+    """`module:function` -> the function."""
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise common.InputError(f"--reward {name}: {error}") from None
+
+
+def load_reward(args, out, device):
+    """(model or None, beta of a local reward, function or None)."""
+    if ":" in args.reward:
+        return None, None, rule(args.reward)
+    folder = out / "reward" if args.reward in ("global", "local") else Path(args.reward)
+    config = read_config(folder)
+    return load_model(folder, device=device).requires_grad_(False), config.get("beta"), None
+
+
+def main(argv=None):
+    args = flags(argv)
+    device = common.pick_device(args)
+    if args.algo != "reinforce" and args.samples < 2 or args.algo == "rebel" and args.samples % 2:
+        raise common.InputError(f"--samples {args.samples}: --algo {args.algo} compares samples, give an even number of them")
+    out = common.open_run(args, "rlhf")
+    kernels.set_backend(args.kernel)
+    if is_finished(out):
+        return print(f"{out} is finished")
+
+    world = roadmap.WORLDS.get(args.data)
+    train_path, test_path = common.make_map_inputs(args) if world else (Path(args.data), args.eval_data)
+    reference = load_model(args.init, device=device).requires_grad_(False)
+    tokenizer_name = read_config(args.init).get("tokenizer", str(args.init))
+    encoding = tokenizer.get(tokenizer_name)
+    limits = reference.config.block_size, args.max_prompt_tokens, args.max_response_tokens
+    prompts, pairs, texts = data.load(train_path, data.preference_texts, encoding, *limits)
+    if args.reward in ("global", "local"):
+        train, test = (prompts, pairs), data.load(test_path, data.preference_texts, encoding, *limits)[:2] if test_path else None
+        train_reward(args, out, *((train, test) if test else data.hold_out(*train)), tokenizer_name, device)
+        if args.stop_after == "reward":
+            return
+    reward_model, beta, function = load_reward(args, out, device)
+    kl = args.kl or (beta if reward_model is not None and reward_model.config.head == "lm" else 0.3)
+
+    texts, prompts = zip(*dict(zip(texts, prompts, strict=True)).items(), strict=True)  # RL: each prompt of the pairs once
+    torch.manual_seed(args.seed)
+    policy = load_model(args.start or args.init, device=device)
+    save_config(out, args, "rlhf", policy, tokenizer_name, kl=kl, reference=str(args.init))
+    optimizer = common.make_optimizer(args, policy)
+    steps = common.total_steps(args, len(prompts))
+    start = load_state(out, policy, optimizer)
+    common.compile_trunk(args, policy)
+    eos, k = tokenizer.eos_id(encoding), args.samples
+    length = args.max_new_tokens or (world.max_moves + 1 if world else 64)
+    test_texts = roadmap.prompts(world, "test") if world else []
+    if args.compare:  # KL(other || ours) is the mean of log other - log ours on samples of the other
+        other, some = load_model(args.compare, device=device), prompts[:256]
+        theirs = generate(other, some, 4, length, args.temperature, eos=eos, seed=args.seed)
+        their_logp = evaluate.score(other, some, theirs, args, device)
+    print(f"{args.algo}: {len(prompts):,} prompts x {k} samples, {steps} steps, kl {kl}, {device}")
+
+    with common.profiled(args, device) as profile_step:
+        timer = common.Timer()
+        for step in (bar := common.progress(start, steps, args.algo)):
+            if step % args.updates == 0 or step == start:  # sample and score: the batch serves `updates` optimizer steps
+                round_ = step // args.updates
+                some = common.batch_indices(len(prompts), args.batch_size, round_, args.seed)
+                with timer("sampling"), common.autocast(args, device):
+                    seed = args.seed * 1_000_003 + round_
+                    responses = generate(policy, [prompts[i] for i in some], k, length, args.temperature, eos=eos, seed=seed)
+                micros = []
+                with timer("scoring"), torch.no_grad(), common.autocast(args, device):
+                    for micro in common.chunks(range(len(some)), args.micro_batch_size):
+                        batch = pack([prompts[some[i]] for i in micro], [responses[i] for i in micro], device=device)
+                        ref = reference(batch, args.temperature)  # (S,), (R,)
+                        if function:
+                            asked = [texts[some[i]] for i in micro for _ in range(k)]
+                            answers = evaluate.texts(encoding, [r for i in micro for r in responses[i]])
+                            reward = torch.tensor([function(p, a) for p, a in zip(asked, answers, strict=True)]).to(device)
+                        else:
+                            reward = reward_of(reward_model, reward_model(batch, args.temperature), ref[0], beta)  # (S,)
+                        micros.append([batch, ref, reward, None])
+
+            with timer("training"):
+                totals = torch.zeros(5, device=device)
+                for micro in micros:
+                    batch, ref, reward, old = micro
+                    with common.autocast(args, device):
+                        logp, token_logp = policy(batch, args.temperature)
+                    if old is None:  # on the first update the sampler is the policy itself: the ratio is exactly 1
+                        old = micro[3] = logp.detach(), token_logp.detach()
+                    loss, clipped = rl_loss(args, kl, logp, token_logp, old, ref, reward, batch.lengths)
+                    loss = loss.sum() / (len(some) * k)
+                    loss.backward()
+                    share = len(reward) / (len(some) * k)
+                    kl_now, entropy = losses.kl_k1(logp.detach(), ref[0]).mean(), -token_logp.detach().mean()
+                    totals += torch.stack([loss.detach(), share * reward.mean(), share * kl_now, share * entropy, share * clipped])
+                grad_norm = common.update(args, policy, optimizer, step, steps)
+            profile_step()
+
+            done = step + 1
+            evaluating = done % args.eval_every == 0 or done == steps
+            if done % args.log_every == 0 or done == steps or evaluating:
+                row = dict(zip(("loss", "reward", "kl", "entropy", "clip_fraction"), totals, strict=True))
+                row |= {"length": sum(len(r) for g in responses for r in g) / (len(some) * k), "grad_norm": grad_norm}
+                row |= {f"seconds_{name}": seconds for name, seconds in timer.seconds.items()}
+                if world:  # the true reward of the samples at hand: what the reward model is a model of
+                    pairs_ = [(texts[i], a) for i, g in zip(some, responses, strict=True) for a in evaluate.texts(encoding, g)]
+                    row["true_reward"] = sum(world.reward(p, a) for p, a in pairs_) / len(pairs_)
+                if evaluating and args.compare:
+                    row["kl_compare"] = (their_logp - evaluate.score(policy, some, theirs, args, device)).mean()
+                if evaluating and world:
+                    seen = evaluate.on_map(policy, reference, world, encoding, test_texts, args, device)
+                    row |= {f"map_{k}": sum(v) / len(v) for k, v in seen.items()}
+                row = common.log_metrics(out, done, row)
+                bar.set_postfix(reward=row["reward"], kl=row["kl"])
+            if done % args.save_every == 0 and done < steps and done % args.updates == 0:
+                save_state(out, policy, optimizer, done)
+    finish(out, policy)
+    print(f"reward {row['reward']:.3f}, KL {row['kl']:.2f}, entropy {row['entropy']:.2f} nats a token")
+    if world:
+        print(f"on the map: true reward {row['map_reward']:.3f}, greedy {row['map_greedy_reward']:.3f}, KL {row['map_kl']:.2f}")
+    print(f"next: python sample.py --model {out}")
+
+
+if __name__ == "__main__":
+    common.run_script(main)
