@@ -1,8 +1,8 @@
 """Stage 0: supervised fine-tuning. Maximum likelihood on responses makes the reference policy of both roads.
 
-    python train_sft.py                                           the built-in map: about 20 s on two CPU cores
-    python train_sft.py --data rows.jsonl --tokenizer gpt2        your rows {"prompt", "response"}, a new model
-    python train_sft.py --data rows.jsonl --init FOLDER           your rows, a model that exists
+python train_sft.py                                           the built-in map: about 20 s on two CPU cores
+python train_sft.py --data rows.jsonl --tokenizer gpt2        your rows {"prompt", "response"}, a new model
+python train_sft.py --data rows.jsonl --init FOLDER           your rows, a model that exists
 """
 
 from pathlib import Path
@@ -37,7 +37,7 @@ def build(args):
     if args.n_embd % args.n_head:
         raise common.InputError(f"--n-embd {args.n_embd} is not a multiple of --n-head {args.n_head}")
     shape = {"n_layer": args.n_layer, "n_head": args.n_head, "n_embd": args.n_embd, "block_size": args.block_size}
-    return GPT(GPTConfig(vocab_size=encoding.n_vocab, tied=False, **shape)), args.tokenizer
+    return GPT(GPTConfig(vocab_size=encoding.n_vocab, tied=False, mlp="gelu", **shape)), args.tokenizer
 
 
 def nll(model, batch, tokens):

@@ -88,3 +88,93 @@ def draw_map(ax, routes):
     ax.axis("off")
     if routes:
         ax.legend(loc="lower left", fontsize=10.5, handlelength=1.6)
+
+
+# ---------------------------------------------------------------- the main job
+
+NAMES = {
+    "sft": "SFT",
+    "dpo": "DPO",
+    "rlhf_local": "RLHF, local reward",
+    "rlhf_global": "RLHF, global reward",
+    "optimum": "shortest routes",
+}
+
+
+def rewards(results):
+    """True reward of each policy, sampled and greedy, with standard errors."""
+    fig, ax = new(7, 3.6)
+    names = [n for n in NAMES if n in results["policies"]]
+    for i, (key, label) in enumerate((("reward", "sampled at temperature 1"), ("greedy_reward", "greedy"))):
+        cells = [results["policies"][n][key] for n in names]
+        x = [j + 0.38 * (i - 0.5) for j in range(len(names))]
+        error = {"ecolor": INK, "capsize": 3, "lw": 1}
+        ax.bar(x, [c["mean"] for c in cells], 0.36, yerr=[c["se"] for c in cells], error_kw=error, label=label)
+    ax.set_xticks(range(len(names)), [NAMES[n].replace(", ", ",\n") for n in names])
+    ax.set_ylabel("true reward")
+    ax.set_title("Two roads from the same pairs")
+    ax.legend(loc="upper left")
+    return fig
+
+
+def best_of_n(results):
+    """True reward of the sample that each reward model likes best, against N."""
+    fig, ax = new(5.2, 3.6)
+    labels = {"dpo": "DPO's implicit reward", "local": "local, without reference", "global": "global: scalar head"}
+    for name, row in results["reward_models"].items():
+        ax.plot([int(n) for n in row["best_of_n"]], row["best_of_n"].values(), "o-", label=labels[name])
+    truth = results["best_of_n_true_reward"]
+    ax.plot([int(n) for n in truth], truth.values(), "--", color=INK, lw=1, label="true reward")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+    ax.set(xlabel="N samples of the SFT policy", ylabel="true reward of the best", title="Best of N")
+    ax.legend()
+    return fig
+
+
+def equivalence(results, metrics):
+    """KL(pi_DPO || pi) along RL on the local reward: Theorem 2.2 says that it falls to zero."""
+    fig, ax = new(5.2, 3.6)
+    points = [(row["step"], row["kl_compare"]) for row in metrics if "kl_compare" in row]
+    points = [(0, results["equivalence"]["kl_dpo_sft"]), *points]
+    ax.plot(*zip(*points, strict=True), "o-")
+    ax.set(
+        xlabel="RL steps on DPO's own reward", ylabel="KL(DPO || policy), nats", title="The roads are one (Theorem 2.2)"
+    )
+    ax.set_ylim(bottom=0)
+    return fig
+
+
+def overoptimisation(rl, dpo):
+    """True reward against KL for both roads, with a fair regulariser and with one that is too weak.
+
+    rl, dpo: {label: rows of metrics.jsonl}; of RL the model's own score is drawn too, on the right-hand axis."""
+    fig, (left, right) = new(10, 3.8, ncols=2)
+    score = left.twinx()
+    score.spines["right"].set_visible(True)
+    for (label, rows), colour in zip(rl.items(), COLOURS, strict=False):
+        kl = [row["kl"] for row in rows]
+        left.plot(kl, [row["true_reward"] for row in rows], "o", ms=3, color=colour, label=f"{label}: true reward")
+        score.plot(kl, [row["reward"] for row in rows], "x", ms=4, alpha=0.5, color=colour)
+        left.plot([], [], "x", color=colour, alpha=0.5, label=f"{label}: reward model's score (right)")
+    for (label, rows), colour in zip(dpo.items(), COLOURS, strict=False):
+        rows = [row for row in rows if "map_kl" in row]
+        right.plot([r["map_kl"] for r in rows], [r["map_reward"] for r in rows], "o-", ms=4, color=colour, label=label)
+    left.set(xlabel="KL(policy || SFT), nats", ylabel="true reward", title="RLHF")
+    right.set(xlabel="KL(policy || SFT), nats", ylabel="true reward", title="DPO")
+    score.set_ylabel("reward model's score")
+    for ax in (left, right):
+        ax.set_ylim(bottom=0)
+        ax.legend(fontsize=8)
+    return fig
+
+
+def routes(prompt, by_policy):
+    """One map a policy with its greedy route. by_policy: {name: response}."""
+    from nanoroads.roadmap import reward_parts
+
+    fig, axes = new(13, 8.6, nrows=2, ncols=2)
+    for ax, (name, response) in zip(axes.flat, by_policy.items(), strict=False):
+        draw_map(ax, {f"{prompt}{response}": prompt + response})
+        ax.set_title(f"{NAMES[name]}: true reward {reward_parts(prompt, response)['reward']:.2f}")
+    return fig
