@@ -62,9 +62,7 @@ def plan(at, seed, world, quick):
     add("sft/pairs_test.jsonl", ["sft"], *pairs, "--split", "test", "--n", 1000, "--out", sft / "pairs_test.jsonl")
     known = ["sft/pairs.jsonl", "sft/pairs_test.jsonl"]
     readout = ["--readout", "sum"] if world == "roadmap-hidden" else []
-    add(
-        "rlhf_global", known, "train_rlhf.py", *flags, "--init", sft, "--out", at / "rlhf_global", *readout, *steps(150)
-    )
+    add("rlhf_global", known, "train_rlhf.py", *flags, "--init", sft, "--out", at / "rlhf_global", *readout, *steps(150))
     add("dpo", known, "train_dpo.py", *flags, "--init", sft, "--out", at / "dpo", *steps(150))
     if world == "roadmap":
         dpo, rlhf = ["train_dpo.py", *flags, "--init", sft, "--out"], ["train_rlhf.py", *flags, "--init", sft, "--out"]
@@ -73,16 +71,7 @@ def plan(at, seed, world, quick):
         add("local", known, *dpo, at / "local", "--loss", "reference-free", *steps(100))
     if world == "roadmap" and not quick:  # over-optimisation: too little KL on either road
         add("dpo_low_beta", known, *dpo, at / "dpo_low_beta", "--beta", LOW_BETA)
-        add(
-            "rlhf_low_kl",
-            ["rlhf_global"],
-            *rlhf,
-            at / "rlhf_low_kl",
-            "--reward",
-            at / "rlhf_global/reward",
-            "--kl",
-            LOW_KL,
-        )
+        add("rlhf_low_kl", ["rlhf_global"], *rlhf, at / "rlhf_low_kl", "--reward", at / "rlhf_global/reward", "--kl", LOW_KL)
     return phases
 
 
@@ -103,9 +92,7 @@ def run_phases(phases, out, jobs):
                 tqdm.write(f"python {shlex.join(command)}")
                 log = open(out / "logs" / (name.removeprefix(f"{out}/").replace("/", "-") + ".txt"), "w")
                 resume = ["--resume"] if command[0].endswith(".py") else []
-                child = subprocess.Popen(
-                    common.python([*command, *resume]), env=env, stdout=log, stderr=subprocess.STDOUT
-                )
+                child = subprocess.Popen(common.python([*command, *resume]), env=env, stdout=log, stderr=subprocess.STDOUT)
                 running[name] = (child, command, time.time(), log)
             bar.set_postfix_str(", ".join(name.removeprefix(f"{out}/") for name in running))
             time.sleep(0.1)
@@ -137,13 +124,7 @@ def per_prompt(values, prompts):
 
 def policy_row(model, ref, world, encoding, prompts):
     seen = evaluate.on_map(model, ref, world, encoding, prompts, SIZES, CPU, samples=8, seed=12345)
-    names = {
-        "reward": "reward",
-        "greedy_reward": "greedy_reward",
-        "kl_to_ref": "kl",
-        "legal": "legal",
-        "arrives": "arrives",
-    }
+    names = {"reward": "reward", "greedy_reward": "greedy_reward", "kl_to_ref": "kl", "legal": "legal", "arrives": "arrives"}
     return {name: per_prompt(seen[key], prompts) for name, key in names.items()}
 
 
@@ -158,9 +139,7 @@ def optimum_row(ref, encoding, prompts):
 
 def route_tokens(encoding, routes):
     eos = tokenizer.eos_id(encoding)
-    return [tokenizer.encode(encoding, p) for p, _ in routes], [
-        [tokenizer.encode(encoding, r) + [eos]] for _, r in routes
-    ]
+    return [tokenizer.encode(encoding, p) for p, _ in routes], [[tokenizer.encode(encoding, r) + [eos]] for _, r in routes]
 
 
 def reward_model_rows(at, encoding, prompts):
@@ -206,10 +185,7 @@ def equivalence_row(at, encoding, prompts):
     ids = [tokenizer.encode(encoding, p) for p in prompts]
     samples = generate(dpo, ids, 8, world.max_moves + 1, eos=tokenizer.eos_id(encoding), seed=777)
     logp = evaluate.score(dpo, ids, samples, SIZES, CPU)
-    kl = {
-        n: (logp - evaluate.score(load_model(at / n), ids, samples, SIZES, CPU)).mean().item()
-        for n in ("rlhf_local", "sft")
-    }
+    kl = {n: (logp - evaluate.score(load_model(at / n), ids, samples, SIZES, CPU)).mean().item() for n in ("rlhf_local", "sft")}
     one, two = (read_safetensors(at / n / "model.safetensors")[0] for n in ("dpo", "rlhf_local/reward"))
     apart = max((one[k] - two[k]).abs().max().item() for k in one)
     return {"kl_dpo_rlhf_local": kl["rlhf_local"], "kl_dpo_sft": kl["sft"], "stage_1_weights_apart": apart}
@@ -262,9 +238,7 @@ def greedy_routes(at, encoding, prompt):
     settings = {"temperature": 0, "eos": tokenizer.eos_id(encoding)}
     ids = [tokenizer.encode(encoding, prompt)]
     tokens = {n: generate(load_model(at / n), ids, 1, 12, **settings)[0] for n in ("sft", "dpo", "rlhf_global")}
-    return {n: evaluate.texts(encoding, t)[0] for n, t in tokens.items()} | {
-        "optimum": roadmap.shortest_routes(prompt)[0]
-    }
+    return {n: evaluate.texts(encoding, t)[0] for n, t in tokens.items()} | {"optimum": roadmap.shortest_routes(prompt)[0]}
 
 
 def combine(rows):
@@ -314,9 +288,7 @@ def verdict(results):
     r = results["reward_models"]
     order = sorted(r, key=lambda n: r[n]["nll"])
     best = sorted(r, key=lambda n: -r[n]["best_of_n"]["16"])
-    lines.append(
-        f"Held-out likelihood ranks the reward models {' > '.join(order)}; best-of-16 ranks them {' > '.join(best)}."
-    )
+    lines.append(f"Held-out likelihood ranks the reward models {' > '.join(order)}; best-of-16 ranks them {' > '.join(best)}.")
     return lines
 
 
@@ -328,10 +300,7 @@ def draw(results, out, at):
     figures.routes("WA>FL:", results["routes"]).savefig(out / "routes.png")
     if results["gap_closed"]:
         weak = {f"beta {LOW_BETA}": "dpo_low_beta", f"kl {LOW_KL}": "rlhf_low_kl"}
-        fair = {
-            f"beta {read_config(at / 'dpo')['beta']}": "dpo",
-            f"kl {read_config(at / 'rlhf_global')['kl']}": "rlhf_global",
-        }
+        fair = {f"beta {read_config(at / 'dpo')['beta']}": "dpo", f"kl {read_config(at / 'rlhf_global')['kl']}": "rlhf_global"}
         curves = {label: common.read_metrics(at / name) for label, name in (fair | weak).items()}
         split = ({k: v for k, v in curves.items() if k.startswith(kind)} for kind in ("kl", "beta"))
         figures.overoptimisation(*split).savefig(out / "overoptimisation.png")
@@ -356,10 +325,7 @@ def report(results, out):
         "## Reward models: held-out pairs, and the true reward of the best of N SFT samples\n",
         table(
             ["reward model", "nll", "accuracy", *(f"best of {n}" for n in ("1", "2", "4", "8", "16"))],
-            [
-                [n, f"{m['nll']:.3f}", f"{m['accuracy']:.3f}", *(f"{v:.3f}" for v in m["best_of_n"].values())]
-                for n, m in r.items()
-            ]
+            [[n, f"{m['nll']:.3f}", f"{m['accuracy']:.3f}", *(f"{v:.3f}" for v in m["best_of_n"].values())] for n, m in r.items()]
             + [["true reward", "", "", *(f"{v:.3f}" for v in results["best_of_n_true_reward"].values())]],
         ),
         "`dpo`: beta log pi/pi_ref of DPO's policy; `local`: Bradley-Terry on log pi alone; `global`: a scalar head.\n",
@@ -371,14 +337,10 @@ def report(results, out):
         "![equivalence](equivalence.png)\n",
     ]
     if g:
-        rows = [
-            [name.replace("_", " "), *(pm(row[n]) for n in ("sft", "dpo", "rlhf_global"))] for name, row in g.items()
-        ]
+        rows = [[name.replace("_", " "), *(pm(row[n]) for n in ("sft", "dpo", "rlhf_global"))] for name, row in g.items()]
         text += ["## The gap closed\n", table(["world", "SFT", "DPO", "RLHF"], rows)]
         kl = {n: g["short_horizon"][n]["kl_to_optimum"] for n in ("dpo", "rlhf_global")}
-        text += [
-            f"Short horizon, KL to the exact soft optimum: DPO {kl['dpo']:.2f}, RLHF {kl['rlhf_global']:.2f} nats.\n"
-        ]
+        text += [f"Short horizon, KL to the exact soft optimum: DPO {kl['dpo']:.2f}, RLHF {kl['rlhf_global']:.2f} nats.\n"]
         text += ["## Over-optimisation\n\n![over-optimisation](overoptimisation.png)\n"]
     seconds = [[name, f"{s:.0f}"] for name, s in results["seconds"].items()]
     text += ["## Seconds\n", table(["phase", "s"], seconds)]

@@ -31,14 +31,10 @@ def flags(argv):
     p.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
     p.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens; 0: all")
     p.add_argument("--top-p", type=float, default=1.0, help="only the likeliest tokens that make up this probability")
-    p.add_argument(
-        "--max-new-tokens", type=common.positive(int), help="(default: the map's longest route; 128 elsewhere)"
-    )
+    p.add_argument("--max-new-tokens", type=common.positive(int), help="(default: the map's longest route; 128 elsewhere)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--reward", type=Path, help="a reward model's run, or a policy's whose log-ratio is the reward")
-    p.add_argument(
-        "--best-of", type=common.positive(int), help="draw this many, print the one that --reward likes best"
-    )
+    p.add_argument("--best-of", type=common.positive(int), help="draw this many, print the one that --reward likes best")
     p.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     p.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     p.add_argument("--kernel", default="auto", choices=["auto", "torch", "triton"])
@@ -111,9 +107,7 @@ def main(argv=None):
         texts = [args.prompt if args.prompt is not None else "WA>FL:" if name == "roadmap" else "\n"]
         prompts = [tokenizer.encode(encoding, texts[0])]
     if not all(prompts) or max(map(len, prompts)) + settings["max_new_tokens"] > room:
-        raise common.InputError(
-            f"an empty prompt, or prompt and --max-new-tokens exceed the model's context of {room} tokens"
-        )
+        raise common.InputError(f"an empty prompt, or prompt and --max-new-tokens exceed the model's context of {room} tokens")
     with common.autocast(args, device), torch.no_grad():
         if args.best_of:
             return best_of(args, model, encoding, list(zip(texts, prompts, strict=True)), settings, device)

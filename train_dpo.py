@@ -37,9 +37,7 @@ def flags(argv):
     p.add_argument(
         "--beta", type=common.positive(float), default=0.3, help="strength of the KL regulariser (default: %(default)s)"
     )
-    p.add_argument(
-        "--label-smoothing", type=float, default=0.1, help="cdpo: share of flipped labels (default: %(default)s)"
-    )
+    p.add_argument("--label-smoothing", type=float, default=0.1, help="cdpo: share of flipped labels (default: %(default)s)")
     p.add_argument("--gamma", type=float, default=0.5, help="simpo: target margin per token (default: %(default)s)")
     p.add_argument("--eval-data", type=Path, help="held-out pairs (default: the last 5 %% of --data)")
     return p.parse_args(argv)
@@ -154,9 +152,7 @@ def main(argv=None):
     finish(out, model)
     print(f"held-out loss {row['eval_loss']:.4f}, accuracy {row['eval_accuracy']:.3f}, margin {row['eval_margin']:.3f}")
     if world:
-        print(
-            f"on the map: true reward {row['map_reward']:.3f}, greedy {row['map_greedy_reward']:.3f}, KL {row['map_kl']:.2f}"
-        )
+        print(f"on the map: true reward {row['map_reward']:.3f}, greedy {row['map_greedy_reward']:.3f}, KL {row['map_kl']:.2f}")
     print(f"next: python train_rlhf.py --init {args.init}    or: python sample.py --model {out}")
 
 

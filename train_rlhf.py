@@ -28,40 +28,25 @@ def flags(argv):
     p = common.parser(__doc__, out=Path("out/rlhf"), lr=1e-3, steps=300, batch_size=32)
     p.add_argument("--init", type=Path, default=Path("out/sft"), help="the reference policy (default: %(default)s)")
     p.add_argument("--start", type=Path, help="policy that RL starts from, e.g. DPO's (default: --init)")
-    p.add_argument(
-        "--reward", default="global", help="global | local | a run of either | module:function (default: %(default)s)"
-    )
+    p.add_argument("--reward", default="global", help="global | local | a run of either | module:function (default: %(default)s)")
     p.add_argument(
         "--readout", default="last", choices=["last", "sum"], help="global: last token's score, or the sum over tokens"
     )
-    p.add_argument(
-        "--beta", type=common.positive(float), default=0.3, help="local: scale of the reward (default: %(default)s)"
-    )
+    p.add_argument("--beta", type=common.positive(float), default=0.3, help="local: scale of the reward (default: %(default)s)")
     p.add_argument("--reward-epochs", type=common.positive(float), default=4.0, help="stage 1 (default: %(default)s)")
-    p.add_argument(
-        "--reward-lr", type=common.positive(float), help="stage 1 (default: global 1e-3, local 3e-4 as in DPO)"
-    )
-    p.add_argument(
-        "--reward-batch-size", type=common.positive(int), default=32, help="pairs a step (default: %(default)s)"
-    )
+    p.add_argument("--reward-lr", type=common.positive(float), help="stage 1 (default: global 1e-3, local 3e-4 as in DPO)")
+    p.add_argument("--reward-batch-size", type=common.positive(int), default=32, help="pairs a step (default: %(default)s)")
     p.add_argument("--stop-after", choices=["reward"], help="stop when stage 1 is done")
     p.add_argument("--eval-data", type=Path, help="held-out pairs (default: the last 5 %% of --data)")
     p.add_argument(
-        "--algo",
-        default="rloo",
-        choices=["rloo", "grpo", "online-dpo", "rebel", "reinforce"],
-        help="(default: %(default)s)",
+        "--algo", default="rloo", choices=["rloo", "grpo", "online-dpo", "rebel", "reinforce"], help="(default: %(default)s)"
     )
     p.add_argument("--samples", type=common.positive(int), default=8, help="responses a prompt (default: %(default)s)")
-    p.add_argument(
-        "--kl", type=common.positive(float), help="strength of the KL regulariser (default: 0.3; --beta with local)"
-    )
+    p.add_argument("--kl", type=common.positive(float), help="strength of the KL regulariser (default: 0.3; --beta with local)")
     p.add_argument("--updates", type=common.positive(int), default=1, help="optimizer steps on each batch of samples")
     p.add_argument("--temperature", type=common.positive(float), default=1.0, help="of samples and of all log-probs")
     p.add_argument("--compare", type=Path, help="a policy, e.g. DPO's: log KL(it || ours) at each evaluation")
-    p.add_argument(
-        "--max-new-tokens", type=common.positive(int), help="(default: the map's longest route; 64 elsewhere)"
-    )
+    p.add_argument("--max-new-tokens", type=common.positive(int), help="(default: the map's longest route; 64 elsewhere)")
     args = p.parse_args(argv)
     args.reward_lr = args.reward_lr or (3e-4 if args.reward == "local" else 1e-3)
     return args
@@ -72,9 +57,7 @@ def flags(argv):
 
 def reward_of(model, logp_or_reward, ref_logp, beta):
     """The two reward classes: a scalar head's output as it is, or a policy's beta log pi/pi_ref (the paper's local reward)."""
-    return (
-        logp_or_reward if model.config.head == "scalar" else losses.implicit_reward(logp_or_reward[0], ref_logp, beta)
-    )
+    return logp_or_reward if model.config.head == "scalar" else losses.implicit_reward(logp_or_reward[0], ref_logp, beta)
 
 
 def train_reward(args, out, train, test, tokenizer_name, device):
@@ -86,9 +69,7 @@ def train_reward(args, out, train, test, tokenizer_name, device):
     if is_finished(out):
         return
     torch.manual_seed(args.seed)
-    model = load_model(
-        args.init, device=device, head="scalar" if args.reward == "global" else None, readout=args.readout
-    )
+    model = load_model(args.init, device=device, head="scalar" if args.reward == "global" else None, readout=args.readout)
     ref_logp = test_ref_logp = torch.zeros(len(pairs), 2)  # the global class needs no reference
     if args.reward == "local":
         ref_logp, test_ref_logp = (evaluate.score(model, *rows, args, device) for rows in (train, test))
@@ -136,16 +117,12 @@ def rl_loss(args, kl, logp, token_logp, old, ref, reward, lengths):
     # the balance of reward and KL, and with it the optimum of Theorem 2.2.
     regularised = (reward - kl * losses.kl_k1(logp, ref[0]).detach()).view(-1, k)
     if args.algo == "online-dpo":
-        return losses.online_dpo(logp.view(-1, k), ref[0].view(-1, k), reward.view(-1, k), kl).repeat_interleave(
-            k
-        ), none
+        return losses.online_dpo(logp.view(-1, k), ref[0].view(-1, k), reward.view(-1, k), kl).repeat_interleave(k), none
     if args.algo == "rebel":
         pair = lambda x: x.reshape(-1, 2)  # noqa: E731
         return losses.rebel(pair(logp), pair(old[0]), pair(regularised), 1.0).repeat_interleave(2), none
     if args.algo == "grpo":
-        advantage = (
-            losses.grpo_advantage(reward.view(-1, k)).flatten().repeat_interleave(lengths, output_size=len(token_logp))
-        )
+        advantage = losses.grpo_advantage(reward.view(-1, k)).flatten().repeat_interleave(lengths, output_size=len(token_logp))
         loss, clipped = losses.clipped_policy_gradient(token_logp, old[1], advantage)  # (R,)
         loss = loss + kl * losses.kl_k3(token_logp, ref[1])
         weight = (1 / lengths).repeat_interleave(lengths, output_size=len(token_logp))
@@ -177,9 +154,7 @@ def main(argv=None):
     args = flags(argv)
     device = common.pick_device(args)
     if args.algo != "reinforce" and args.samples < 2 or args.algo == "rebel" and args.samples % 2:
-        raise common.InputError(
-            f"--samples {args.samples}: --algo {args.algo} compares samples, give an even number of them"
-        )
+        raise common.InputError(f"--samples {args.samples}: --algo {args.algo} compares samples, give an even number of them")
     out = common.open_run(args, "rlhf")
     kernels.set_backend(args.kernel)
     if is_finished(out):
@@ -203,9 +178,7 @@ def main(argv=None):
     reward_model, beta, function = load_reward(args, out, device)
     kl = args.kl or (beta if reward_model is not None and reward_model.config.head == "lm" else 0.3)
 
-    texts, prompts = zip(
-        *dict(zip(texts, prompts, strict=True)).items(), strict=True
-    )  # RL: each prompt of the pairs once
+    texts, prompts = zip(*dict(zip(texts, prompts, strict=True)).items(), strict=True)  # RL: each prompt of the pairs once
     torch.manual_seed(args.seed)
     policy = load_model(args.start or args.init, device=device)
     save_config(out, args, "rlhf", policy, tokenizer_name, kl=kl, reference=str(args.init))
@@ -225,16 +198,12 @@ def main(argv=None):
     with common.profiled(args, device) as profile_step:
         timer = common.Timer()
         for step in (bar := common.progress(start, steps, args.algo)):
-            if (
-                step % args.updates == 0 or step == start
-            ):  # sample and score: the batch serves `updates` optimizer steps
+            if step % args.updates == 0 or step == start:  # sample and score: the batch serves `updates` optimizer steps
                 round_ = step // args.updates
                 some = common.batch_indices(len(prompts), args.batch_size, round_, args.seed)
                 with timer("sampling"), common.autocast(args, device):
                     seed = args.seed * 1_000_003 + round_
-                    responses = generate(
-                        policy, [prompts[i] for i in some], k, length, args.temperature, eos=eos, seed=seed
-                    )
+                    responses = generate(policy, [prompts[i] for i in some], k, length, args.temperature, eos=eos, seed=seed)
                 micros = []
                 with timer("scoring"), torch.no_grad(), common.autocast(args, device):
                     for micro in common.chunks(range(len(some)), args.micro_batch_size):
@@ -243,13 +212,9 @@ def main(argv=None):
                         if function:
                             asked = [texts[some[i]] for i in micro for _ in range(k)]
                             answers = evaluate.texts(encoding, [r for i in micro for r in responses[i]])
-                            reward = torch.tensor([function(p, a) for p, a in zip(asked, answers, strict=True)]).to(
-                                device
-                            )
+                            reward = torch.tensor([function(p, a) for p, a in zip(asked, answers, strict=True)]).to(device)
                         else:
-                            reward = reward_of(
-                                reward_model, reward_model(batch, args.temperature), ref[0], beta
-                            )  # (S,)
+                            reward = reward_of(reward_model, reward_model(batch, args.temperature), ref[0], beta)  # (S,)
                         micros.append([batch, ref, reward, None])
 
             with timer("training"):
@@ -278,9 +243,7 @@ def main(argv=None):
                 row |= {"length": sum(len(r) for g in responses for r in g) / (len(some) * k), "grad_norm": grad_norm}
                 row |= {f"seconds_{name}": seconds for name, seconds in timer.seconds.items()}
                 if world:  # the true reward of the samples at hand: what the reward model is a model of
-                    pairs_ = [
-                        (texts[i], a) for i, g in zip(some, responses, strict=True) for a in evaluate.texts(encoding, g)
-                    ]
+                    pairs_ = [(texts[i], a) for i, g in zip(some, responses, strict=True) for a in evaluate.texts(encoding, g)]
                     row["true_reward"] = sum(world.reward(p, a) for p, a in pairs_) / len(pairs_)
                 if evaluating and args.compare:
                     row["kl_compare"] = (their_logp - evaluate.score(policy, some, theirs, args, device)).mean()
@@ -294,9 +257,7 @@ def main(argv=None):
     finish(out, policy)
     print(f"reward {row['reward']:.3f}, KL {row['kl']:.2f}, entropy {row['entropy']:.2f} nats a token")
     if world:
-        print(
-            f"on the map: true reward {row['map_reward']:.3f}, greedy {row['map_greedy_reward']:.3f}, KL {row['map_kl']:.2f}"
-        )
+        print(f"on the map: true reward {row['map_reward']:.3f}, greedy {row['map_greedy_reward']:.3f}, KL {row['map_kl']:.2f}")
     print(f"next: python sample.py --model {out}")
 
 

@@ -17,9 +17,7 @@ def set_backend(name):
     _default = name
 
 
-def linear_logp(
-    hidden, weight, target, *, bias=None, temperature=1.0, softcap=None, return_entropy=False, backend="auto"
-):
+def linear_logp(hidden, weight, target, *, bias=None, temperature=1.0, softcap=None, return_entropy=False, backend="auto"):
     """log softmax(z)[target], z = softcap tanh((hidden weight^T + bias) / softcap) / temperature, the softcap if given.
 
     hidden (N, D), weight (V, D), bias (V,) of one float dtype (or autocast's), target (N,) int -> logp (N,) fp32 (fp64 for

@@ -68,9 +68,7 @@ class LinearLogp(torch.autograd.Function):
                 dz *= -g_logp[rows]
             else:
                 dz *= -g_logp[rows] - g_entropy[rows] * (all_logp + entropy[rows, None])
-            own = all_logp.gather(
-                1, index[rows]
-            )  # 1 - p of the target is -expm1(logp): no cancellation where p is near 1
+            own = all_logp.gather(1, index[rows])  # 1 - p of the target is -expm1(logp): no cancellation where p is near 1
             true_class = -torch.expm1(own) * g_logp[rows]
             if entropy is not None:
                 true_class -= g_entropy[rows] * own.exp() * (own + entropy[rows, None])

@@ -65,12 +65,7 @@ def parser(doc, **defaults):
     add("--resume", action="store_true", help="go on with the run in --out")
     add("--seed", type=int, default=0, help="of weights, data order and samples")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: the fastest there is")
-    add(
-        "--dtype",
-        default="auto",
-        choices=["auto", "float32", "bfloat16"],
-        help="of activations; auto: bfloat16 on CUDA",
-    )
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of activations; auto: bfloat16 on CUDA")
     add("--kernel", default="auto", choices=["auto", "torch", "triton"], help="backend of the log-prob kernels")
     add("--compile", action="store_true", help="torch.compile the trunk")
     add("--steps", type=positive(int), help="optimizer steps; overrides --epochs")
@@ -84,12 +79,7 @@ def parser(doc, **defaults):
     add("--micro-batch-size", type=positive(int), help="prompts a forward pass (default: the batch size)")
     add("--eval-every", type=positive(int), default=100, help="steps between evaluations (default: %(default)s)")
     add("--save-every", type=positive(int), default=100, help="steps between checkpoints (default: %(default)s)")
-    add(
-        "--log-every",
-        type=positive(int),
-        default=10,
-        help="steps between lines of metrics.jsonl (default: %(default)s)",
-    )
+    add("--log-every", type=positive(int), default=10, help="steps between lines of metrics.jsonl (default: %(default)s)")
     add("--max-prompt-tokens", type=positive(int), help="keep the last tokens of longer prompts (default: refuse them)")
     add("--max-response-tokens", type=positive(int), help="cut longer responses, without EOS (default: refuse them)")
     add("--profile", action="store_true", help="write a torch.profiler trace of a few steps to OUT/trace.json")
@@ -233,9 +223,7 @@ def log_metrics(out, step, row):
     row = {"step": step, **{name: round(float(v), 6) for name, v in row.items()}}
     for name in ("loss", "grad_norm"):
         if name in row and not math.isfinite(row[name]):
-            raise InputError(
-                f"step {step}: {name} is {row[name]}; a lower --lr may help; {out} keeps its last checkpoint"
-            )
+            raise InputError(f"step {step}: {name} is {row[name]}; a lower --lr may help; {out} keeps its last checkpoint")
     with open(out / "metrics.jsonl", "a") as f:
         f.write(json.dumps(row) + "\n")
     return row
@@ -247,9 +235,7 @@ def read_metrics(out):
 
 def progress(start, steps, name):
     """range(start, steps) under a progress bar; silent where stderr is not a terminal."""
-    return tqdm(
-        range(start, steps), initial=start, total=steps, desc=name, unit="step", disable=None, dynamic_ncols=True
-    )
+    return tqdm(range(start, steps), initial=start, total=steps, desc=name, unit="step", disable=None, dynamic_ncols=True)
 
 
 @contextlib.contextmanager

@@ -86,9 +86,7 @@ def preference_texts(row):
         prompt = f"{head}POST: {field(info, 'post', 'article')}\n\nTL;DR:"
         return prompt, [field(summaries[choice], "text"), field(summaries[1 - choice], "text")]
     chosen, rejected = row.get("chosen"), row.get("rejected")
-    if isinstance(chosen, list) and isinstance(
-        rejected, list
-    ):  # messages: with the prompt apart, or as a shared beginning
+    if isinstance(chosen, list) and isinstance(rejected, list):  # messages: with the prompt apart, or as a shared beginning
         shared = 0
         while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
             shared += 1

@@ -138,9 +138,7 @@ def equivalence(results, metrics):
     points = [(row["step"], row["kl_compare"]) for row in metrics if "kl_compare" in row]
     points = [(0, results["equivalence"]["kl_dpo_sft"]), *points]
     ax.plot(*zip(*points, strict=True), "o-")
-    ax.set(
-        xlabel="RL steps on DPO's own reward", ylabel="KL(DPO || policy), nats", title="The roads are one (Theorem 2.2)"
-    )
+    ax.set(xlabel="RL steps on DPO's own reward", ylabel="KL(DPO || policy), nats", title="The roads are one (Theorem 2.2)")
     ax.set_ylim(bottom=0)
     return fig
 

@@ -52,28 +52,12 @@ rope_scaling       -                               rope_scaling=null           r
 tied               tie_word_embeddings=true        tie_word_embeddings=false   tie_word_embeddings=false
 """
 LLAMA = {"position": "rotary", "norm": "rmsnorm", "qkv_bias": False, "bias": False}  # what a family always is:
-FIXED = {
-    "gpt2": {},
-    "gpt_neox": {"position": "rotary"},
-    "llama": LLAMA,
-    "mistral": LLAMA,
-    "qwen2": LLAMA | {"qkv_bias": True},
-}
+FIXED = {"gpt2": {}, "gpt_neox": {"position": "rotary"}, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA | {"qkv_bias": True}}
 GELU = {"gelu_new": "gelu_tanh", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 SILU = {"silu": "swiglu"}
 # Other keys that change the logits, and the one value that GPT can represent.
-ONLY = {
-    "mlp_bias": False,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-}
-ONLY |= {
-    "use_sliding_window": False,
-    "rope_interleaved": False,
-    "partial_rotary_factor": 1.0,
-    "quantization_config": None,
-}
+ONLY = {"mlp_bias": False, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
+ONLY |= {"use_sliding_window": False, "rope_interleaved": False, "partial_rotary_factor": 1.0, "quantization_config": None}
 LENGTH = "original_max_position_embeddings"
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", LENGTH)
 BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")  # constants that older files carry
@@ -107,9 +91,7 @@ def to_gpt_config(theirs, path):
     moved = {"rope_theta": keys.get("rope_theta"), "partial_rotary_factor": share}
     theirs |= {key: rope[new] for new, key in moved.items() if new in rope} | {"rope_scaling": None}
     if rope_type == "llama3":
-        length = (
-            theirs.get(LENGTH) or rope.get(LENGTH) or theirs.get("max_position_embeddings")
-        )  # as transformers looks
+        length = theirs.get(LENGTH) or rope.get(LENGTH) or theirs.get("max_position_embeddings")  # as transformers looks
         rope = rope | {LENGTH: length}
         theirs["rope_scaling"] = {key: rope.get(key) for key in LLAMA3}
         if missing := [key for key in LLAMA3 if rope.get(key) is None]:

@@ -26,9 +26,7 @@ def draw(model, encoding, world, prompts, n, seed, chunk=512):
             ids = [tokenizer.encode(encoding, p) for p in some]
             eos, length = tokenizer.eos_id(encoding), world.max_moves + 1
             groups = generate(model, ids, 2, length, eos=eos, seed=seed * 1_000 + attempt)
-            good = [
-                i for i, (a, b) in enumerate(groups) if a != b and a[-1] == b[-1] == eos and min(len(a), len(b)) > 1
-            ]
+            good = [i for i, (a, b) in enumerate(groups) if a != b and a[-1] == b[-1] == eos and min(len(a), len(b)) > 1]
             new = [(some[i], *texts(encoding, groups[i])) for i in good[: n - len(triples)]]
             triples += new
             bar.update(len(new))

@@ -15,10 +15,7 @@ GPT2 |= {"bos_token_id": None, "eos_token_id": None}
 # name: (config class, options)
 MODELS = {
     "gpt2": ("GPT2Config", GPT2),
-    "gpt2-exact-gelu": (
-        "GPT2Config",
-        GPT2 | {"activation_function": "gelu", "n_inner": 40, "layer_norm_epsilon": 1e-3},
-    ),
+    "gpt2-exact-gelu": ("GPT2Config", GPT2 | {"activation_function": "gelu", "n_inner": 40, "layer_norm_epsilon": 1e-3}),
     "gpt2-untied": ("GPT2Config", GPT2 | {"tie_word_embeddings": False}),
     "neox": ("GPTNeoXConfig", SIZES),
     "neox-sequential": ("GPTNeoXConfig", SIZES | {"use_parallel_residual": False, "rotary_pct": 0.5}),
@@ -27,10 +24,7 @@ MODELS = {
     "llama": ("LlamaConfig", SIZES),
     "llama-gqa": ("LlamaConfig", SIZES | {"num_key_value_heads": 2, "rms_norm_eps": 1e-3}),
     "llama-tied": ("LlamaConfig", SIZES | {"num_key_value_heads": 1, "tie_word_embeddings": True}),
-    "llama3": (
-        "LlamaConfig",
-        SIZES | {"num_key_value_heads": 2, "rope_scaling": ROPE, "rope_theta": 5e4, "head_dim": 16},
-    ),
+    "llama3": ("LlamaConfig", SIZES | {"num_key_value_heads": 2, "rope_scaling": ROPE, "rope_theta": 5e4, "head_dim": 16}),
     "mistral": ("MistralConfig", SIZES | {"num_key_value_heads": 2, "sliding_window": None}),
     "mistral-window": ("MistralConfig", SIZES | {"num_key_value_heads": 2, "sliding_window": 64}),
     "qwen2": ("Qwen2Config", SIZES | {"num_key_value_heads": 2, "tie_word_embeddings": True}),

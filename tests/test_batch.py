@@ -68,9 +68,7 @@ def test_reward_model_equals_separate_sequences(kind, readout, row_length):
     wanted = torch.stack([s[-1] if readout == "last" else s.sum() for s in scores])
     close(reward.double(), wanted)
     weight = torch.randn(len(reward))
-    for a, b in zip(
-        gradients(model, reward @ weight.to(reward)), gradients(model, wanted @ weight.double()), strict=True
-    ):
+    for a, b in zip(gradients(model, reward @ weight.to(reward)), gradients(model, wanted @ weight.double()), strict=True):
         close(a, b)
 
 
@@ -103,9 +101,7 @@ def test_the_example_of_the_docstring():
     assert sees[10].tolist() == [True] * 4 + [False] * 3 + [True] * 4  # the end of b: p and itself, never a
     assert sees[3].tolist() == [True] * 4 + [False] * 7
     moved = batch.to("cpu")
-    assert all(
-        torch.equal(getattr(moved, f), getattr(batch, f)) for f in ("tokens", "rows", "own", "target", "cu_seqlens")
-    )
+    assert all(torch.equal(getattr(moved, f), getattr(batch, f)) for f in ("tokens", "rows", "own", "target", "cu_seqlens"))
     assert not moved.causal
 
 
@@ -118,10 +114,7 @@ def test_groups_in_one_row_do_not_see_each_other():
 @torch.no_grad()
 def test_causal_fast_path_is_the_mask():
     model = tiny("gqa")
-    prompts, responses = (
-        [[1, 2, 3], [4, 5], [6]],
-        [[[7, 8]], [[9, 10]], [[11, 12]]],
-    )  # 5, 4 and 3 tokens: no two fit a row
+    prompts, responses = ([[1, 2, 3], [4, 5], [6]], [[[7, 8]], [[9, 10]], [[11, 12]]])  # 5, 4 and 3 tokens: no two fit a row
     batch = pack(prompts, responses)
     assert batch.causal and batch.mask() is None and batch.tokens.shape == (3, 5)
     masked = dataclasses.replace(batch, causal=False)

@@ -29,9 +29,7 @@ def test_greedy_equals_the_uncached_forward(kind, k):
         assert generate(model, PROMPTS, k, 12, temperature=0) == [[w] * k for w in wanted]
         assert generate(model, PROMPTS[2:3] * 2, k, 12, temperature=0) == [[wanted[2]] * k] * 2  # nothing to pad
         eos = wanted[1][7]
-        assert generate(model, PROMPTS, k, 12, temperature=0, eos=eos) == [
-            [greedy(model, p, 12, eos)] * k for p in PROMPTS
-        ]
+        assert generate(model, PROMPTS, k, 12, temperature=0, eos=eos) == [[greedy(model, p, 12, eos)] * k for p in PROMPTS]
 
 
 def test_top_k_1_is_greedy():

@@ -93,10 +93,7 @@ def test_what_gpt_cannot_represent_is_refused_by_name(name, config, message, cop
         ("llama-gqa", {"rope_parameters": "REMOVE", "rope_theta": 10000.0, "rope_scaling": None, "head_dim": "REMOVE"}),
         ("llama-tied", {"rope_parameters": "REMOVE", "hidden_act": "REMOVE", "rope_interleaved": False}),
         ("mistral", {"sliding_window": "REMOVE"}),
-        (
-            "qwen2",
-            {"rope_parameters": "REMOVE", "layer_types": "REMOVE", "sliding_window": 16, "use_sliding_window": False},
-        ),
+        ("qwen2", {"rope_parameters": "REMOVE", "layer_types": "REMOVE", "sliding_window": 16, "use_sliding_window": False}),
     ],
 )
 def test_older_and_shorter_configs_mean_the_same(name, config, folders, copy):
@@ -129,23 +126,11 @@ def test_files_with_buffers_without_prefix_or_with_the_tied_head_twice(folders, 
     [
         ("neox", {"gpt_neox.layers.1.mlp.dense_h_to_4h.bias": None}, "gpt_neox.layers.1.mlp.dense_h_to_4h.bias"),
         ("llama-gqa", {"lm_head.weight": None}, "no floating-point tensor lm_head.weight"),
-        (
-            "llama-gqa",
-            {"model.norm.weight": torch.ones(32, dtype=torch.int8)},
-            "no floating-point tensor model.norm.weight",
-        ),
+        ("llama-gqa", {"model.norm.weight": torch.ones(32, dtype=torch.int8)}, "no floating-point tensor model.norm.weight"),
         ("llama-gqa", {"model.layers.0.self_attn.k_proj.weight": torch.ones(16, 31)}, "self_attn"),
-        (
-            "neox",
-            {"gpt_neox.layers.0.attention.query_key_value.weight": torch.ones(95, 32)},
-            "query_key_value.weight is (95",
-        ),
+        ("neox", {"gpt_neox.layers.0.attention.query_key_value.weight": torch.ones(95, 32)}, "query_key_value.weight is (95"),
         ("qwen2", {"model.norm.weight": torch.ones(33)}, "norm.weight is (33,)"),
-        (
-            "llama-gqa",
-            {"model.layers.0.self_attn.q_proj.bias": torch.ones(32)},
-            "q_proj.bias that the config has no place",
-        ),
+        ("llama-gqa", {"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}, "q_proj.bias that the config has no place"),
         ("qwen2", {"lm_head.weight": torch.ones(61, 32)}, "ties the head to the embedding, but here they differ"),
     ],
 )

@@ -88,9 +88,7 @@ def test_initialisation():
     assert model.blocks[3].mlp.up.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert model.blocks[3].mlp.down.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
     assert not model.blocks[3].attention.qkv.bias.any()
-    assert GPT(GPTConfig(n_embd=256, head="scalar")).scalar_head.weight.std().item() == pytest.approx(
-        257**-0.5, rel=0.2
-    )
+    assert GPT(GPTConfig(n_embd=256, head="scalar")).scalar_head.weight.std().item() == pytest.approx(257**-0.5, rel=0.2)
     tied = GPT(GPTConfig())
     assert tied.lm_head.weight is tied.embedding.weight
     assert sum(p.numel() for p in tied.parameters()) == 145 * 64 + 64 * 64 + 2 * (12 * 64 * 64 + 13 * 64) + 2 * 64

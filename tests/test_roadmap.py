@@ -341,8 +341,7 @@ def test_shared_roads_have_lanes():
     _, ax = figures.new(10, 6)
     figures.draw_map(ax, {"out": "WA>ID:>ID", "back": "ID>WA:>WA"})
     out, back = (
-        next(line for line in ax.lines if line.get_color() == figures.COLOURS[i] and len(line.get_xdata()))
-        for i in (0, 1)
+        next(line for line in ax.lines if line.get_color() == figures.COLOURS[i] and len(line.get_xdata())) for i in (0, 1)
     )
     start = np.array([out.get_xdata()[0] - back.get_xdata()[1], out.get_ydata()[0] - back.get_ydata()[1]])
     assert np.linalg.norm(start) == pytest.approx(0.36)
