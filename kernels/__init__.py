@@ -1,4 +1,4 @@
-"""Per-token log-probs and their per-sequence sums, without the (tokens x vocabulary) logits ever living in memory."""
+"""Log-probs of tokens and their per-sequence sums, without the (tokens x vocabulary) logits ever living in memory."""
 
 from kernels.api import BACKENDS, linear_logp, logp_from_logits, segment_sum, sequence_logp, set_backend
 

@@ -1,78 +1,255 @@
-"""The public functions: they check their arguments by name, choose a backend, and leave the arithmetic to it."""
+"""The public functions: they check their arguments by name, choose a backend and leave the arithmetic to it.
+
+Each is a torch.library custom op with a fake implementation, so torch.compile(fullgraph=True) passes over it, and a
+backward op. On CUDA a target outside 0..V-1 cannot raise without waiting for the device: its log-prob is NaN instead.
+"""
 
 import torch
+from torch import Tensor
 
 from kernels import torch_backend
 
 BACKENDS = ("auto", "torch")
+IGNORE = -100  # a target that counts for nothing
 _default = "auto"
-IGNORE = -100
 
 
 def set_backend(name):
-    """What backend="auto" means from now on: "auto" (the fastest that works there) or one of BACKENDS. Raises ValueError."""
+    """What backend="auto" means from now on: one of BACKENDS. Raises ValueError."""
     global _default
+    _default = pick(name, None)
+
+
+def pick(name, device):
     if name not in BACKENDS:
         raise ValueError(f"backend is {name!r}, not one of {', '.join(BACKENDS)}")
-    _default = name
+    if device is None:
+        return name
+    name = _default if name == "auto" else name
+    return "torch" if name == "auto" else name
 
 
-def linear_logp(hidden, weight, target, *, bias=None, temperature=1.0, softcap=None, return_entropy=False, backend="auto"):
-    """log softmax(z)[target], z = softcap tanh((hidden weight^T + bias) / softcap) / temperature, the softcap if given.
+def linear_logp(
+    hidden, weight, target, *, bias=None, temperature=1.0, softcap=None, return_entropy=False, backend="auto", budget=None
+):
+    """log softmax(z)[target] with z = softcap tanh((hidden weight^T + bias) / softcap) / temperature (no softcap if None).
 
-    hidden (N, D), weight (V, D), bias (V,) of one float dtype (or autocast's), target (N,) int -> logp (N,) fp32 (fp64 for
-    fp64 inputs) [, entropy (N,) in nats if return_entropy]. target -100: 0 and no gradient. Differentiable in hidden,
-    weight and bias. Raises ValueError naming the argument: shape, dtype, device, a target outside 0..V-1."""
+    hidden (N, D), weight (V, D), bias (V,): one of fp32, fp16, bf16, fp64, or autocast's; target (N,) int -> logp (N,) fp32
+    [, entropy (N,) fp32 in nats]; fp64 for fp64 inputs. target -100: 0 and no gradient. Differentiable in hidden, weight
+    and bias. budget: bytes the backward may keep of the probabilities instead of computing them again (default: 4 GiB or
+    a quarter of the free memory, whichever is less). Raises ValueError naming the argument."""
     if torch.is_autocast_enabled(hidden.device.type):
         low = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(low), weight.to(low)
-        bias = None if bias is None else bias.to(low)
-    check(hidden, weight, target, bias, temperature, softcap)
-    return torch_backend.linear_logp(hidden, weight, target, bias, float(temperature), softcap, return_entropy)
+        hidden, weight, bias = (None if x is None else x.to(low) for x in (hidden, weight, bias))
+    _check_linear(hidden, weight, target, bias, temperature, softcap)
+    backend = pick(backend, hidden.device)
+    grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
+    room = torch_backend.default_budget(hidden.device) if budget is None and grad else int(budget or 0)
+    logp, entropy, *_ = linear_forward(
+        hidden, weight, bias, target, float(temperature), float(softcap or 0.0), return_entropy, room if grad else -1, backend
+    )
+    return (logp, entropy) if return_entropy else logp
 
 
-def sequence_logp(hidden, weight, target, cu_seqlens, **same):
-    """linear_logp of packed rows and its sums: (sequence (B,), token (N,)) [, entropy (N,)]. cu_seqlens (B+1,) int32."""
-    token, *entropy = _tuple(linear_logp(hidden, weight, target, **same))
-    return segment_sum(token, cu_seqlens), token, *entropy
+def sequence_logp(hidden, weight, target, cu_seqlens, *, return_entropy=False, backend="auto", **options):
+    """linear_logp of packed rows and its sums -> (sequence (B,), token (N,)) [, entropy (N,)].
+
+    cu_seqlens (B+1,) int32: sequence b is rows cu_seqlens[b] .. cu_seqlens[b+1]-1. The rest as in linear_logp."""
+    token = linear_logp(hidden, weight, target, return_entropy=return_entropy, backend=backend, **options)
+    token, *entropy = token if return_entropy else (token,)
+    return segment_sum(token, cu_seqlens, backend=backend), token, *entropy
 
 
 def logp_from_logits(logits, target, *, backend="auto"):
-    """log softmax(logits)[target]: logits (N, V), target (N,) int -> (N,) fp32. target -100: 0 and no gradient."""
-    keep = target != IGNORE
-    index = target.where(keep, 0).long().unsqueeze(1)
-    z = logits if logits.dtype == torch.float64 else logits.float()
-    return (z.gather(1, index).squeeze(1) - z.logsumexp(1)).where(keep, 0.0)
+    """log softmax(logits)[target] in one pass: logits (N, V), target (N,) int -> logp (N,) fp32 (fp64 for fp64 logits).
+
+    target -100: 0 and no gradient. Differentiable in logits. Raises ValueError naming the argument."""
+    if logits.ndim != 2 or not logits.dtype.is_floating_point:
+        raise ValueError(f"logits must be (N, V) floats, not {tuple(logits.shape)} {logits.dtype}")
+    _check_target(target, logits, logits.shape[1], "logits")
+    return logits_forward(logits, target, pick(backend, logits.device))[0]
 
 
 def segment_sum(x, cu_seqlens, *, backend="auto"):
-    """x (N,), cu_seqlens (B+1,) int32, from 0 to N -> (B,): the sum of each run, in a fixed order."""
-    return torch.segment_reduce(x, "sum", offsets=cu_seqlens.to(torch.int64), axis=0)
+    """x (N,) float, cu_seqlens (B+1,) int32 rising from 0 to N -> sums (B,) fp32 (fp64 for fp64 x).
+
+    Each sum is taken in an order that depends on the sequence's length alone. Raises ValueError naming the argument."""
+    if x.ndim != 1 or not x.dtype.is_floating_point:
+        raise ValueError(f"x must be (N,) floats, not {tuple(x.shape)} {x.dtype}")
+    if cu_seqlens.ndim != 1 or not len(cu_seqlens) or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"cu_seqlens must be (B+1,) int32, not {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}")
+    if cu_seqlens.device != x.device:
+        raise ValueError(f"cu_seqlens is on {cu_seqlens.device}, x on {x.device}")
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if cu_seqlens[0] != 0 or cu_seqlens[-1] != len(x) or (cu_seqlens.diff() < 0).any():
+            raise ValueError(f"cu_seqlens must rise from 0 to {len(x)}, not {cu_seqlens.tolist()[:8]}...")
+    return segment_forward(x, cu_seqlens, pick(backend, x.device))
 
 
-def check(hidden, weight, target, bias, temperature, softcap):
-    if hidden.ndim != 2:
-        raise ValueError(f"hidden must be (N, D), not {tuple(hidden.shape)}")
-    if weight.ndim != 2 or weight.shape[1] != hidden.shape[1]:
-        raise ValueError(f"weight must be (V, {hidden.shape[1]}), not {tuple(weight.shape)}")
-    if target.shape != hidden.shape[:1] or target.dtype.is_floating_point:
-        raise ValueError(f"target must be ({hidden.shape[0]},) integers, not {tuple(target.shape)} {target.dtype}")
-    if weight.dtype != hidden.dtype or not hidden.dtype.is_floating_point:
-        raise ValueError(f"weight must have hidden's dtype {hidden.dtype}, not {weight.dtype}")
-    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != hidden.dtype):
-        raise ValueError(f"bias must be ({weight.shape[0]},) {hidden.dtype}, not {tuple(bias.shape)} {bias.dtype}")
-    for name, tensor in (("weight", weight), ("target", target), ("bias", bias)):
-        if tensor is not None and tensor.device != hidden.device:
-            raise ValueError(f"{name} is on {tensor.device}, hidden on {hidden.device}")
-    if not temperature > 0:
+def _check_linear(hidden, weight, target, bias, temperature, softcap):
+    if hidden.ndim != 2 or hidden.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise ValueError(f"hidden must be (N, D) floats, not {tuple(hidden.shape)} {hidden.dtype}")
+    if weight.ndim != 2 or weight.shape[1] != hidden.shape[1] or not weight.shape[0]:
+        raise ValueError(f"weight must be (V, {hidden.shape[1]}), V > 0, not {tuple(weight.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be ({weight.shape[0]},), not {tuple(bias.shape)}")
+    for name, x in (("weight", weight), ("bias", bias)):
+        if x is not None and x.dtype != hidden.dtype:
+            raise ValueError(f"{name} must have hidden's dtype {hidden.dtype}, not {x.dtype}")
+        if x is not None and x.device != hidden.device:
+            raise ValueError(f"{name} is on {x.device}, hidden on {hidden.device}")
+    _check_target(target, hidden, weight.shape[0], "hidden")
+    if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be positive, not {temperature}")
-    if softcap is not None and not softcap > 0:
+    if softcap is not None and not 0 < softcap < float("inf"):
         raise ValueError(f"softcap must be positive or None, not {softcap}")
-    if target.device.type == "cpu" and not torch.compiler.is_compiling() and target.numel():
-        low, high = target.where(target != IGNORE, 0).aminmax()
-        if low < 0 or high >= weight.shape[0]:
-            raise ValueError(f"target holds {low if low < 0 else high}, outside 0..{weight.shape[0] - 1}")
 
 
-def _tuple(x):
-    return x if isinstance(x, tuple) else (x,)
+def _check_target(target, rows, v, name):
+    if target.shape != rows.shape[:1] or target.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8):
+        raise ValueError(f"target must be ({rows.shape[0]},) integers, not {tuple(target.shape)} {target.dtype}")
+    if target.device != rows.device:
+        raise ValueError(f"target is on {target.device}, {name} on {rows.device}")
+    if target.device.type == "cpu" and not torch.compiler.is_compiling() and len(target):
+        low, high = (int(x) for x in target.masked_fill(target == IGNORE, 0).aminmax())
+        if low < 0 or high >= v:
+            raise ValueError(f"target holds {low if low < 0 else high}, outside 0..{v - 1}")
+
+
+# --- the ops ---------------------------------------------------------------------------------------------------------
+
+
+def _module(backend):
+    return torch_backend
+
+
+@torch.library.custom_op("nanoroads::linear_logp", mutates_args=())
+def linear_forward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    temperature: float,
+    softcap: float,
+    with_entropy: bool,
+    budget: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """-> logp, entropy, and what the backward needs: lse (N,), peak and store. softcap 0: none. budget -1: no backward."""
+    return _module(backend).forward(hidden, weight, bias, target, temperature, softcap, with_entropy, budget)
+
+
+@linear_forward.register_fake
+def _(hidden, weight, bias, target, temperature, softcap, with_entropy, budget, backend):
+    n = hidden.shape[0]
+    row = hidden.new_empty(n, dtype=torch_backend.wide(hidden.dtype))
+    peak, store = _module(backend).kept(hidden, weight, budget)
+    return row, row.new_empty(n if with_entropy else 0), torch.empty_like(row), peak, store
+
+
+@torch.library.custom_op("nanoroads::linear_logp_backward", mutates_args=())
+def linear_backward(
+    g_logp: Tensor,
+    g_entropy: Tensor | None,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    logp: Tensor,
+    entropy: Tensor,
+    lse: Tensor,
+    peak: Tensor,
+    store: Tensor,
+    temperature: float,
+    softcap: float,
+    need: list[bool],
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> d_hidden, d_weight, d_bias; empty where need says no. It uses up store: see _backward."""
+    return _module(backend).backward(
+        g_logp, g_entropy, hidden, weight, bias, target, logp, entropy, lse, peak, store, temperature, softcap, need
+    )
+
+
+@linear_backward.register_fake
+def _(g_logp, g_entropy, hidden, weight, bias, target, logp, entropy, lse, peak, store, temperature, softcap, need, backend):
+    like = (hidden, weight, weight if bias is None else bias)
+    return tuple(x.new_empty(x.shape if wanted else 0) for x, wanted in zip(like, need, strict=True))
+
+
+def _save(ctx, inputs, output):
+    hidden, weight, bias, target, ctx.temperature, ctx.softcap, ctx.with_entropy, _, ctx.backend = inputs
+    logp, entropy, lse, peak, store = output
+    ctx.save_for_backward(hidden, weight, bias, target, logp, entropy, lse, peak, store)
+    ctx.mark_non_differentiable(lse, peak, store)
+    ctx.set_materialize_grads(False)
+    ctx.spent = False
+
+
+def _backward(ctx, g_logp, g_entropy, *_):
+    *saved, store = ctx.saved_tensors
+    if ctx.spent:  # a second pass over the same graph: store now holds gradients, so compute everything again
+        store = store.new_empty(0)
+    ctx.spent = True
+    g_logp = torch.zeros_like(saved[4]) if g_logp is None else g_logp
+    need = list(ctx.needs_input_grad[:3])
+    grads = linear_backward(g_logp, g_entropy, *saved, store, ctx.temperature, ctx.softcap, need, ctx.backend)
+    return *(g if wanted else None for g, wanted in zip(grads, need, strict=True)), None, None, None, None, None, None
+
+
+linear_forward.register_autograd(_backward, setup_context=_save)
+
+
+@torch.library.custom_op("nanoroads::logp_from_logits", mutates_args=())
+def logits_forward(logits: Tensor, target: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return _module(backend).logits_forward(logits, target)
+
+
+@torch.library.custom_op("nanoroads::logp_from_logits_backward", mutates_args=())
+def logits_backward(g: Tensor, logits: Tensor, target: Tensor, logp: Tensor, lse: Tensor, backend: str) -> Tensor:
+    return _module(backend).logits_backward(g, logits, target, logp, lse)
+
+
+@torch.library.custom_op("nanoroads::segment_sum", mutates_args=())
+def segment_forward(x: Tensor, cu_seqlens: Tensor, backend: str) -> Tensor:
+    return _module(backend).segment_sum(x, cu_seqlens)
+
+
+@logits_forward.register_fake
+def _(logits, target, backend):
+    row = logits.new_empty(logits.shape[0], dtype=torch_backend.wide(logits.dtype))
+    return row, torch.empty_like(row)
+
+
+@logits_backward.register_fake
+def _(g, logits, target, logp, lse, backend):
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+@segment_forward.register_fake
+def _(x, cu_seqlens, backend):
+    return x.new_empty(cu_seqlens.shape[0] - 1, dtype=torch_backend.wide(x.dtype))
+
+
+def _save_logits(ctx, inputs, output):
+    logits, target, ctx.backend = inputs
+    ctx.save_for_backward(logits, target, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _save_segments(ctx, inputs, output):
+    x, cu_seqlens, _ = inputs
+    ctx.save_for_backward(cu_seqlens)
+    ctx.rows, ctx.dtype = x.shape[0], x.dtype
+
+
+def _segment_backward(ctx, g):
+    (cu_seqlens,) = ctx.saved_tensors
+    position = torch.arange(ctx.rows, device=g.device, dtype=cu_seqlens.dtype)
+    return g[torch.searchsorted(cu_seqlens[1:].contiguous(), position, right=True)].to(ctx.dtype), None, None
+
+
+logits_forward.register_autograd(
+    lambda ctx, g, _: (logits_backward(g, *ctx.saved_tensors, ctx.backend), None, None), setup_context=_save_logits
+)
+segment_forward.register_autograd(_segment_backward, setup_context=_save_segments)

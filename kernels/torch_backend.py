@@ -1,91 +1,171 @@
-"""The torch backend: any device, chunked over rows. One chunk of logits lives at a time.
+"""The torch backend: any device, chunked over rows; the logits of one chunk live at a time.
 
-If all rows fit into one chunk, their log-probs are kept for the backward pass and nothing is computed twice; otherwise each
-chunk's logits are computed again there.
+Forward: p = softmax(z), logp = z[target] - lse. Backward, for one row with upstream gradient g and q = p - 1[target]:
+
+    dX = -g q W        dW = -q^T (g X)        dbias = -q^T g        (g already divided by the temperature)
+
+so g scales X and dX, (N, D), and never the (N, V) probabilities. p is kept in fp32 if all rows make one chunk; else as
+p / max p in fp16 if that fits the budget (the largest class and the true class stay exact, the rest are off by 2e-4 of
+themselves); else it is computed again.
 """
 
 import torch
-from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = 64 << 20  # of fp32 logits
+CHUNK = 32 << 20  # bytes of logits in a chunk
+SLICE = 8192  # rows of a 16-bit weight converted to fp32 at a time
+
+
+def wide(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def default_budget(device):
+    if device.type == "cuda" and not torch.compiler.is_compiling():
+        return min(4 << 30, torch.cuda.mem_get_info(device)[0] // 4)
+    return 4 << 30
+
+
+def chunk_rows(weight):
+    return max(1, CHUNK // (weight.shape[0] * wide(weight.dtype).itemsize))
+
+
+def kept(hidden, weight, budget):
+    """Empty (peak, store) of the shapes that forward keeps for the backward under this budget; -1: no backward."""
+    n, v = hidden.shape[0], weight.shape[0]
+    if budget < 0 or (n > chunk_rows(weight) and (hidden.dtype == torch.float64 or 2 * n * v > budget)):
+        return hidden.new_empty(0, dtype=wide(hidden.dtype)), hidden.new_empty(0)
+    if n <= chunk_rows(weight):
+        return hidden.new_empty(0, dtype=wide(hidden.dtype)), hidden.new_empty((n, v), dtype=wide(hidden.dtype))
+    return hidden.new_empty((n, 1), dtype=torch.float32), hidden.new_empty((n, v), dtype=torch.float16)
+
+
+def slices(weight):
+    """(start, end) of the rows of the weight that go into one matrix product."""
+    step = weight.shape[0] if weight.dtype in (torch.float32, torch.float64) else SLICE
+    return [(a, min(a + step, weight.shape[0])) for a in range(0, weight.shape[0], step)]
 
 
 def logits_of(hidden, weight, bias, temperature, softcap):
-    """(n, D), (V, D) -> z (n, V) in fp32 or fp64: fp32 from the accumulator on, since bf16 logits cost 1e-2 nats a token."""
-    if hidden.dtype in (torch.float32, torch.float64):
+    """(n, D), (V, D) -> z (n, V), fp32 from the accumulator on: rounding logits to bf16 costs 1e-2 nats a token."""
+    if hidden.dtype == wide(hidden.dtype):
         z = hidden @ weight.T
     elif hidden.is_cuda:
         z = torch.mm(hidden, weight.T, out_dtype=torch.float32)
     else:
-        z = hidden.float() @ weight.float().T
+        hidden = hidden.float()
+        z = hidden.new_empty(hidden.shape[0], weight.shape[0])
+        for a, b in slices(weight):
+            z[:, a:b] = hidden @ weight[a:b].float().T
     if bias is not None:
         z += bias
-    if softcap is not None:
+    if softcap:
         z = z.div_(softcap).tanh_().mul_(softcap)
     return z.div_(temperature) if temperature != 1.0 else z
 
 
-class LinearLogp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden, weight, bias, target, temperature, softcap, with_entropy):
-        n, v = hidden.shape[0], weight.shape[0]
-        rows = max(1, CHUNK_BYTES // (4 * v))
-        keep = target != -100
-        index = target.where(keep, 0).long().unsqueeze(1)  # (N, 1)
-        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        logp, entropy = (torch.zeros(n, dtype=wide, device=hidden.device) for _ in range(2))
-        kept = None
-        for a in range(0, n, rows):
-            all_logp = logits_of(hidden[a : a + rows], weight, bias, temperature, softcap).log_softmax(1)  # (rows, V)
-            logp[a : a + rows] = all_logp.gather(1, index[a : a + rows]).squeeze(1)
-            if with_entropy:
-                entropy[a : a + rows] = -(all_logp.exp() * all_logp).sum(1)
-            kept = all_logp if rows >= n else None
-        ctx.save_for_backward(hidden, weight, bias, index, keep, kept, entropy if with_entropy else None)
-        ctx.temperature, ctx.softcap, ctx.rows = temperature, softcap, rows
-        return logp.masked_fill_(~keep, 0.0), entropy.masked_fill(~keep, 0.0)
+def forward(hidden, weight, bias, target, temperature, softcap, with_entropy, budget):
+    n, v = hidden.shape[0], weight.shape[0]
+    keep, index = usable(target, v)
+    peak, store = kept(hidden, weight, budget)
+    logp, entropy, lse = (hidden.new_zeros(m, dtype=wide(hidden.dtype)) for m in (n, n if with_entropy else 0, n))
+    step = chunk_rows(weight)
+    for a in range(0, n, step):
+        rows = slice(a, a + step)
+        z = logits_of(hidden[rows], weight, bias, temperature, softcap)  # (rows, V)
+        p = z.softmax(1)
+        own = z.gather(1, index[rows, None]).squeeze(1)
+        lse[rows] = lse_of(z, p, own, index[rows])
+        logp[rows] = own - lse[rows]
+        if with_entropy:
+            entropy[rows] = -torch.xlogy(p, p).sum(1)
+        if store.dtype == torch.float16 and len(peak):
+            peak[rows] = p.amax(1, keepdim=True)
+            store[rows] = p.div_(peak[rows])
+        elif len(store):
+            store = p
+    bad = (index != target) & keep  # can only be on CUDA
+    logp = logp.masked_fill_(~keep, 0.0).masked_fill_(bad, float("nan"))
+    return logp, entropy.masked_fill_(~keep[: len(entropy)], 0.0), lse, peak, store
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g_logp, g_entropy):
-        """dz = g (1[target] - p) / temperature, and -h p (log p + H) / temperature for an entropy's gradient h."""
-        hidden, weight, bias, index, keep, kept, entropy = ctx.saved_tensors
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        n, wide = hidden.shape[0], g_logp.dtype
-        d_hidden = torch.empty_like(hidden) if need_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
-        d_bias = torch.zeros_like(weight[:, 0], dtype=wide) if need_bias else None
-        w = weight.to(wide) if need_hidden else None
-        g_logp = (g_logp * keep)[:, None] / ctx.temperature
-        g_entropy = (g_entropy * keep)[:, None] / ctx.temperature
-        for a in range(0, n, ctx.rows):
-            rows = slice(a, a + ctx.rows)
-            all_logp = kept
-            if kept is None:
-                all_logp = logits_of(hidden[rows], weight, bias, ctx.temperature, ctx.softcap).log_softmax(1)
-            dz = all_logp.exp()
-            if entropy is None:
-                dz *= -g_logp[rows]
-            else:
-                dz *= -g_logp[rows] - g_entropy[rows] * (all_logp + entropy[rows, None])
-            own = all_logp.gather(1, index[rows])  # 1 - p of the target is -expm1(logp): no cancellation where p is near 1
-            true_class = -torch.expm1(own) * g_logp[rows]
-            if entropy is not None:
-                true_class -= g_entropy[rows] * own.exp() * (own + entropy[rows, None])
-            dz.scatter_(1, index[rows], true_class)
-            if ctx.softcap is not None:  # d/dx softcap tanh(x / softcap) = 1 - (z / softcap)^2
-                z = logits_of(hidden[rows], weight, bias, 1.0, ctx.softcap)
-                dz *= 1 - (z / ctx.softcap) ** 2
-            if need_hidden:
-                d_hidden[rows] = dz @ w
+
+def usable(target, v):
+    """-> keep (N,) bool, index (N,) int64 that is safe to gather with."""
+    keep = target != -100
+    return keep, target.long().clamp(0, v - 1)
+
+
+def lse_of(z, p, own, index):
+    """The log-sum-exp of each row of z from its softmax p: z[t] - log p[t], for one log instead of V exponentials."""
+    if z.is_cuda:
+        return z.logsumexp(1)
+    p_own = p.gather(1, index[:, None]).squeeze(1)
+    lse = own - p_own.log()
+    small = p_own < 1e-30
+    if small.any():  # p[t] has lost digits, or is 0
+        lse[small] = z[small].logsumexp(1)
+    return lse
+
+
+def backward(g_logp, g_entropy, hidden, weight, bias, target, logp, entropy, lse, peak, store, temperature, softcap, need):
+    need_hidden, need_weight, need_bias = need
+    n, v = hidden.shape[0], weight.shape[0]
+    keep, index = usable(target, v)
+    big = wide(hidden.dtype)
+    d_hidden = torch.empty_like(hidden) if need_hidden else hidden.new_empty(0)
+    d_weight = torch.zeros_like(weight, dtype=big) if need_weight else weight.new_empty(0)
+    d_bias = weight.new_zeros(v if need_bias else 0, dtype=big)
+    g = (g_logp.to(big) / temperature).masked_fill(~keep, 0.0)[:, None]  # (N, 1)
+    step = chunk_rows(weight)
+    for a in range(0, n, step):
+        rows = slice(a, a + step)
+        if not store.numel():
+            q = logits_of(hidden[rows], weight, bias, temperature, softcap).softmax(1)  # (rows, V)
+        else:
+            q = store[rows] * peak[rows] if len(peak) else store.data  # .data: overwritten, api.py sees to it that just once
+        scale = g[rows]
+        log_q = q.clamp_min(1e-38).log_() if g_entropy is not None or softcap else None
+        q.scatter_(1, index[rows, None], torch.expm1(logp[rows, None]))  # p - 1 without cancellation
+        if g_entropy is not None:  # dH/dz = -p (log p + H)
+            h = (g_entropy[rows].to(big) / temperature).masked_fill(~keep[rows], 0.0)[:, None]
+            q = scale * q + h * log_q.exp() * (log_q + entropy[rows, None])
+            scale = torch.ones_like(scale)
+        if softcap:  # d/du softcap tanh(u / softcap) = 1 - tanh^2
+            q *= 1 - ((log_q + lse[rows, None]) * (temperature / softcap)) ** 2
+        x = hidden[rows].to(big) * -scale
+        for b, c in slices(weight):
             if need_weight:
-                d_weight.addmm_(dz.T, hidden[rows].to(wide))
-            if need_bias:
-                d_bias += dz.sum(0)
-        d_weight, d_bias = (None if d is None else d.to(weight.dtype) for d in (d_weight, d_bias))
-        return d_hidden, d_weight, d_bias, None, None, None, None
+                d_weight[b:c].addmm_(q[:, b:c].T, x)
+        if need_hidden:
+            d_hidden[rows] = sum(q[:, b:c] @ weight[b:c].to(big) for b, c in slices(weight)).mul_(-scale)
+        if need_bias:
+            d_bias -= q.T @ scale[:, 0]
+    return d_hidden, d_weight.to(weight.dtype), d_bias.to(weight.dtype)
 
 
-def linear_logp(hidden, weight, target, bias, temperature, softcap, with_entropy):
-    logp, entropy = LinearLogp.apply(hidden, weight, bias, target, temperature, softcap, with_entropy)
-    return (logp, entropy) if with_entropy else logp
+def logits_forward(logits, target):
+    keep, index = usable(target, logits.shape[1])
+    lse = torch.empty(logits.shape[0], dtype=wide(logits.dtype), device=logits.device)
+    for rows in _row_chunks(logits):
+        lse[rows] = logits[rows].to(lse.dtype).logsumexp(1)
+    logp = logits.gather(1, index[:, None]).squeeze(1).to(lse.dtype) - lse
+    return logp.masked_fill_(~keep, 0.0).masked_fill_((index != target) & keep, float("nan")), lse
+
+
+def logits_backward(g, logits, target, logp, lse):
+    keep, index = usable(target, logits.shape[1])
+    g = g.masked_fill(~keep, 0.0)[:, None]
+    d_logits = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    for rows in _row_chunks(logits):
+        q = (logits[rows].to(lse.dtype) - lse[rows, None]).exp_()
+        q.scatter_(1, index[rows, None], torch.expm1(logp[rows, None]))
+        d_logits[rows] = q.mul_(-g[rows])
+    return d_logits
+
+
+def _row_chunks(logits):
+    step = chunk_rows(logits.T)
+    return [slice(a, a + step) for a in range(0, logits.shape[0], step)]
+
+
+def segment_sum(x, cu_seqlens):
+    return torch.segment_reduce(x.to(wide(x.dtype)), "sum", offsets=cu_seqlens.long(), initial=0)
