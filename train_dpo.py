@@ -31,7 +31,7 @@ LOSSES = ["dpo", "cdpo", "ipo", "hinge", "simpo", "reference-free"]
 
 
 def flags(argv):
-    p = common.parser(__doc__, out=Path("out/dpo"), lr=3e-4, epochs=4.0, batch_size=32)
+    p = common.parser(__doc__, out=Path("out/dpo"), lr=1e-4, epochs=4.0, batch_size=32)
     p.add_argument("--init", type=Path, default=Path("out/sft"), help="the reference policy (default: %(default)s)")
     p.add_argument("--loss", default="dpo", choices=LOSSES, help="(default: %(default)s)")
     p.add_argument(

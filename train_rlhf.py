@@ -34,7 +34,7 @@ def flags(argv):
     )
     p.add_argument("--beta", type=common.positive(float), default=0.3, help="local: scale of the reward (default: %(default)s)")
     p.add_argument("--reward-epochs", type=common.positive(float), default=4.0, help="stage 1 (default: %(default)s)")
-    p.add_argument("--reward-lr", type=common.positive(float), help="stage 1 (default: global 1e-3, local 3e-4 as in DPO)")
+    p.add_argument("--reward-lr", type=common.positive(float), help="stage 1 (default: global 1e-3, local 1e-4 as in DPO)")
     p.add_argument("--reward-batch-size", type=common.positive(int), default=32, help="pairs a step (default: %(default)s)")
     p.add_argument("--stop-after", choices=["reward"], help="stop when stage 1 is done")
     p.add_argument("--eval-data", type=Path, help="held-out pairs (default: the last 5 %% of --data)")
@@ -42,13 +42,13 @@ def flags(argv):
         "--algo", default="rloo", choices=["rloo", "grpo", "online-dpo", "rebel", "reinforce"], help="(default: %(default)s)"
     )
     p.add_argument("--samples", type=common.positive(int), default=8, help="responses a prompt (default: %(default)s)")
-    p.add_argument("--kl", type=common.positive(float), help="strength of the KL regulariser (default: 0.3; --beta with local)")
+    p.add_argument("--kl", type=common.positive(float), help="strength of the KL regulariser (default: 0.5; --beta with local)")
     p.add_argument("--updates", type=common.positive(int), default=1, help="optimizer steps on each batch of samples")
     p.add_argument("--temperature", type=common.positive(float), default=1.0, help="of samples and of all log-probs")
     p.add_argument("--compare", type=Path, help="a policy, e.g. DPO's: log KL(it || ours) at each evaluation")
     p.add_argument("--max-new-tokens", type=common.positive(int), help="(default: the map's longest route; 64 elsewhere)")
     args = p.parse_args(argv)
-    args.reward_lr = args.reward_lr or (3e-4 if args.reward == "local" else 1e-3)
+    args.reward_lr = args.reward_lr or (1e-4 if args.reward == "local" else 1e-3)
     return args
 
 
@@ -176,7 +176,7 @@ def main(argv=None):
         if args.stop_after == "reward":
             return
     reward_model, beta, function = load_reward(args, out, device)
-    kl = args.kl or (beta if reward_model is not None and reward_model.config.head == "lm" else 0.3)
+    kl = args.kl or (beta if reward_model is not None and reward_model.config.head == "lm" else 0.5)
 
     texts, prompts = zip(*dict(zip(texts, prompts, strict=True)).items(), strict=True)  # RL: each prompt of the pairs once
     torch.manual_seed(args.seed)

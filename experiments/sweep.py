@@ -1,6 +1,6 @@
 """What was tuned, for each road the same number of settings, on a seed that no reported result uses.
 
-    python experiments/sweep.py                 about ten minutes on two CPU cores; writes experiments/sweep.md
+    python experiments/sweep.py                 about five minutes on two CPU cores; writes experiments/sweep.md
 
 Each road has nine settings to choose from. DPO: beta x learning rate. RLHF: three learning rates of the reward model, by
 held-out likelihood, then kl x learning rate of RLOO on the best one. Policies are chosen by true reward at temperature 1.
