@@ -190,9 +190,9 @@ def main(argv=None):
     length = args.max_new_tokens or (world.max_moves + 1 if world else 64)
     test_texts = roadmap.prompts(world, "test") if world else []
     if args.compare:  # KL(other || ours) is the mean of log other - log ours on samples of the other
-        other, some = load_model(args.compare, device=device), prompts[:256]
-        theirs = generate(other, some, 4, length, args.temperature, eos=eos, seed=args.seed)
-        their_logp = evaluate.score(other, some, theirs, args, device)
+        other, asked_of = load_model(args.compare, device=device), prompts[:256]
+        theirs = generate(other, asked_of, 4, length, args.temperature, eos=eos, seed=args.seed)
+        their_logp = evaluate.score(other, asked_of, theirs, args, device)
     print(f"{args.algo}: {len(prompts):,} prompts x {k} samples, {steps} steps, kl {kl}, {device}")
 
     with common.profiled(args, device) as profile_step:
@@ -246,7 +246,7 @@ def main(argv=None):
                     pairs_ = [(texts[i], a) for i, g in zip(some, responses, strict=True) for a in evaluate.texts(encoding, g)]
                     row["true_reward"] = sum(world.reward(p, a) for p, a in pairs_) / len(pairs_)
                 if evaluating and args.compare:
-                    row["kl_compare"] = (their_logp - evaluate.score(policy, some, theirs, args, device)).mean()
+                    row["kl_compare"] = (their_logp - evaluate.score(policy, asked_of, theirs, args, device)).mean()
                 if evaluating and world:
                     seen = evaluate.on_map(policy, reference, world, encoding, test_texts, args, device)
                     row |= {f"map_{k}": sum(v) / len(v) for k, v in seen.items()}
