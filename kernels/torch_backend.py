@@ -9,6 +9,8 @@ p / max p in fp16 if that fits the budget (the largest class and the true class 
 themselves); else it is computed again.
 """
 
+from functools import reduce
+
 import torch
 
 CHUNK = 32 << 20  # bytes of logits in a chunk
@@ -67,43 +69,45 @@ def forward(hidden, weight, bias, target, temperature, softcap, with_entropy, bu
     n, v = hidden.shape[0], weight.shape[0]
     keep, index = usable(target, v)
     peak, store = kept(hidden, weight, budget)
-    logp, entropy, lse = (hidden.new_zeros(m, dtype=wide(hidden.dtype)) for m in (n, n if with_entropy else 0, n))
+    lse, own = (hidden.new_empty(n, dtype=wide(hidden.dtype)) for _ in range(2))
+    entropy = lse.new_empty(n if with_entropy else 0)
     step = chunk_rows(weight)
     for a in range(0, n, step):
         rows = slice(a, a + step)
         z = logits_of(hidden[rows], weight, bias, temperature, softcap)  # (rows, V)
-        p = z.softmax(1)
-        own = z.gather(1, index[rows, None]).squeeze(1)
-        lse[rows] = lse_of(z, p, own, index[rows])
-        logp[rows] = own - lse[rows]
+        own[rows] = z.gather(1, index[rows, None]).squeeze(1)
+        p, lse[rows] = softmax_(z, own[rows], index[rows])
+        lost = lse[rows].isinf()
+        if not z.is_cuda and lost.any():  # p[t] underflowed
+            lse[rows][lost] = logits_of(hidden[rows][lost], weight, bias, temperature, softcap).logsumexp(1)
         if with_entropy:
             entropy[rows] = -torch.xlogy(p, p).sum(1)
-        if store.dtype == torch.float16 and len(peak):
+        if len(peak):
             peak[rows] = p.amax(1, keepdim=True)
             store[rows] = p.div_(peak[rows])
         elif len(store):
             store = p
-    bad = (index != target) & keep  # can only be on CUDA
-    logp = logp.masked_fill_(~keep, 0.0).masked_fill_(bad, float("nan"))
-    return logp, entropy.masked_fill_(~keep[: len(entropy)], 0.0), lse, peak, store
+    return masked(own - lse, keep, index, target), entropy.masked_fill_(~keep[: len(entropy)], 0.0), lse, peak, store
+
+
+def softmax_(z, own, index):
+    """Softmax of z (n, V) in place, and the log-sum-exp (n,) of its rows: on a CPU from z[t] and p[t], inf where p[t] is 0."""
+    if z.is_cuda:
+        lse = z.logsumexp(1)
+        return z.sub_(lse[:, None]).exp_(), lse
+    p = torch.softmax(z, 1, out=z)
+    p_own = p.gather(1, index[:, None]).squeeze(1)
+    return p, own - torch.where(p_own < 1e-30, 0.0, p_own).log()
 
 
 def usable(target, v):
     """-> keep (N,) bool, index (N,) int64 that is safe to gather with."""
-    keep = target != -100
-    return keep, target.long().clamp(0, v - 1)
+    return target != -100, target.long().clamp(0, v - 1)
 
 
-def lse_of(z, p, own, index):
-    """The log-sum-exp of each row of z from its softmax p: z[t] - log p[t], for one log instead of V exponentials."""
-    if z.is_cuda:
-        return z.logsumexp(1)
-    p_own = p.gather(1, index[:, None]).squeeze(1)
-    lse = own - p_own.log()
-    small = p_own < 1e-30
-    if small.any():  # p[t] has lost digits, or is 0
-        lse[small] = z[small].logsumexp(1)
-    return lse
+def masked(logp, keep, index, target):
+    logp.masked_fill_(~keep, 0.0)
+    return logp.masked_fill_((index != target) & keep, float("nan")) if target.is_cuda else logp
 
 
 def backward(g_logp, g_entropy, hidden, weight, bias, target, logp, entropy, lse, peak, store, temperature, softcap, need):
@@ -111,10 +115,12 @@ def backward(g_logp, g_entropy, hidden, weight, bias, target, logp, entropy, lse
     n, v = hidden.shape[0], weight.shape[0]
     keep, index = usable(target, v)
     big = wide(hidden.dtype)
+    if not n:
+        return tuple(torch.zeros_like(x) if wanted else x.new_empty(0) for x, wanted in zip((hidden, weight, weight[:, 0]), need))
     d_hidden = torch.empty_like(hidden) if need_hidden else hidden.new_empty(0)
-    d_weight = torch.zeros_like(weight, dtype=big) if need_weight else weight.new_empty(0)
+    d_weight = torch.empty_like(weight, dtype=big) if need_weight else weight.new_empty(0)
     d_bias = weight.new_zeros(v if need_bias else 0, dtype=big)
-    g = (g_logp.to(big) / temperature).masked_fill(~keep, 0.0)[:, None]  # (N, 1)
+    g = (g_logp / -temperature).to(big).masked_fill_(~keep, 0.0)[:, None]  # (N, 1), from here on -g
     step = chunk_rows(weight)
     for a in range(0, n, step):
         rows = slice(a, a + step)
@@ -126,19 +132,20 @@ def backward(g_logp, g_entropy, hidden, weight, bias, target, logp, entropy, lse
         log_q = q.clamp_min(1e-38).log_() if g_entropy is not None or softcap else None
         q.scatter_(1, index[rows, None], torch.expm1(logp[rows, None]))  # p - 1 without cancellation
         if g_entropy is not None:  # dH/dz = -p (log p + H)
-            h = (g_entropy[rows].to(big) / temperature).masked_fill(~keep[rows], 0.0)[:, None]
+            h = (g_entropy[rows] / -temperature).to(big).masked_fill_(~keep[rows], 0.0)[:, None]
             q = scale * q + h * log_q.exp() * (log_q + entropy[rows, None])
             scale = torch.ones_like(scale)
         if softcap:  # d/du softcap tanh(u / softcap) = 1 - tanh^2
             q *= 1 - ((log_q + lse[rows, None]) * (temperature / softcap)) ** 2
-        x = hidden[rows].to(big) * -scale
+        x = hidden[rows] * scale
         for b, c in slices(weight):
             if need_weight:
-                d_weight[b:c].addmm_(q[:, b:c].T, x)
+                d_weight[b:c].addmm_(q[:, b:c].T, x, beta=0 if a == 0 else 1)
         if need_hidden:
-            d_hidden[rows] = sum(q[:, b:c] @ weight[b:c].to(big) for b, c in slices(weight)).mul_(-scale)
+            parts = [q[:, b:c] @ weight[b:c].to(big) for b, c in slices(weight)]
+            torch.mul(reduce(torch.add, parts), scale, out=d_hidden[rows])
         if need_bias:
-            d_bias -= q.T @ scale[:, 0]
+            d_bias += q.T @ scale[:, 0]
     return d_hidden, d_weight.to(weight.dtype), d_bias.to(weight.dtype)
 
 
@@ -148,7 +155,7 @@ def logits_forward(logits, target):
     for rows in _row_chunks(logits):
         lse[rows] = logits[rows].to(lse.dtype).logsumexp(1)
     logp = logits.gather(1, index[:, None]).squeeze(1).to(lse.dtype) - lse
-    return logp.masked_fill_(~keep, 0.0).masked_fill_((index != target) & keep, float("nan")), lse
+    return masked(logp, keep, index, target), lse
 
 
 def logits_backward(g, logits, target, logp, lse):
