@@ -26,6 +26,7 @@ from nanoroads.generate import generate
 
 SIZES = Namespace(micro_batch_size=None, batch_size=1024, dtype="float32")  # of forward passes when measuring
 CPU = torch.device("cpu")
+READOUT = {"roadmap": "last", "roadmap-short": "last", "roadmap-hidden": "sum"}  # F1 is a sum over the states named
 LOW_BETA, LOW_KL = 0.05, 0.05  # too weak a regulariser, to see over-optimisation
 
 
@@ -229,16 +230,20 @@ def measure(at, quick):
         "best_of_n_true_reward": ceiling,
         "equivalence": equivalence_row(at, encoding, prompts),
         "gap_closed": {label: gap_closed_row(at, name) for label, name in worlds.items()},
-        "routes": greedy_routes(at, encoding, "WA>FL:"),
+        "routes": greedy_routes(at, encoding, prompts),
     }
 
 
-def greedy_routes(at, encoding, prompt):
-    """{policy: its likeliest response} for the map in the report, and one of the shortest routes."""
-    settings = {"temperature": 0, "eos": tokenizer.eos_id(encoding)}
-    ids = [tokenizer.encode(encoding, prompt)]
-    tokens = {n: generate(load_model(at / n), ids, 1, 12, **settings)[0] for n in ("sft", "dpo", "rlhf_global")}
-    return {n: evaluate.texts(encoding, t)[0] for n, t in tokens.items()} | {"optimum": roadmap.shortest_routes(prompt)[0]}
+def greedy_routes(at, encoding, prompts):
+    """{policy: {prompt: its likeliest response}} for the map in the report: the first held-out prompts 2, 3, 4, 5 moves apart."""
+    moves = {p: roadmap.shortest_routes(p)[0].count(">") for p in prompts}
+    some = [next(p for p in prompts if moves[p] == n) for n in (2, 3, 4, 5)]
+    ids, settings = [tokenizer.encode(encoding, p) for p in some], {"temperature": 0, "eos": tokenizer.eos_id(encoding)}
+    rows = {"optimum": {p: roadmap.shortest_routes(p)[0] for p in some}}
+    for name in ("sft", "dpo", "rlhf_global"):
+        responses = generate(load_model(at / name), ids, 1, roadmap.WORLDS["roadmap"].max_moves + 1, **settings)
+        rows[name] = dict(zip(some, evaluate.texts(encoding, [r[0] for r in responses]), strict=True))
+    return rows
 
 
 def combine(rows):
@@ -297,7 +302,7 @@ def draw(results, out, at):
     figures.rewards(results).savefig(out / "rewards.png")
     figures.best_of_n(results).savefig(out / "best_of_n.png")
     figures.equivalence(results, common.read_metrics(at / "rlhf_local")).savefig(out / "equivalence.png")
-    figures.routes("WA>FL:", results["routes"]).savefig(out / "routes.png")
+    figures.routes(results["routes"]).savefig(out / "routes.png")
     if results["gap_closed"]:
         weak = {f"beta {LOW_BETA}": "dpo_low_beta", f"kl {LOW_KL}": "rlhf_low_kl"}
         fair = {f"beta {read_config(at / 'dpo')['beta']}": "dpo", f"kl {read_config(at / 'rlhf_global')['kl']}": "rlhf_global"}

@@ -89,14 +89,17 @@ def main(argv=None):
     args = flags(argv)
     device = common.pick_device(args)
     kernels.set_backend(args.kernel)
-    name = read_config(args.model).get("tokenizer", str(args.model))
-    encoding = tokenizer.get(name)
+    config = read_config(args.model)
+    name = config.get("tokenizer", str(args.model))
+    encoding, world = tokenizer.get(name), None
+    if name == "roadmap":  # a policy of another world than the main one was trained with --data of that name
+        world = roadmap.WORLDS.get(config.get("args", {}).get("data"), roadmap.WORLDS["roadmap"])
     model = load_model(args.model, device=device)
     if model.config.head != "lm":
         raise common.InputError(f"{args.model}: a reward model gives scores, not text; pass it as --reward")
     room = model.config.block_size
     settings = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
-    settings["max_new_tokens"] = args.max_new_tokens or (12 if name == "roadmap" else min(128, room // 2))
+    settings["max_new_tokens"] = args.max_new_tokens or (world.max_moves + 1 if world else min(128, room // 2))
     if args.chat:
         with common.autocast(args, device):
             return chat(model, encoding, args, settings)
@@ -104,10 +107,12 @@ def main(argv=None):
     if args.prompts:
         prompts, _, texts = data.load(args.prompts, data.prompt_texts, encoding, room)
     else:
-        texts = [args.prompt if args.prompt is not None else "WA>FL:" if name == "roadmap" else "\n"]
+        texts = [args.prompt if args.prompt is not None else "WA>FL:" if world else "\n"]
         prompts = [tokenizer.encode(encoding, texts[0])]
     if not all(prompts) or max(map(len, prompts)) + settings["max_new_tokens"] > room:
         raise common.InputError(f"an empty prompt, or prompt and --max-new-tokens exceed the model's context of {room} tokens")
+    if world:
+        [world.reward(text, "") for text in texts]  # a prompt that names no start and goal is refused before anything is sampled
     with common.autocast(args, device), torch.no_grad():
         if args.best_of:
             return best_of(args, model, encoding, list(zip(texts, prompts, strict=True)), settings, device)
@@ -115,11 +120,10 @@ def main(argv=None):
             for i in range(args.num_samples):
                 print(text, end="", flush=True)
                 answer = say(model, encoding, prompt, args.seed + i, settings)
-                if name == "roadmap":
-                    seen = roadmap.reward_parts(text, answer)
-                    print(
-                        f"  true reward {seen['reward']:.2f} (legal {seen['legal']}, arrives {seen['arrives']}, {seen['moves']} moves)"
-                    )
+                if world:
+                    seen = roadmap.reward_parts(text, answer, world)
+                    parts = f"legal {seen['legal']}, arrives {seen['arrives']}, {seen['moves']} moves"
+                    print(f"  true reward {seen['reward']:.2f} ({parts})")
 
 
 if __name__ == "__main__":

@@ -34,9 +34,7 @@ def flags(argv):
     p = common.parser(__doc__, out=Path("out/dpo"), lr=1e-4, epochs=4.0, batch_size=32)
     p.add_argument("--init", type=Path, default=Path("out/sft"), help="the reference policy (default: %(default)s)")
     p.add_argument("--loss", default="dpo", choices=LOSSES, help="(default: %(default)s)")
-    p.add_argument(
-        "--beta", type=common.positive(float), default=0.3, help="strength of the KL regulariser (default: %(default)s)"
-    )
+    p.add_argument("--beta", type=common.positive(float), default=0.3, help="strength of the regulariser (default: %(default)s)")
     p.add_argument("--label-smoothing", type=float, default=0.1, help="cdpo: share of flipped labels (default: %(default)s)")
     p.add_argument("--gamma", type=float, default=0.5, help="simpo: target margin per token (default: %(default)s)")
     p.add_argument("--eval-data", type=Path, help="held-out pairs (default: the last 5 %% of --data)")

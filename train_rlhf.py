@@ -23,24 +23,23 @@ from nanoroads.batch import pack
 from nanoroads.checkpoint import finish, is_finished, load_model, load_state, read_config, save_config, save_state
 from nanoroads.generate import generate
 
+ALGOS = ["rloo", "grpo", "online-dpo", "rebel", "reinforce"]
+CLASSES = ["global", "local"]  # of reward models
+
 
 def flags(argv):
     p = common.parser(__doc__, out=Path("out/rlhf"), lr=1e-3, steps=300, batch_size=32)
     p.add_argument("--init", type=Path, default=Path("out/sft"), help="the reference policy (default: %(default)s)")
     p.add_argument("--start", type=Path, help="policy that RL starts from, e.g. DPO's (default: --init)")
     p.add_argument("--reward", default="global", help="global | local | a run of either | module:function (default: %(default)s)")
-    p.add_argument(
-        "--readout", default="last", choices=["last", "sum"], help="global: last token's score, or the sum over tokens"
-    )
+    p.add_argument("--readout", default="last", choices=["last", "sum"], help="global: read at the last token, or summed")
     p.add_argument("--beta", type=common.positive(float), default=0.3, help="local: scale of the reward (default: %(default)s)")
     p.add_argument("--reward-epochs", type=common.positive(float), default=4.0, help="stage 1 (default: %(default)s)")
     p.add_argument("--reward-lr", type=common.positive(float), help="stage 1 (default: global 1e-3, local 1e-4 as in DPO)")
     p.add_argument("--reward-batch-size", type=common.positive(int), default=32, help="pairs a step (default: %(default)s)")
     p.add_argument("--stop-after", choices=["reward"], help="stop when stage 1 is done")
     p.add_argument("--eval-data", type=Path, help="held-out pairs (default: the last 5 %% of --data)")
-    p.add_argument(
-        "--algo", default="rloo", choices=["rloo", "grpo", "online-dpo", "rebel", "reinforce"], help="(default: %(default)s)"
-    )
+    p.add_argument("--algo", default="rloo", choices=ALGOS, help="(default: %(default)s)")
     p.add_argument("--samples", type=common.positive(int), default=8, help="responses a prompt (default: %(default)s)")
     p.add_argument("--kl", type=common.positive(float), help="strength of the KL regulariser (default: 0.5; --beta with local)")
     p.add_argument("--updates", type=common.positive(int), default=1, help="optimizer steps on each batch of samples")
@@ -145,7 +144,7 @@ def load_reward(args, out, device):
     """(model or None, beta of a local reward, function or None)."""
     if ":" in args.reward:
         return None, None, rule(args.reward)
-    folder = out / "reward" if args.reward in ("global", "local") else Path(args.reward)
+    folder = out / "reward" if args.reward in CLASSES else Path(args.reward)
     config = read_config(folder)
     return load_model(folder, device=device).requires_grad_(False), config.get("beta"), None
 
@@ -166,15 +165,15 @@ def main(argv=None):
     tokenizer_name = read_config(args.init).get("tokenizer", str(args.init))
     encoding = tokenizer.get(tokenizer_name)
     limits = reference.config.block_size, args.max_prompt_tokens, args.max_response_tokens
-    prompts, pairs, texts = data.load(train_path, data.preference_texts, encoding, *limits)
-    if args.reward in ("global", "local"):
-        train, test = (
-            (prompts, pairs),
-            data.load(test_path, data.preference_texts, encoding, *limits)[:2] if test_path else None,
-        )
-        train_reward(args, out, *((train, test) if test else data.hold_out(*train)), tokenizer_name, device)
+    if args.reward in CLASSES:
+        prompts, pairs, texts = data.load(train_path, data.preference_texts, encoding, *limits)
+        test = data.load(test_path, data.preference_texts, encoding, *limits)[:2] if test_path else None
+        rows = ((prompts, pairs), test) if test else data.hold_out(prompts, pairs)
+        train_reward(args, out, *rows, tokenizer_name, device)
         if args.stop_after == "reward":
             return
+    else:
+        prompts, _, texts = data.load(train_path, data.prompt_texts, encoding, *limits)
     reward_model, beta, function = load_reward(args, out, device)
     kl = args.kl or (beta if reward_model is not None and reward_model.config.head == "lm" else 0.5)
 
@@ -230,9 +229,8 @@ def main(argv=None):
                     loss.backward()
                     share = len(reward) / (len(some) * k)
                     kl_now, entropy = losses.kl_k1(logp.detach(), ref[0]).mean(), -token_logp.detach().mean()
-                    totals += torch.stack(
-                        [loss.detach(), share * reward.mean(), share * kl_now, share * entropy, share * clipped]
-                    )
+                    means = torch.stack([reward.mean(), kl_now, entropy, clipped])
+                    totals += torch.cat([loss.detach()[None], share * means])
                 grad_norm = common.update(args, policy, optimizer, step, steps)
             profile_step()
 

@@ -3,7 +3,7 @@
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from nanoroads.roadmap import NEIGHBOURS, ends
+from nanoroads.roadmap import NEIGHBOURS, ends, reward_parts
 
 INK, PALE = "#2b2d33", "#d9dce1"
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]  # Okabe and Ito: safe for the colour-blind
@@ -138,41 +138,38 @@ def equivalence(results, metrics):
     points = [(row["step"], row["kl_compare"]) for row in metrics if "kl_compare" in row]
     points = [(0, results["equivalence"]["kl_dpo_sft"]), *points]
     ax.plot(*zip(*points, strict=True), "o-")
+    for step, kl in points[1:]:
+        ax.annotate(f"{kl:.3f}", (step, kl), (0, 7), textcoords="offset points", ha="center")
     ax.set(xlabel="RL steps on DPO's own reward", ylabel="KL(DPO || policy), nats", title="The roads are one (Theorem 2.2)")
     ax.set_ylim(bottom=0)
     return fig
 
 
 def overoptimisation(rl, dpo):
-    """True reward against KL for both roads, with a fair regulariser and with one that is too weak.
-
-    rl, dpo: {label: rows of metrics.jsonl}; of RL the model's own score is drawn too, on the right-hand axis."""
-    fig, (left, right) = new(10, 3.8, ncols=2)
-    score = left.twinx()
-    score.spines["right"].set_visible(True)
-    for (label, rows), colour in zip(rl.items(), COLOURS, strict=False):
+    """Three panels against KL: true reward of RL's samples, the reward model's score of the same samples, and DPO's true
+    reward; each with a fair regulariser and with one that is too weak. rl, dpo: {label: rows of metrics.jsonl}."""
+    fig, (true, score, right) = new(12, 3.6, ncols=3)
+    for label, rows in rl.items():
         kl = [row["kl"] for row in rows]
-        left.plot(kl, [row["true_reward"] for row in rows], "o", ms=3, color=colour, label=f"{label}: true reward")
-        score.plot(kl, [row["reward"] for row in rows], "x", ms=4, alpha=0.5, color=colour)
-        left.plot([], [], "x", color=colour, alpha=0.5, label=f"{label}: reward model's score (right)")
-    for (label, rows), colour in zip(dpo.items(), COLOURS, strict=False):
+        true.plot(kl, [row["true_reward"] for row in rows], "o", ms=4, label=label)
+        score.plot(kl, [row["reward"] for row in rows], "o", ms=4, label=label)
+    for label, rows in dpo.items():
         rows = [row for row in rows if "map_kl" in row]
-        right.plot([r["map_kl"] for r in rows], [r["map_reward"] for r in rows], "o-", ms=4, color=colour, label=label)
-    left.set(xlabel="KL(policy || SFT), nats", ylabel="true reward", title="RLHF")
-    right.set(xlabel="KL(policy || SFT), nats", ylabel="true reward", title="DPO")
-    score.set_ylabel("reward model's score")
-    for ax in (left, right):
-        ax.set_ylim(bottom=0)
-        ax.legend(fontsize=8)
+        right.plot([row["map_kl"] for row in rows], [row["map_reward"] for row in rows], "o-", ms=4, label=label)
+    true.set(title="RLHF: what is wanted", ylabel="true reward", ylim=(0, None))
+    score.set(title="RLHF: what is maximised", ylabel="reward model's score")
+    right.set(title="DPO", ylabel="true reward", ylim=(0, None))
+    for ax in (true, score, right):
+        ax.set_xlabel("KL(policy || SFT), nats")
+        ax.legend()
     return fig
 
 
-def routes(prompt, by_policy):
-    """One map a policy with its greedy route. by_policy: {name: response}."""
-    from nanoroads.roadmap import reward_parts
-
+def routes(by_policy):
+    """A map for each policy with its greedy routes. by_policy: {name: {prompt: response}}, in any order."""
     fig, axes = new(13, 8.6, nrows=2, ncols=2)
-    for ax, (name, response) in zip(axes.flat, by_policy.items(), strict=False):
-        draw_map(ax, {f"{prompt}{response}": prompt + response})
-        ax.set_title(f"{NAMES[name]}: true reward {reward_parts(prompt, response)['reward']:.2f}")
+    for ax, name in zip(axes.flat, [n for n in NAMES if n in by_policy], strict=False):
+        reward = {p: reward_parts(p, r)["reward"] for p, r in by_policy[name].items()}
+        draw_map(ax, {f"{p[:-1]}   {reward[p]:.2f}": p + r for p, r in by_policy[name].items()})
+        ax.set_title(f"{NAMES[name]}: greedy routes, true reward {sum(reward.values()) / len(reward):.2f}")
     return fig
