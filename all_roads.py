@@ -20,8 +20,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from nanoroads import common, data, evaluate, figures, losses, roadmap, tokenizer
-from nanoroads.checkpoint import load_model, read_config, read_safetensors, write_atomic, write_json
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+from nanoroads import common, data, evaluate, losses, report, roadmap, tokenizer
+from nanoroads.checkpoint import load_model, read_config, read_safetensors, write_json
 from nanoroads.generate import generate
 
 SIZES = Namespace(micro_batch_size=None, batch_size=1024, dtype="float32")  # of forward passes when measuring
@@ -79,10 +84,18 @@ def plan(at, seed, world, quick):
 def run_phases(phases, out, jobs):
     """Run the commands, `jobs` at a time, each when those it needs are done. Returns {name: seconds}; finished ones are kept."""
     ledger = out / "phases.json"
-    done = json.loads(ledger.read_text()) if ledger.exists() else {}
-    done = {name: done[name] for name, _, command in phases if done.get(name, {}).get("command") == command}
+    known = json.loads(ledger.read_text()) if ledger.exists() else {}
+    target = lambda command: Path(command[command.index("--out") + 1])  # noqa: E731
+    done = {name: known.get(name) for name, _, c in phases if known.get(name, {}).get("command") == c and target(c).exists()}
     waiting, running = [phase for phase in phases if phase[0] not in done], {}
     (out / "logs").mkdir(parents=True, exist_ok=True)
+    lock = open(out / "lock", "w")  # phases inherit it: those that a killed run left behind finish before their files are touched
+    if fcntl:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{out}: waiting for the phases that another run of it has started", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
     env = common.environment() | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
     bar = tqdm(total=len(phases), initial=len(done), desc="phases", unit="phase", disable=None, dynamic_ncols=True)
     try:
@@ -93,7 +106,10 @@ def run_phases(phases, out, jobs):
                 tqdm.write(f"python {shlex.join(command)}")
                 log = open(out / "logs" / (name.removeprefix(f"{out}/").replace("/", "-") + ".txt"), "w")
                 resume = ["--resume"] if command[0].endswith(".py") else []
-                child = subprocess.Popen(common.python([*command, *resume]), env=env, stdout=log, stderr=subprocess.STDOUT)
+                if not resume:  # a file of pairs from a run whose ledger was lost
+                    target(command).unlink(missing_ok=True)
+                streams = {"stdin": lock, "stdout": log, "stderr": subprocess.STDOUT}
+                child = subprocess.Popen(common.python([*command, *resume]), env=env, **streams)
                 running[name] = (child, command, time.time(), log)
             bar.set_postfix_str(", ".join(name.removeprefix(f"{out}/") for name in running))
             time.sleep(0.1)
@@ -105,8 +121,8 @@ def run_phases(phases, out, jobs):
                     last = (Path(log.name).read_text().strip().splitlines() or ["no output"])[-1]
                     raise common.InputError(f"{name} failed: {last} (all of it: {log.name})")
                 del running[name]
-                done[name] = {"command": command, "seconds": round(time.time() - begun, 1)}
-                write_json(ledger, done)
+                done[name] = known[name] = {"command": command, "seconds": round(time.time() - begun, 1)}
+                write_json(ledger, known)
                 bar.update()
     finally:
         for child, *_ in running.values():
@@ -259,99 +275,6 @@ def combine(rows):
     return sum(rows) / len(rows)
 
 
-# ---------------------------------------------------------------- the report
-
-
-def pm(m, digits=3):
-    return f"{m['mean']:.{digits}f} ± {m['se']:.{digits}f}"
-
-
-def table(head, rows):
-    return "\n".join(["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]) + "\n"
-
-
-def verdict(results):
-    """What the numbers say, for or against; nothing here is decided beforehand."""
-    p, e, g = results["policies"], results["equivalence"], results["gap_closed"]
-    yes = lambda ok: "yes" if ok else "NO"  # noqa: E731
-    gain = p["rlhf_global"]["reward"]["mean"] - p["dpo"]["reward"]["mean"]
-    lines = [
-        f"{yes(gain > 0)}: RLHF on the global reward beats DPO in true reward (by {gain:+.3f}).",
-        f"{yes(p['dpo']['reward']['mean'] > p['sft']['reward']['mean'])}: DPO beats SFT.",
-        f"{yes(e['kl_dpo_rlhf_local'] < e['kl_dpo_sft'] / 4)}: RLHF on the local reward comes back to DPO's policy (Theorem 2.2): "
-        f"KL {e['kl_dpo_sft']:.2f} before, {e['kl_dpo_rlhf_local']:.2f} nats after.",
-    ]
-    for name, row in g.items():
-        here, se = (
-            row["rlhf_global"]["mean"] - row["dpo"]["mean"],
-            (row["rlhf_global"]["se"] ** 2 + row["dpo"]["se"] ** 2) ** 0.5,
-        )
-        lines.append(
-            f"{yes(abs(here) < gain / 2)}: with the gap closed ({name.replace('_', ' ')}) less than half of the advantage is left "
-            f"({here:+.3f} ± {se:.3f})."
-        )
-    r = results["reward_models"]
-    order = sorted(r, key=lambda n: r[n]["nll"])
-    best = sorted(r, key=lambda n: -r[n]["best_of_n"]["16"])
-    lines.append(f"Held-out likelihood ranks the reward models {' > '.join(order)}; best-of-16 ranks them {' > '.join(best)}.")
-    return lines
-
-
-def draw(results, out, at):
-    """The figures of the report; curves over training are those of the first seed, in `at`."""
-    figures.rewards(results).savefig(out / "rewards.png")
-    figures.best_of_n(results).savefig(out / "best_of_n.png")
-    figures.equivalence(results, common.read_metrics(at / "rlhf_local")).savefig(out / "equivalence.png")
-    figures.routes(results["routes"]).savefig(out / "routes.png")
-    if results["gap_closed"]:
-        weak = {f"beta {LOW_BETA}": "dpo_low_beta", f"kl {LOW_KL}": "rlhf_low_kl"}
-        fair = {f"beta {read_config(at / 'dpo')['beta']}": "dpo", f"kl {read_config(at / 'rlhf_global')['kl']}": "rlhf_global"}
-        curves = {label: common.read_metrics(at / name) for label, name in (fair | weak).items()}
-        split = ({k: v for k, v in curves.items() if k.startswith(kind)} for kind in ("kl", "beta"))
-        figures.overoptimisation(*split).savefig(out / "overoptimisation.png")
-
-
-def report(results, out):
-    p, r, g = results["policies"], results["reward_models"], results["gap_closed"]
-    cells = ("reward", "greedy_reward", "kl_to_ref")
-    text = [
-        "# All roads on the map\n",
-        f"Seeds {results['seeds']}, {results['pairs']:,} pairs, {results['seconds']['total']:.0f} s. ± is one standard error, over "
-        + ("seeds" if len(results["seeds"]) > 1 else "prompts (one seed: run-to-run spread is larger)")
-        + ". Settings: experiments/sweep.md.\n",
-        *[f"- {line}" for line in verdict(results)],
-        "\n## Policies: true reward on held-out prompts\n",
-        table(
-            ["policy", "reward (T = 1)", "greedy reward", "KL to SFT, nats"],
-            [[name, *(pm(row[c], 2 if c == "kl_to_ref" else 3) for c in cells)] for name, row in p.items()],
-        ),
-        "`optimum` is the reference restricted to shortest routes, the limit of small beta, by enumeration.\n",
-        "![rewards](rewards.png)\n\n![routes](routes.png)\n",
-        "## Reward models: held-out pairs, and the true reward of the best of N SFT samples\n",
-        table(
-            ["reward model", "nll", "accuracy", *(f"best of {n}" for n in ("1", "2", "4", "8", "16"))],
-            [[n, f"{m['nll']:.3f}", f"{m['accuracy']:.3f}", *(f"{v:.3f}" for v in m["best_of_n"].values())] for n, m in r.items()]
-            + [["true reward", "", "", *(f"{v:.3f}" for v in results["best_of_n_true_reward"].values())]],
-        ),
-        "`dpo`: beta log pi/pi_ref of DPO's policy; `local`: Bradley-Terry on log pi alone; `global`: a scalar head.\n",
-        "![best of N](best_of_n.png)\n",
-        "## Theorem 2.2: RL on the local reward comes back to DPO\n",
-        f"KL(DPO || SFT) {results['equivalence']['kl_dpo_sft']:.3f}, KL(DPO || RLHF-local) "
-        f"{results['equivalence']['kl_dpo_rlhf_local']:.3f} nats. Stage 1 of the local road and DPO end "
-        f"{results['equivalence']['stage_1_weights_apart']:.1e} apart in their largest weight.\n",
-        "![equivalence](equivalence.png)\n",
-    ]
-    if g:
-        rows = [[name.replace("_", " "), *(pm(row[n]) for n in ("sft", "dpo", "rlhf_global"))] for name, row in g.items()]
-        text += ["## The gap closed\n", table(["world", "SFT", "DPO", "RLHF"], rows)]
-        kl = {n: g["short_horizon"][n]["kl_to_optimum"] for n in ("dpo", "rlhf_global")}
-        text += [f"Short horizon, KL to the exact soft optimum: DPO {kl['dpo']:.2f}, RLHF {kl['rlhf_global']:.2f} nats.\n"]
-        text += ["## Over-optimisation\n\n![over-optimisation](overoptimisation.png)\n"]
-    seconds = [[name, f"{s:.0f}"] for name, s in results["seconds"].items()]
-    text += ["## Seconds\n", table(["phase", "s"], seconds)]
-    write_atomic(out / "report.md", lambda path: path.write_text("\n".join(text)))
-
-
 def main(argv=None):
     args = flags(argv)
     begun, out = time.time(), args.out
@@ -368,9 +291,8 @@ def main(argv=None):
     n = sum(1 for _ in open(out / f"seed{args.seeds[0]}" / "sft/pairs.jsonl"))
     results = {"seeds": args.seeds, "seconds": seconds, "pairs": n, **combine(rows)}
     write_json(out / "results.json", results)
-    draw(results, out, out / f"seed{args.seeds[0]}")
-    report(results, out)
-    print("\n".join(verdict(results)))
+    report.write(results, out, out / f"seed{args.seeds[0]}")
+    print("\n".join(report.verdict(results)))
     print(f"\n{out}/report.md has the tables and figures, {out}/results.json the numbers ({seconds['total']:.0f} s)")
     print(f"next: python sample.py --model {out}/seed{args.seeds[0]}/rlhf_global --prompt 'WA>FL:'")
 

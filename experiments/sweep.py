@@ -12,9 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from all_roads import READOUT, run_phases, table  # noqa: E402
+from all_roads import READOUT, run_phases  # noqa: E402
 from nanoroads import common, roadmap  # noqa: E402
 from nanoroads.checkpoint import write_atomic  # noqa: E402
+from nanoroads.report import table  # noqa: E402
 
 SEED = 100
 MEASURES = {"map_reward": "reward (T = 1)", "map_greedy_reward": "greedy reward", "map_legal": "legal", "map_kl": "KL to SFT"}
