@@ -56,11 +56,20 @@ def field(row, *names):
 def chat_text(messages):
     """A list of {"role", "content"} as HH-RLHF writes dialogues; a list that ends in the user's turn asks for the assistant's."""
     names = {"user": "Human", "assistant": "Assistant", "system": "System"}
-    try:
-        text = "".join(f"\n\n{names.get(m['role'], m['role'])}: {m['content']}" for m in messages)
-        return text + ("\n\nAssistant:" if messages[-1]["role"] != "assistant" else "")
-    except (TypeError, KeyError, IndexError):
-        raise InputError("a message list must hold objects with 'role' and 'content'") from None
+    text = "".join(f"\n\n{names.get(m['role'], m['role'])}: {m['content']}" for m in checked(messages))
+    return text + ("\n\nAssistant:" if messages[-1]["role"] != "assistant" else "")
+
+
+def checked(messages):
+    """The messages themselves. Raises InputError unless they are a list of {"role", "content"} with text in both."""
+    good = isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages)
+    if not good or not all(isinstance(m.get(key), str) for m in messages for key in ("role", "content")):
+        raise InputError("a message list must hold objects with 'role' and 'content', and at least one")
+    return messages
+
+
+def answer(messages):
+    return " " + " ".join(m["content"] for m in checked(messages))
 
 
 def sft_texts(row, template=None):
@@ -72,7 +81,7 @@ def sft_texts(row, template=None):
             raise InputError(f"--prompt-template {template!r} does not fit the row ({error!r})") from None
         return prompt, [field(row, "response", "completion", "summary")]
     if isinstance(row.get("completion"), list):
-        return field(row, "prompt"), [" " + " ".join(m["content"] for m in row["completion"])]
+        return field(row, "prompt"), [answer(row["completion"])]
     return field(row, "prompt"), [field(row, "response", "completion")]
 
 
@@ -86,13 +95,14 @@ def preference_texts(row):
         prompt = f"{head}POST: {field(info, 'post', 'article')}\n\nTL;DR:"
         return prompt, [field(summaries[choice], "text"), field(summaries[1 - choice], "text")]
     chosen, rejected = row.get("chosen"), row.get("rejected")
-    if isinstance(chosen, list) and isinstance(rejected, list):  # messages: with the prompt apart, or as a shared beginning
-        shared = 0
-        while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-            shared += 1
-        prompt = row.get("prompt") or chosen[:shared]
-        answers = [" " + " ".join(m["content"] for m in side[shared:]) for side in (chosen, rejected)]
-        return (prompt if isinstance(prompt, str) else chat_text(prompt)), answers
+    if isinstance(chosen, list) or isinstance(rejected, list):  # messages: with the prompt apart, or as a shared beginning
+        if checked(chosen) == checked(rejected):
+            raise InputError("'chosen' and 'rejected' are the same")
+        shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), 0)
+        prompt = row.get("prompt") or []
+        if isinstance(prompt, str):  # UltraFeedback says it twice
+            prompt = [] if shared else [{"role": "user", "content": prompt}]
+        return chat_text(prompt + chosen[:shared]), [answer(side[shared:]) for side in (chosen, rejected)]
     chosen, rejected = field(row, "chosen"), field(row, "rejected")
     if "prompt" in row:
         return field(row, "prompt"), [chosen, rejected]

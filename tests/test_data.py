@@ -1,0 +1,244 @@
+"""Files of rows -> token lists: every layout, every bad row by file and line, and who gets an EOS."""
+
+import json
+
+import pytest
+import tiktoken
+
+from nanoroads import data
+from nanoroads.common import InputError
+
+EOS = 300
+MERGES = [b"ab", b"\n\n", b" a", b"Human", b"Assistant"]  # enough to see a merge that crosses a boundary
+
+
+@pytest.fixture(scope="module")
+def encoding():
+    """Bytes, and a few merges: what a byte-level BPE does, small enough to count by hand."""
+    ranks = {bytes([i]): i for i in range(256)}
+    for token in MERGES:  # every prefix of a merge is a token too, so the merges can be reached
+        for end in range(2, len(token) + 1):
+            ranks.setdefault(token[:end], len(ranks))
+    return tiktoken.Encoding("tiny", pat_str=r"(?s:.+)", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": EOS})
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Writes what it is given, objects as JSON and bytes as they are, one a line, and returns the path."""
+
+    def write(*lines, name="rows.jsonl"):
+        path = tmp_path / name
+        path.write_bytes(b"".join((x if isinstance(x, bytes) else json.dumps(x).encode()) + b"\n" for x in lines))
+        return path
+
+    return write
+
+
+def text(encoding, ids):
+    return encoding.decode([t for t in ids if t != EOS])
+
+
+def load(path, read, encoding, context=10_000, *limits, **options):
+    prompts, responses, texts = data.load(path, read, encoding, context, *limits, **options)
+    return [(text(encoding, p), [text(encoding, r) for r in group]) for p, group in zip(prompts, responses, strict=True)], texts
+
+
+# ---- layouts
+
+
+@pytest.mark.parametrize("name", ["response", "completion"])
+def test_sft_rows(encoding, rows, name):
+    path = rows({"prompt": "Q", name: "A"}, {"prompt": "é木\n", name: " 🌲", "id": 7})
+    assert load(path, data.sft_texts, encoding) == ([("Q", ["A"]), ("é木\n", [" 🌲"])], ["Q", "é木\n"])
+
+
+def test_prompt_template(encoding, rows):
+    path = rows({"document": "long {text}", "summary": "short"}, {"document": "d", "response": "r"})
+    found, _ = load(path, lambda row: data.sft_texts(row, "{document}\n\nTL;DR:"), encoding)
+    assert found == [("long {text}\n\nTL;DR:", ["short"]), ("d\n\nTL;DR:", ["r"])]
+    for template in ("{nothing}", "{", "{0}"):
+        with pytest.raises(InputError, match="rows.jsonl:1: --prompt-template .* does not fit"):
+            load(path, lambda row, t=template: data.sft_texts(row, t), encoding)
+
+
+def test_preferences_of_text(encoding, rows):
+    path = rows({"prompt": "Q", "chosen": " yes", "rejected": " no"})
+    assert load(path, data.preference_texts, encoding) == ([("Q", [" yes", " no"])], ["Q"])
+
+
+def test_hh_rlhf(encoding, rows):
+    start = "\n\nHuman: a?\n\nAssistant: b\n\nHuman: c?\n\nAssistant:"
+    path = rows({"chosen": start + " good", "rejected": start + " bad\n\nreally"})
+    assert load(path, data.preference_texts, encoding)[0] == [(start, [" good", " bad\n\nreally"])]
+    other = start.replace("c?", "d?")
+    for row in ({"chosen": start + " x", "rejected": other + " y"}, {"chosen": "no dialogue", "rejected": "either"}):
+        with pytest.raises(InputError, match=":1: has no 'prompt'.*do not share a dialogue"):
+            load(rows(row), data.preference_texts, encoding)
+
+
+def test_summarize_from_feedback(encoding, rows):
+    row = {"info": {"subreddit": "cats", "title": "T", "post": "P"}, "summaries": [{"text": " a"}, {"text": " b"}], "choice": 1}
+    prompt = "SUBREDDIT: r/cats\n\nTITLE: T\n\nPOST: P\n\nTL;DR:"
+    assert load(rows(row), data.preference_texts, encoding)[0] == [(prompt, [" b", " a"])]
+    assert load(rows(row | {"choice": 0}), data.preference_texts, encoding)[0] == [(prompt, [" a", " b"])]
+    for bad in ({"choice": 2}, {"choice": -1}, {"summaries": row["summaries"][:1]}):
+        with pytest.raises(InputError, match=":1: 'choice' must be 0 or 1"):
+            load(rows(row | bad), data.preference_texts, encoding)
+
+
+USER, HELLO, BYE = ({"role": r, "content": c} for r, c in (("user", "hi"), ("assistant", "hello"), ("assistant", "bye")))
+ASKED = "\n\nHuman: hi\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [USER], "chosen": [HELLO], "rejected": [BYE]},
+        {"chosen": [USER, HELLO], "rejected": [USER, BYE]},
+        {"prompt": "hi", "chosen": [USER, HELLO], "rejected": [USER, BYE]},
+    ],
+)
+def test_preferences_of_messages(encoding, rows, row):
+    """With the prompt apart, as a shared beginning, and as UltraFeedback has it: both."""
+    assert load(rows(row), data.preference_texts, encoding) == ([(ASKED, [" hello", " bye"])], [ASKED])
+
+
+def test_messages_of_sft_and_prompts(encoding, rows):
+    path = rows({"prompt": [USER], "completion": [HELLO]})
+    assert load(path, data.sft_texts, encoding)[0] == [(ASKED, [" hello"])]
+    assert load(rows({"prompt": [USER, HELLO, USER]}), data.prompt_texts, encoding)[1] == [
+        "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: hi\n\nAssistant:"
+    ]
+    assert data.chat_text([{"role": "system", "content": "S"}, USER, HELLO]) == "\n\nSystem: S\n\nHuman: hi\n\nAssistant: hello"
+
+
+@pytest.mark.parametrize("bad", [["hi"], [{"role": "user"}], [{"content": "hi"}], [], [None]])
+def test_bad_messages(encoding, rows, bad):
+    with pytest.raises(InputError, match=r"rows.jsonl:1: "):
+        load(rows({"prompt": bad}), data.prompt_texts, encoding)
+    with pytest.raises(InputError, match=r"rows.jsonl:1: "):
+        load(rows({"prompt": [USER], "completion": bad}), data.sft_texts, encoding)
+
+
+def test_prompts_of_any_rows(encoding, rows):
+    prompts, responses, texts = data.load(rows({"prompt": "Q", "chosen": "a", "rejected": "b"}), data.prompt_texts, encoding, 10)
+    assert texts == ["Q"] and [list(p) for p in prompts] == [[81]] and responses == [[]]
+
+
+# ---- tokens
+
+
+def test_prompt_and_response_are_tokenised_apart(encoding, rows):
+    joint = list(encoding.encode_ordinary("xab"))
+    prompts, responses, _ = data.load(rows({"prompt": "xa", "response": "b"}), data.sft_texts, encoding, 10)
+    assert len(joint) == 2 and [list(prompts[0]), list(responses[0][0])] == [[120, 97], [98, EOS]]
+
+
+def test_exactly_one_eos(encoding, rows):
+    path = rows({"prompt": "Q", "chosen": "yes<|endoftext|>", "rejected": "no"})
+    prompts, [[chosen, rejected]], _ = data.load(path, data.preference_texts, encoding, 50)
+    assert EOS not in prompts[0]
+    for ids, said in ((chosen, "yes<|endoftext|>"), (rejected, "no")):  # a special token in the text stays text
+        assert list(ids).count(EOS) == 1 and ids[-1] == EOS and encoding.decode(ids[:-1]) == said
+
+
+def test_a_cut_response_has_no_eos(encoding, rows):
+    path = rows({"prompt": "Q", "chosen": "wxyz", "rejected": "wx"})
+    for most, chosen, rejected in ((4, "wxyz", "wx"), (3, "wxy", "wx"), (2, "wx", None), (5, "wxyz", "wx")):
+        if rejected is None:  # cut to the same tokens, a pair says nothing
+            with pytest.raises(InputError, match=":1: .*the same"):
+                data.load(path, data.preference_texts, encoding, 50, None, most)
+            continue
+        group = data.load(path, data.preference_texts, encoding, 50, None, most)[1][0]
+        for ids, said in zip(group, (chosen, rejected), strict=True):
+            whole = len(said) + 1 <= most
+            assert list(ids) == [*said.encode(), *([EOS] if said in ("wx", "wxyz") and whole else [])]
+            assert len(ids) <= most
+
+
+def test_a_cut_prompt_keeps_its_end(encoding, rows):
+    path = rows({"prompt": "vwxyz", "response": "r"})
+    prompts, _, texts = data.load(path, data.sft_texts, encoding, 50, 3)
+    assert list(prompts[0]) == [*b"xyz"] and texts == ["vwxyz"]
+    assert list(data.load(path, data.sft_texts, encoding, 50, 5)[0][0]) == [*b"vwxyz"]
+
+
+def test_context(encoding, rows):
+    path = rows({"prompt": "xy", "chosen": "abc", "rejected": "vwxz"})  # 2 + max(3 - 1 merge + 1, 5)
+    assert data.load(path, data.preference_texts, encoding, 7)
+    with pytest.raises(InputError, match=r"rows.jsonl:1: prompt and response take 7 tokens, the model's context is 6 \(--max-"):
+        data.load(path, data.preference_texts, encoding, 6)
+    with pytest.raises(InputError, match=":1: .* context is 1 "):
+        data.load(rows({"prompt": "xyz"}), data.prompt_texts, encoding, 1)
+
+
+# ---- bad files and rows
+
+
+@pytest.mark.parametrize(
+    "bad, says",
+    [
+        (b"{not json", "not a JSON object"),
+        (b'{"prompt": "Q", "response": "\xff\xfe"}', "not a JSON object"),
+        (b'{"prompt": "cut', "not a JSON object"),
+        (b"", "not a JSON object"),
+        (b"[1, 2]", "not a JSON object, but list"),
+        (b"null", "not a JSON object, but NoneType"),
+        (b"{}", "has no field 'prompt', only nothing"),
+        ({"prompt": "Q", "answer": "A"}, "has no field 'response' or 'completion', only 'prompt', 'answer'"),
+        ({"response": "A"}, "has no field 'prompt'"),
+        ({"prompt": 3, "response": "A"}, "field 'prompt' is int, not text"),
+        ({"prompt": None, "response": "A"}, "field 'prompt' is NoneType, not text"),
+        ({"prompt": "Q", "response": {"text": "A"}}, "field 'response' is dict, not text"),
+        ({"prompt": "", "response": "A"}, "field 'prompt' is empty"),
+        ({"prompt": "Q", "response": ""}, "field 'response' is empty"),
+        ({"prompt": "Q", "response": "\ud800"}, "has no tokens for"),
+    ],
+)
+def test_bad_rows_are_named(encoding, rows, bad, says):
+    path = rows({"prompt": "Q", "response": "A"}, bad, {"prompt": "Q", "response": "B"})
+    with pytest.raises(InputError) as caught:
+        load(path, data.sft_texts, encoding)
+    assert str(caught.value).startswith(f"{path}:2: ") and says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "row, says",
+    [
+        ({"prompt": "Q", "chosen": "A"}, "has no field 'rejected'"),
+        ({"prompt": "Q", "chosen": "A", "rejected": "A"}, "the same"),
+        ({"chosen": [USER, HELLO], "rejected": [USER, HELLO]}, "the same"),
+        ({"prompt": "Q", "chosen": "A", "rejected": 0}, "field 'rejected' is int"),
+        ({"prompt": "Q", "chosen": [HELLO], "rejected": "A"}, "a message list must hold"),
+        ({"info": None, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0}, "has no field 'post' or 'article'"),
+    ],
+)
+def test_bad_pairs_are_named(encoding, rows, row, says):
+    path = rows({"prompt": "Q", "chosen": "A", "rejected": "B"}, row)
+    with pytest.raises(InputError) as caught:
+        load(path, data.preference_texts, encoding)
+    assert str(caught.value).startswith(f"{path}:2: ") and says in str(caught.value)
+
+
+def test_bad_files_are_named(encoding, rows, tmp_path):
+    for path, says in ((tmp_path / "none.jsonl", "no such file"), (tmp_path, "no such file"), (rows(), "holds no rows")):
+        with pytest.raises(InputError, match=f"{path}: {says}"):
+            load(path, data.sft_texts, encoding)
+
+
+# ---- writing and splitting
+
+
+def test_written_rows_come_back(encoding, tmp_path):
+    written = [{"prompt": 'é "木"\n', "response": "\u2028 \U0001f332"}, {"prompt": "Q", "response": "A"}]
+    path = tmp_path / "new" / "rows.jsonl"
+    data.write_rows(path, written)
+    assert [row for _, row in data.read_rows(path)] == written and list(path.parent.iterdir()) == [path]
+    assert [number for number, _ in data.read_rows(path)] == [1, 2]
+
+
+@pytest.mark.parametrize("n, held", [(1, 0), (2, 1), (19, 1), (100, 5), (10_000, 256)])
+def test_hold_out(n, held):
+    (prompts, responses), (test_prompts, test_responses) = data.hold_out(list(range(n)), list(range(n)))
+    assert len(test_prompts) == held and prompts + test_prompts == responses + test_responses == list(range(n))
