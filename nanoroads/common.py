@@ -45,15 +45,19 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def positive(kind):
+def positive(kind, or_zero=False, below=math.inf):
     def parse(text):
         value = kind(text)
-        if not value > 0 or not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+        if not (value >= 0 if or_zero else value > 0) or not value < below:
+            limit = f" below {below}" if below < math.inf else ""
+            raise argparse.ArgumentTypeError(f"{text} is not a {'non-negative' if or_zero else 'positive'} number{limit}")
         return value
 
     parse.__name__ = kind.__name__
     return parse
+
+
+seed = positive(int, or_zero=True, below=2**32)  # NumPy takes no negative ones; times 1_000_003 it must fit 64 bits
 
 
 def parser(doc, **defaults):
@@ -63,7 +67,7 @@ def parser(doc, **defaults):
     add("--out", type=Path, help="directory of the run (default: %(default)s)")
     add("--data", default="roadmap", help="roadmap, roadmap-short, roadmap-hidden, or a .jsonl file")
     add("--resume", action="store_true", help="go on with the run in --out")
-    add("--seed", type=int, default=0, help="of weights, data order and samples")
+    add("--seed", type=seed, default=0, help="of weights, data order and samples")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: the fastest there is")
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of activations; auto: bfloat16 on CUDA")
     add("--kernel", default="auto", choices=["auto", "torch", "triton"], help="backend of the log-prob kernels")
@@ -72,8 +76,8 @@ def parser(doc, **defaults):
     add("--epochs", type=positive(float), help="passes over the data (default: %(default)s)")
     add("--lr", type=positive(float), help="peak learning rate (default: %(default)s)")
     add("--schedule", default="cosine", choices=["cosine", "constant"], help="after the warm-up (default: %(default)s)")
-    add("--warmup", type=int, default=10, help="steps of linear warm-up (default: %(default)s)")
-    add("--weight-decay", type=float, default=0.0, help="AdamW's (default: %(default)s)")
+    add("--warmup", type=positive(int, or_zero=True), default=10, help="steps of linear warm-up (default: %(default)s)")
+    add("--weight-decay", type=positive(float, or_zero=True), default=0.0, help="AdamW's (default: %(default)s)")
     add("--clip", type=positive(float), default=1.0, help="largest gradient norm (default: %(default)s)")
     add("--batch-size", type=positive(int), help="prompts an optimizer step (default: %(default)s)")
     add("--micro-batch-size", type=positive(int), help="prompts a forward pass (default: the batch size)")
