@@ -1,0 +1,454 @@
+"""backend="torch" through the public functions, against fp64 references written here from the definitions."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import kernels
+from kernels import torch_backend
+
+MODES = ("whole", "fp16", "recompute")  # what the backward keeps of the probabilities: all in fp32, all in fp16, nothing
+OPTIONS = {
+    "plain": {},
+    "bias": {"bias": True},
+    "temperature": {"temperature": 0.7},
+    "softcap": {"softcap": 3.0},
+    "all": {"bias": True, "temperature": 1.7, "softcap": 5.0},
+}
+
+
+def reference(hidden, weight, target, bias=None, temperature=1.0, softcap=None):
+    """log p[target] and the entropy of p, by the definitions, in fp64 whatever comes in."""
+    z = hidden.double() @ weight.double().T
+    z = z if bias is None else z + bias.double()
+    z = z if softcap is None else softcap * torch.tanh(z / softcap)
+    e = torch.exp(z / temperature - (z / temperature).amax(1, keepdim=True).detach())
+    p = e / e.sum(1, keepdim=True)
+    logp = z / temperature - torch.logsumexp(z / temperature, 1, keepdim=True)
+    picked = torch.stack([row[t] if t >= 0 else row.sum() * 0 for row, t in zip(logp, target.tolist(), strict=True)])
+    return picked, -(p * logp).sum(1) * (target != -100)
+
+
+def problem(n=11, d=20, v=37, dtype=torch.float32, bias=False, seed=0, scale=1.0):
+    """hidden, weight, target (two of them ignored), bias or None; all leaves that take gradients."""
+    torch.manual_seed(seed)
+    hidden, weight = torch.randn(n, d) * scale, torch.randn(v, d) / d**0.5 * 2
+    target = torch.randint(v, (n,))
+    target[1:9:5] = -100
+    tensors = [hidden, weight, torch.randn(v)]
+    hidden, weight, bias_ = (x.to(dtype).requires_grad_() for x in tensors)
+    return hidden, weight, target, bias_ if bias else None
+
+
+def split(options):
+    return {k: x for k, x in options.items() if k != "bias"}, options.get("bias", False)
+
+
+def use(mode, monkeypatch):
+    """Make the backward work in this mode, and in tiles of 3 x 8 -> the budget to pass."""
+    monkeypatch.setitem(torch_backend.TILE, "cpu", (24, 8))
+    if mode != "whole":
+        monkeypatch.setattr(torch_backend, "WHOLE", 0)
+    return 0 if mode == "recompute" else None
+
+
+def gradients(function, leaves, *g):
+    """Of sum_i g_i output_i."""
+    outputs = function()
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return torch.autograd.grad([(o * w).sum() for o, w in zip(outputs, g, strict=False)], leaves)
+
+
+def error(actual, expected):
+    """Relative to the norm."""
+    return float((actual.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30))
+
+
+# ---------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_linear_logp(name, dtype):
+    options, bias = split(OPTIONS[name])
+    hidden, weight, target, bias = problem(dtype=dtype, bias=bias, scale=3.0)
+    logp, entropy = kernels.linear_logp(hidden, weight, target, bias=bias, return_entropy=True, backend="torch", **options)
+    expected = reference(hidden, weight, target, bias, **options)
+    tol = 1e-12 if dtype == torch.float64 else 5e-6  # 16-bit inputs too: the logits are fp32 from the accumulator on
+    assert logp.dtype == entropy.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(logp.double(), expected[0], rtol=0, atol=tol)
+    torch.testing.assert_close(entropy.double(), expected[1], rtol=0, atol=tol)
+    assert (logp[target == -100] == 0).all() and (entropy[target == -100] == 0).all()
+    alone = kernels.linear_logp(hidden.detach(), weight, target, bias=bias, backend="torch", **options)
+    assert torch.equal(alone, logp)
+
+
+@pytest.mark.parametrize("n, d, v", [(5, 7, 1), (1, 1, 2), (6, 33, 129), (3, 300, 8200), (9, 65, 50)])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shapes(n, d, v, mode, dtype, monkeypatch):
+    budget = use(mode, monkeypatch)
+    hidden, weight, target, _ = problem(n, d, v, dtype)
+    g = torch.randn(n)
+    logp = kernels.linear_logp(hidden, weight, target, backend="torch", budget=budget)
+    expected = reference(hidden, weight, target)[0]
+    torch.testing.assert_close(logp.double(), expected, rtol=0, atol=1e-5)
+    for mine, theirs in zip(*(torch.autograd.grad(x, (hidden, weight), g.to(x)) for x in (logp, expected)), strict=True):
+        assert mine.dtype == dtype and (error(mine, theirs) < (3e-3 if dtype == torch.bfloat16 else 5e-4) or v == 1)
+        assert torch.isfinite(mine).all() and (v > 1 or mine.abs().max() < 1e-6)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_empty(grad):
+    hidden, weight, bias = (torch.randn(s, requires_grad=grad) for s in ((0, 8), (5, 8), (5,)))
+    target, cu = torch.empty(0, dtype=torch.int64), torch.zeros(3, dtype=torch.int32)
+    sums, token, entropy = kernels.sequence_logp(hidden, weight, target, cu, bias=bias, return_entropy=True, backend="torch")
+    assert sums.tolist() == [0, 0] and token.shape == entropy.shape == (0,)
+    if grad:
+        sums.sum().backward()
+        assert [x.grad.abs().sum() for x in (hidden, weight, bias)] == [0, 0, 0]
+    assert kernels.logp_from_logits(torch.empty(0, 5), target, backend="torch").shape == (0,)
+
+
+def test_not_contiguous():
+    hidden, weight, target, bias = problem(bias=True)
+    views = (
+        hidden.detach().T.contiguous().T,
+        torch.cat([weight.detach()] * 2, 1)[:, :20],
+        target.repeat_interleave(2)[::2],
+        bias.detach().repeat_interleave(3)[::3],
+    )
+    assert not any(x.is_contiguous() for x in views)
+    leaves = [x.requires_grad_() for x in views if x.is_floating_point()]
+    g = torch.randn(11)
+    mine = gradients(lambda: kernels.linear_logp(*views[:3], bias=views[3], backend="torch"), leaves, g)
+    expected = gradients(lambda: reference(hidden, weight, target, bias), [hidden, weight, bias], g)
+    assert max(map(error, mine, expected)) < 2e-6
+    logits = torch.randn(7, 11).T  # (11, 7)
+    logp = kernels.logp_from_logits(logits, target % 7, backend="torch")
+    expected = torch.log_softmax(logits.double(), 1).gather(1, (target % 7)[:, None])[:, 0]
+    torch.testing.assert_close(logp.double(), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_target_dtypes(dtype):
+    hidden, weight, target, _ = problem()
+    target[target < 0] = 3
+    args = hidden.detach(), weight.detach()
+    a, b = (kernels.linear_logp(*args, t, backend="torch") for t in (target, target.to(dtype)))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("spread", [50.0, 300.0])
+def test_an_improbable_target(spread):
+    """p[target] below what fp32 and fp16 can hold: the log-prob and the gradient are right all the same."""
+    hidden, weight, target, _ = problem(dtype=torch.float32, scale=spread)
+    logp = kernels.linear_logp(hidden, weight, target, backend="torch")
+    expected = reference(hidden, weight, target)[0]
+    assert expected.min() < -88
+    torch.testing.assert_close(logp.double(), expected, rtol=1e-6, atol=0)
+    g = torch.randn(11)
+    for a, b in zip(*(torch.autograd.grad(x, (hidden, weight), g.to(x)) for x in (logp, expected)), strict=True):
+        assert error(a, b) < 1e-4
+
+
+def test_a_certain_target():
+    """p[target] = 1 - 1e-5: the gradient is (1 - p), not the difference of two numbers rounded to fp16."""
+    torch.manual_seed(0)
+    hidden, weight = torch.eye(3)[:1].requires_grad_(), (torch.eye(3) * 12).requires_grad_()
+    logp = kernels.linear_logp(hidden, weight, torch.tensor([0]), backend="torch")
+    expected = reference(hidden, weight, torch.tensor([0]))[0]
+    assert -2e-5 < expected < 0
+    for a, b in zip(*(torch.autograd.grad(x.sum(), (hidden, weight)) for x in (logp, expected)), strict=True):
+        assert error(a, b) < 0.02
+
+
+def test_sequence_logp():
+    hidden, weight, target, bias = problem(bias=True)
+    cu = torch.tensor([0, 0, 3, 4, 11, 11], dtype=torch.int32)
+    options = {"bias": bias, "temperature": 1.3, "softcap": 4.0}
+    sums, token, entropy = kernels.sequence_logp(hidden, weight, target, cu, return_entropy=True, backend="torch", **options)
+    logp, h = reference(hidden, weight, target, **options)
+    torch.testing.assert_close(token.double(), logp, rtol=0, atol=5e-6)
+    torch.testing.assert_close(entropy.double(), h, rtol=0, atol=5e-6)
+    expected = torch.stack([logp[a:b].sum() for a, b in zip(cu[:-1].tolist(), cu[1:].tolist(), strict=True)])
+    torch.testing.assert_close(sums.double(), expected, rtol=0, atol=1e-5)
+    g = torch.randn(5)
+    for a, b in zip(*(torch.autograd.grad(x, (hidden, weight, bias), g.to(x)) for x in (sums, expected)), strict=True):
+        assert error(a, b) < 2e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("area", [1 << 20, 100])
+def test_logp_from_logits(dtype, area, monkeypatch):
+    monkeypatch.setitem(torch_backend.TILE, "cpu", (area, 8))
+    torch.manual_seed(0)
+    logits, target, g = (torch.randn(9, 31) * 4).to(dtype).requires_grad_(), torch.randint(31, (9,)), torch.randn(9)
+    target[4] = -100
+    mine = kernels.logp_from_logits(logits, target, backend="torch")
+    expected = reference(logits, torch.eye(31), target)[0]
+    tol = 1e-12 if dtype == torch.float64 else 2e-6
+    torch.testing.assert_close(mine.double(), expected, rtol=0, atol=tol)
+    a, b = (torch.autograd.grad(x, logits, g.to(x))[0] for x in (mine, expected))
+    assert a.dtype == dtype and (a[4] == 0).all()
+    assert error(a, b) < {torch.float64: 1e-12, torch.float32: 1e-6}.get(dtype, 4e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_segment_sum(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(4000, dtype=torch.float64).to(dtype).requires_grad_()
+    cu = torch.tensor([0, 1, 1, 700, 3999, 4000], dtype=torch.int32)
+    sums = kernels.segment_sum(x, cu, backend="torch")
+    expected = torch.stack([part.double().sum() for part in x.split(cu.diff().tolist())])
+    torch.testing.assert_close(sums.double(), expected, rtol=1e-6, atol=2e-5 if dtype != torch.float64 else 1e-12)
+    g = torch.randn(5)
+    (grad,) = torch.autograd.grad(sums, x, g.to(sums))
+    assert torch.equal(grad, g.to(dtype).repeat_interleave(cu.diff()))
+    again = kernels.segment_sum(torch.cat([torch.randn(5).to(dtype), x[1:700]]), torch.tensor([0, 5, 704]), backend="torch")
+    assert again[1] == sums[2]  # the same sequence elsewhere: the same bits
+
+
+# ---------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gradients(mode, name, entropy, dtype, monkeypatch):
+    budget, (options, bias) = use(mode, monkeypatch), split(OPTIONS[name])
+    hidden, weight, target, bias = problem(dtype=dtype, bias=bias)
+    leaves = [x for x in (hidden, weight, bias) if x is not None]
+    g = torch.randn(2, len(target))
+    more = {"bias": bias, "backend": "torch", "budget": budget, "return_entropy": entropy}
+    mine = gradients(lambda: kernels.linear_logp(hidden, weight, target, **more, **options), leaves, *g)
+    expected = gradients(lambda: reference(hidden, weight, target, bias, **options), leaves, *g[: 1 + entropy])
+    tol = {torch.bfloat16: 3e-3, torch.float16: 6e-4, torch.float32: 3e-4 if mode == "fp16" else 2e-6}[dtype]
+    assert all(a.dtype == x.dtype and error(a, b) < tol for x, a, b in zip(leaves, mine, expected, strict=True))
+    assert (mine[0][target == -100] == 0).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("softcap", [20.0, 60.0])
+def test_softcap_and_an_improbable_target(mode, softcap, monkeypatch):
+    """p[target] underflows in the kept probabilities, yet its gradient is not 0 and holds the derivative of the cap."""
+    budget = use(mode, monkeypatch)
+    hidden, weight, target, _ = problem(scale=40.0)
+    options, g = {"softcap": softcap}, torch.ones(11)
+    mine = gradients(
+        lambda: kernels.linear_logp(hidden, weight, target, backend="torch", budget=budget, **options), [hidden, weight], g
+    )
+    expected = gradients(lambda: reference(hidden, weight, target, **options), [hidden, weight], g)
+    assert max(map(error, mine, expected)) < 1e-3
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_gradcheck(mode, name, monkeypatch):
+    use(mode, monkeypatch)
+    options, with_bias = split(OPTIONS[name])
+    hidden, weight, target, bias = problem(5, 4, 7, torch.float64, bias=True)
+
+    def function(hidden, weight, bias):
+        bias = bias if with_bias else None
+        logp, entropy = kernels.linear_logp(
+            hidden, weight, target, bias=bias, return_entropy=True, backend="torch", budget=0, **options
+        )
+        return logp, entropy
+
+    assert gradcheck(function, (hidden, weight, bias), nondet_tol=1e-12)  # kept once, then computed again
+    logits = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda x: kernels.logp_from_logits(x, target, backend="torch"), (logits,))
+    assert gradcheck(lambda x: kernels.segment_sum(x[:, 0], torch.tensor([0, 2, 5]), backend="torch"), (logits,))
+
+
+class Multiplications(TorchDispatchMode):
+    """Counts those of the matrix products."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "mm" in func.__name__:
+            a, b = [x for x in args if isinstance(x, torch.Tensor)][-2:]
+            self.n += a.shape[0] * a.shape[1] * b.shape[1]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("need", [(True, False), (False, True), (True, True)])
+def test_what_is_frozen_costs_nothing(need, mode, monkeypatch):
+    budget = use(mode, monkeypatch)
+    hidden, weight, target, _ = problem()
+    hidden, weight = (x.detach().requires_grad_(wanted) for x, wanted in zip((hidden, weight), need, strict=True))
+    with Multiplications() as count:
+        kernels.linear_logp(hidden, weight, target, backend="torch", budget=budget).sum().backward()
+    assert count.n == (1 + sum(need) + (mode == "recompute")) * 11 * 20 * 37
+    assert [x.grad is not None for x in (hidden, weight)] == list(need)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_second_backward(mode, monkeypatch):
+    budget = use(mode, monkeypatch)
+    hidden, weight, target, bias = problem(bias=True)
+    logp, entropy = kernels.linear_logp(
+        hidden, weight, target, bias=bias, return_entropy=True, backend="torch", budget=budget, softcap=4.0
+    )
+    loss = (logp + 0.3 * entropy).sum()
+    once, twice = (torch.autograd.grad(loss, (hidden, weight, bias), retain_graph=True) for _ in range(2))
+    assert max(map(error, twice, once)) < (3e-4 if mode == "fp16" else 1e-6)
+
+
+def test_no_second_derivative():
+    hidden, weight, target, _ = problem()
+    logp = kernels.linear_logp(hidden, weight, target, backend="torch")
+    (grad,) = torch.autograd.grad((logp**2).sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+# ---------------------------------------------------------------- autocast, torch.compile
+
+
+def test_autocast():
+    hidden, weight, target, bias = problem(bias=True)
+    g = torch.randn(11)
+    with torch.autocast("cpu", torch.bfloat16):
+        logp = kernels.linear_logp(hidden, weight, target, bias=bias, backend="torch")
+    low = [x.detach().bfloat16().requires_grad_() for x in (hidden, weight, bias)]
+    expected = reference(low[0], low[1], target, low[2])[0]
+    torch.testing.assert_close(logp.double(), expected, rtol=0, atol=5e-6)
+    assert logp.dtype == torch.float32
+    mine, theirs = torch.autograd.grad(logp, (hidden, weight, bias), g), torch.autograd.grad(expected, low, g.double())
+    assert all(a.dtype == torch.float32 and error(a, b) < 5e-3 for a, b in zip(mine, theirs, strict=True))
+
+
+def test_compile():
+    hidden, weight, target, bias = problem(bias=True)
+    cu = torch.tensor([0, 4, 11], dtype=torch.int32)
+
+    def function(hidden, weight, bias):
+        sums, token, entropy = kernels.sequence_logp(
+            hidden, weight, target, cu, bias=bias, softcap=4.0, return_entropy=True, backend="torch"
+        )
+        logits = kernels.logp_from_logits(hidden @ weight.T, target, backend="torch")
+        return sums, token, entropy, logits
+
+    leaves, g = (hidden, weight, bias), [torch.randn(s) for s in (2, 11, 11, 11)]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for a, b in zip(compiled(*leaves), function(*leaves), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(*(gradients(lambda f=f: f(*leaves), leaves, *g) for f in (compiled, function)), strict=True):
+        assert error(a, b) < 1e-6
+
+
+# ---------------------------------------------------------------- errors
+
+
+def wrong(**change):
+    """What test_errors passes, with one argument changed."""
+    hidden, weight, target, bias = problem(bias=True)
+    return {"hidden": hidden, "weight": weight, "target": target, "bias": bias, "backend": "torch"} | change
+
+
+T = torch.zeros(11, dtype=torch.int64)
+ERRORS = {
+    "hidden: shape": ("hidden", {"hidden": torch.zeros(11)}),
+    "hidden: dtype": ("hidden", {"hidden": torch.zeros(11, 20, dtype=torch.int64)}),
+    "weight: shape": ("weight", {"weight": torch.zeros(37, 21)}),
+    "weight: one axis": ("weight", {"weight": torch.zeros(37)}),
+    "weight: no classes": ("weight", {"weight": torch.zeros(0, 20)}),
+    "weight: dtype": ("weight", {"weight": torch.zeros(37, 20, dtype=torch.float16)}),
+    "weight: device": ("weight", {"weight": torch.zeros(37, 20, device="meta")}),
+    "bias: shape": ("bias", {"bias": torch.zeros(36)}),
+    "bias: dtype": ("bias", {"bias": torch.zeros(37, dtype=torch.float64)}),
+    "bias: device": ("bias", {"bias": torch.zeros(37, device="meta")}),
+    "target: shape": ("target", {"target": T[1:]}),
+    "target: dtype": ("target", {"target": T.float()}),
+    "target: bool": ("target", {"target": T.bool()}),
+    "target: device": ("target", {"target": T.to("meta")}),
+    "target: too large": ("target holds 37", {"target": T + 37}),
+    "target: negative": ("target holds -1", {"target": T - 1}),
+    "temperature: 0": ("temperature", {"temperature": 0.0}),
+    "temperature: nan": ("temperature", {"temperature": float("nan")}),
+    "softcap: negative": ("softcap", {"softcap": -1.0}),
+    "softcap: 0": ("softcap", {"softcap": 0.0}),
+    "backend": ("backend", {"backend": "cuda"}),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name):
+    message, change = ERRORS[name]
+    arguments = wrong(**change)
+    with pytest.raises(ValueError, match=f"^{message}") as raised:
+        kernels.linear_logp(arguments.pop("hidden"), arguments.pop("weight"), arguments.pop("target"), **arguments)
+    assert "\n" not in str(raised.value)
+
+
+def test_errors_of_the_rest():
+    x = torch.zeros(4)
+    for cu in ([1, 4], [0, 3], [0, 3, 2, 4]):
+        with pytest.raises(ValueError, match="^cu_seqlens"):
+            kernels.segment_sum(x, torch.tensor(cu, dtype=torch.int32), backend="torch")
+    for cu in (torch.zeros(2, 2, dtype=torch.int32), torch.tensor([0.0, 4.0]), torch.zeros(2, dtype=torch.int32, device="meta")):
+        with pytest.raises(ValueError, match="^cu_seqlens"):
+            kernels.segment_sum(x, cu, backend="torch")
+    for bad in (x[None], x.long()):
+        with pytest.raises(ValueError, match="^x must"):
+            kernels.segment_sum(bad, torch.tensor([0, 4]), backend="torch")
+    for logits, target, name in (
+        (x, T[:4], "logits"),
+        (torch.zeros(4, 5).long(), T[:4], "logits"),
+        (torch.zeros(4, 5), T, "target"),
+        (torch.zeros(4, 5), T[:4] + 5, "target holds 5"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}"):
+            kernels.logp_from_logits(logits, target, backend="torch")
+    with pytest.raises(ValueError, match="^backend"):
+        kernels.set_backend("fast")
+
+
+# ---------------------------------------------------------------- invariance, memory
+
+
+@pytest.mark.parametrize("n, d, v", [(200, 96, 1000), (64, 48, 98)])
+def test_a_row_does_not_depend_on_the_others(n, d, v):
+    hidden, weight, target, _ = problem(n, d, v)
+    whole = kernels.linear_logp(hidden, weight, target, backend="torch")
+    pick = torch.randperm(n)[:7]
+    alone = torch.cat([kernels.linear_logp(hidden[i : i + 1], weight, target[i : i + 1], backend="torch") for i in pick.tolist()])
+    some = kernels.linear_logp(hidden[pick], weight, target[pick], backend="torch")
+    assert (alone - whole[pick]).abs().max() <= 2e-6 and (some - whole[pick]).abs().max() <= 2e-6
+
+
+MEMORY = """
+import resource, sys, torch, kernels
+n, d, v = 1024, 768, 50257
+hidden = torch.randn(n, d, requires_grad=True)
+weight, target = torch.randn(v, d).mul_(0.02).requires_grad_(), torch.randint(v, (n,))
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+naive = lambda h, w, t: torch.log_softmax(h @ w.T, 1).gather(1, t[:, None])[:, 0]
+f = naive if sys.argv[1] == "naive" else lambda h, w, t: kernels.linear_logp(h, w, t, backend="torch", budget=eval(sys.argv[1]))
+f(hidden[:2], weight[:99], target[:2] % 99).sum().backward()  # libraries are loaded and their buffers exist
+hidden.grad = weight.grad = None
+before = peak()
+f(hidden, weight, target).sum().backward()
+print((peak() - before) * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory():
+    """Beyond the inputs and the gradients, at most a quarter of what log_softmax of the logits takes."""
+    run = {
+        arg: int(subprocess.run([sys.executable, "-c", MEMORY, arg], check=True, capture_output=True, text=True).stdout)
+        for arg in ("naive", "None", "0")
+    }
+    gradients = (1024 + 50257) * 768 * 4  # alive at our peak; not at naive's, which comes before dW exists
+    assert run["None"] - gradients <= run["naive"] / 4
+    assert run["0"] - gradients <= run["naive"] / 6
