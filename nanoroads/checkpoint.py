@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from nanoroads.common import InputError, plain
+from nanoroads.common import InputError, plain, read_object
 from nanoroads.model import GPT, GPTConfig
 
 
@@ -120,10 +120,7 @@ def read_config(folder):
     path = Path(folder) / "config.json"
     if not path.exists():
         raise InputError(f"{folder}: no such run (it has no config.json)")
-    try:
-        return json.loads(path.read_text())
-    except ValueError:
-        raise InputError(f"{path}: not JSON") from None
+    return read_object(path)
 
 
 def load_model(folder, dtype=None, device="cpu", head=None, readout=None):

@@ -112,24 +112,33 @@ NOT_THE_RUN = ("out", "resume", "device", "profile", "eval_every", "save_every",
 
 def open_run(args, stage):
     """Make --out, or refuse: a directory with another run is never written to. Returns the path."""
-    out, theirs = args.out, None
+    out = args.out
     if (out / "config.json").exists():
-        try:
-            theirs = json.loads((out / "config.json").read_text())
-        except ValueError:
-            raise InputError(f"{out / 'config.json'}: not JSON") from None
+        theirs = read_object(out / "config.json")
         if not args.resume:
             raise InputError(f"{out} already holds a run: --resume continues it, --out DIR starts another")
         if theirs.get("stage") != stage:
             raise InputError(f"{out} holds a run of stage {theirs.get('stage')!r}, not {stage!r}")
+        had = theirs.get("args", {})
         for name, value in plain(args).items():
-            if name not in NOT_THE_RUN and theirs["args"].get(name) != value:
+            if name not in NOT_THE_RUN and had.get(name) != value:
                 flag = "--" + name.replace("_", "-")
-                raise InputError(f"{out}: its run had {flag} {theirs['args'].get(name)}, this one has {value}")
+                raise InputError(f"{out}: its run had {flag} {had.get(name)}, this one has {value}")
     elif out.exists() and (not out.is_dir() or ((out / "model.safetensors").exists())):
         raise InputError(f"{out} exists and is not a run of nanoroads")
     out.mkdir(parents=True, exist_ok=True)
     return out
+
+
+def read_object(path):
+    """The JSON object in a file. Raises InputError."""
+    try:
+        value = json.loads(path.read_text())
+    except ValueError:
+        raise InputError(f"{path}: not JSON") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object, but {type(value).__name__}")
+    return value
 
 
 def plain(args):
