@@ -39,6 +39,14 @@ def weights(model):
     return {k: v.cpu().contiguous() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
 
 
+def finite_weights(model, out):
+    """A model that went wrong must not replace, in `out`, the last one that had not. Raises InputError."""
+    tensors = weights(model)
+    if not all(torch.isfinite(v).all() for v in tensors.values()):
+        raise InputError(f"{out}: the weights are not finite; a lower --lr may help; its last checkpoint is kept")
+    return tensors
+
+
 def save_config(out, args, stage, model, tokenizer, **more):
     """config.json: the model's shape, its tokenizer's name, and the flags of the run."""
     run = {"nanoroads": stage, "stage": stage, "model": asdict(model.config), "tokenizer": tokenizer}
@@ -46,18 +54,16 @@ def save_config(out, args, stage, model, tokenizer, **more):
 
 
 def save_model(out, model):
-    write_atomic(Path(out) / "model.safetensors", lambda p: save_file(weights(model), p))
+    tensors = finite_weights(model, out)
+    write_atomic(Path(out) / "model.safetensors", lambda p: save_file(tensors, p))
 
 
 def save_state(out, model, optimizer, step):
     """All that a resumed run needs, in one file: `step` steps are done."""
-    tensors = {f"model.{k}": v for k, v in weights(model).items()}
+    tensors = {f"model.{k}": v for k, v in finite_weights(model, out).items()}
     for name, p in model.named_parameters():
         for key, value in optimizer.state.get(p, {}).items():
             tensors[f"optimizer.{name}.{key}"] = value.cpu().contiguous()
-    # A model that went wrong must not replace the last one that had not.
-    if not all(torch.isfinite(v).all() for k, v in tensors.items() if k.startswith("model.")):
-        raise InputError(f"step {step}: weights are not finite; a lower --lr may help; {out} keeps its last checkpoint")
     write_atomic(Path(out) / "resume.safetensors", lambda p: save_file(tensors, p, metadata={"step": str(step)}))
 
 

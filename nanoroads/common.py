@@ -232,11 +232,11 @@ def update(args, model, optimizer, step, steps):
 
 
 def log_metrics(out, step, row):
-    """Append one line to metrics.jsonl; tensors become floats here. A loss that is not finite ends the run."""
+    """Append one line to metrics.jsonl; tensors become floats here. A value that is not finite ends the run."""
     row = {"step": step, **{name: round(float(v), 6) for name, v in row.items()}}
-    for name in ("loss", "grad_norm"):
-        if name in row and not math.isfinite(row[name]):
-            raise InputError(f"step {step}: {name} is {row[name]}; a lower --lr may help; {out} keeps its last checkpoint")
+    for name, value in row.items():
+        if not math.isfinite(value):
+            raise InputError(f"step {step}: {name} is {value}; a lower --lr may help; {out} keeps its last checkpoint")
     with open(out / "metrics.jsonl", "a") as f:
         f.write(json.dumps(row) + "\n")
     return row
@@ -259,7 +259,8 @@ def profiled(args, device):
         return
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
-    with torch.profiler.profile(activities=kinds, schedule=torch.profiler.schedule(wait=1, warmup=1, active=5)) as prof:
+    schedule = torch.profiler.schedule(wait=1, warmup=1, active=5, repeat=1)
+    with torch.profiler.profile(activities=kinds, schedule=schedule, acc_events=True) as prof:
         yield prof.step
     prof.export_chrome_trace(str(args.out / "trace.json"))
     order = "cuda_time_total" if device.type == "cuda" else "cpu_time_total"
