@@ -230,6 +230,15 @@ class GPT(nn.Module):
             return_entropy=return_entropy,
         )
 
+    def next_logits(self, hidden):
+        """hidden (N, D) -> logits (N, V) to sample from. On CUDA in fp32 from the accumulator on: logits rounded to bf16 would
+        be those of another policy than the one whose log-probs are trained."""
+        low = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else hidden.dtype
+        if not hidden.is_cuda or low not in (torch.bfloat16, torch.float16):
+            return self.lm_head(hidden)
+        with torch.autocast("cuda", enabled=False):
+            return torch.mm(hidden.to(low), self.lm_head.weight.to(low).T, out_dtype=torch.float32)
+
     def logits(self, tokens):
         """tokens (B, T) -> (B, T, V): the plain causal forward, for reading and for parity tests."""
         position = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
