@@ -152,6 +152,12 @@ def load_model(folder, dtype=None, device="cpu", head=None, readout=None):
             raise InputError(f"{folder}/config.json: {error}") from None
         tensors, _ = read_safetensors(path)
     model_config.head, model_config.readout = head or model_config.head, readout or model_config.readout
-    model = GPT(model_config)
+    with torch.device("meta"):  # no time or memory for initial values, which the file replaces
+        model = GPT(model_config)
+    model.to_empty(device="cpu")
+    if model_config.head == "scalar":
+        model.init_scalar_head()
+    elif model_config.tied:
+        model.lm_head.weight = model.embedding.weight
     fill(model, tensors, path, new=("scalar_head.weight",) if head == "scalar" else ())
     return model.to(device=device, dtype=dtype or torch.float32)

@@ -184,13 +184,16 @@ class GPT(nn.Module):
                 nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * config.n_layer))
         if config.head == "scalar":
             self.scalar_head = nn.Linear(config.n_embd, 1, bias=False)
-            nn.init.normal_(self.scalar_head.weight, std=1 / math.sqrt(config.n_embd + 1))
+            self.init_scalar_head()
         else:
             self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
             if config.tied:
                 self.lm_head.weight = self.embedding.weight
             else:
                 nn.init.normal_(self.lm_head.weight, std=0.02)
+
+    def init_scalar_head(self):
+        nn.init.normal_(self.scalar_head.weight, std=1 / math.sqrt(self.config.n_embd + 1))  # as Stiennon et al., 2009.01325
 
     @classmethod
     def from_pretrained(cls, folder, dtype=None, device="cpu"):
