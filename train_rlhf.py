@@ -11,7 +11,6 @@ Stage 1 maximises the Bradley-Terry likelihood of the pairs over a reward class:
 trunk, or `local`, beta log pi/pi_ref. Stage 2 maximises E_pi[r] - kl KL(pi || pi_ref). All else is the same.
 """
 
-import importlib
 from argparse import Namespace
 from pathlib import Path
 
@@ -131,19 +130,10 @@ def rl_loss(args, kl, logp, token_logp, old, ref, reward, lengths):
     return losses.policy_gradient(logp, advantage.flatten()), none
 
 
-def rule(name):
-    """`module:function` -> the function."""
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise common.InputError(f"--reward {name}: {error}") from None
-
-
 def load_reward(args, out, device):
     """(model or None, beta of a local reward, function or None)."""
     if ":" in args.reward:
-        return None, None, rule(args.reward)
+        return None, None, evaluate.rule(args.reward)
     folder = out / "reward" if args.reward in CLASSES else Path(args.reward)
     config = read_config(folder)
     return load_model(folder, device=device).requires_grad_(False), config.get("beta"), None
@@ -211,7 +201,7 @@ def main(argv=None):
                         if function:
                             asked = [texts[some[i]] for i in micro for _ in range(k)]
                             answers = evaluate.texts(encoding, [r for i in micro for r in responses[i]])
-                            reward = torch.tensor([function(p, a) for p, a in zip(asked, answers, strict=True)]).to(device)
+                            reward = function(asked, answers).to(device)  # (S,)
                         else:
                             reward = reward_of(reward_model, reward_model(batch, args.temperature), ref[0], beta)  # (S,)
                         micros.append([batch, ref, reward, None])

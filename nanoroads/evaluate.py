@@ -1,12 +1,13 @@
 """Measures that several scripts need: log-probs and scores of given responses, and how good a policy is on the map."""
 
+import importlib
 import math
 
 import torch
 
 from nanoroads import tokenizer
 from nanoroads.batch import pack
-from nanoroads.common import autocast, chunks
+from nanoroads.common import InputError, autocast, chunks
 from nanoroads.generate import generate
 from nanoroads.losses import implicit_reward
 
@@ -64,3 +65,20 @@ def rewards_of(model, ref, prompts, responses, args, device, beta=None):
     if model.config.head == "scalar" or ref is None:
         return value
     return implicit_reward(value, score(ref, prompts, responses, args, device), beta)
+
+
+def rule(name):
+    """`module:function` -> a function of texts, (prompts, responses) -> rewards (S,). What it raises becomes one line."""
+    module, _, function = name.partition(":")
+    try:
+        given = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"--reward {name}: {error}") from None
+
+    def rewards(prompts, responses):
+        try:
+            return torch.tensor([float(given(p, r)) for p, r in zip(prompts, responses, strict=True)])
+        except Exception as error:
+            raise InputError(f"--reward {name} raised {type(error).__name__}: {error}") from error
+
+    return rewards
