@@ -26,6 +26,7 @@ from nanoroads.checkpoint import (
     save_state,
     write_atomic,
 )
+from nanoroads.hf import export
 
 LOSSES = ["dpo", "cdpo", "ipo", "hinge", "simpo", "reference-free"]
 
@@ -87,7 +88,8 @@ def main(argv=None):
     out = common.open_run(args, "dpo")
     kernels.set_backend(args.kernel)
     if is_finished(out):
-        return print(f"{out} is finished")
+        print(f"{out} is finished")
+        return export(out, args.export_hf)
     torch.manual_seed(args.seed)
 
     world = roadmap.WORLDS.get(args.data)
@@ -148,6 +150,7 @@ def main(argv=None):
             if done % args.save_every == 0 and done < steps:
                 save_state(out, model, optimizer, done)
     finish(out, model)
+    export(out, args.export_hf)
     print(f"held-out loss {row['eval_loss']:.4f}, accuracy {row['eval_accuracy']:.3f}, margin {row['eval_margin']:.3f}")
     if world:
         print(f"on the map: true reward {row['map_reward']:.3f}, greedy {row['map_greedy_reward']:.3f}, KL {row['map_kl']:.2f}")

@@ -21,6 +21,7 @@ from nanoroads import common, data, evaluate, losses, roadmap, tokenizer
 from nanoroads.batch import pack
 from nanoroads.checkpoint import finish, is_finished, load_model, load_state, read_config, save_config, save_state
 from nanoroads.generate import generate
+from nanoroads.hf import export
 
 ALGOS = ["rloo", "grpo", "online-dpo", "rebel", "reinforce"]
 CLASSES = ["global", "local"]  # of reward models
@@ -147,7 +148,8 @@ def main(argv=None):
     out = common.open_run(args, "rlhf")
     kernels.set_backend(args.kernel)
     if is_finished(out):
-        return print(f"{out} is finished")
+        print(f"{out} is finished")
+        return export(out, args.export_hf)
 
     world = roadmap.WORLDS.get(args.data)
     train_path, test_path = common.make_map_inputs(args) if world else (Path(args.data), args.eval_data)
@@ -243,6 +245,7 @@ def main(argv=None):
             if done % args.save_every == 0 and done < steps and done % args.updates == 0:
                 save_state(out, policy, optimizer, done)
     finish(out, policy)
+    export(out, args.export_hf)
     print(f"reward {row['reward']:.3f}, KL {row['kl']:.2f}, entropy {row['entropy']:.2f} nats a token")
     if world:
         print(f"on the map: true reward {row['map_reward']:.3f}, greedy {row['map_greedy_reward']:.3f}, KL {row['map_kl']:.2f}")

@@ -13,6 +13,7 @@ import kernels
 from nanoroads import common, data, evaluate, roadmap, tokenizer
 from nanoroads.batch import pack
 from nanoroads.checkpoint import finish, is_finished, load_model, load_state, read_config, save_config, save_state
+from nanoroads.hf import export
 from nanoroads.model import GPT, GPTConfig
 
 
@@ -58,7 +59,8 @@ def main(argv=None):
     out = common.open_run(args, "sft")
     kernels.set_backend(args.kernel)
     if is_finished(out):
-        return print(f"{out} is finished")
+        print(f"{out} is finished")
+        return export(out, args.export_hf)
     torch.manual_seed(args.seed)
 
     model, tokenizer_name = build(args)
@@ -104,6 +106,7 @@ def main(argv=None):
             if done % args.save_every == 0 and done < steps:
                 save_state(out, model, optimizer, done)
     finish(out, model)
+    export(out, args.export_hf)
     print(f"held-out loss {row['eval_loss']:.4f} nats a token\nnext: python train_dpo.py --init {out}")
 
 

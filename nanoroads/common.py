@@ -86,6 +86,7 @@ def parser(doc, **defaults):
     add("--log-every", type=positive(int), default=10, help="steps between lines of metrics.jsonl (default: %(default)s)")
     add("--max-prompt-tokens", type=positive(int), help="keep the last tokens of longer prompts (default: refuse them)")
     add("--max-response-tokens", type=positive(int), help="cut longer responses, without EOS (default: refuse them)")
+    add("--export-hf", type=Path, metavar="DIR", help="also write the result as a Hugging Face folder")
     add("--profile", action="store_true", help="write a torch.profiler trace of a few steps to OUT/trace.json")
     p.set_defaults(**defaults)
     return p
@@ -107,7 +108,7 @@ def autocast(args, device):
 
 
 # Free of these, two runs are the same run: they say where and how often, not what.
-NOT_THE_RUN = ("out", "resume", "device", "profile", "eval_every", "save_every", "log_every", "stop_after")
+NOT_THE_RUN = ("out", "resume", "device", "profile", "eval_every", "save_every", "log_every", "stop_after", "export_hf")
 
 
 def open_run(args, stage):

@@ -7,13 +7,15 @@ never approximated. Only safetensors files are read; nothing is unpickled.
 import json
 import math
 import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from nanoroads.checkpoint import read_safetensors, weights, write_atomic, write_json
+from nanoroads import tokenizer
+from nanoroads.checkpoint import load_model, read_config, read_safetensors, weights, write_atomic, write_json
 from nanoroads.common import InputError
 from nanoroads.model import GPT, GPTConfig
 
@@ -212,3 +214,19 @@ def save_hf(folder, model, eos=None):
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "model.safetensors", lambda p: save_file(tensors, p, metadata={"format": "pt"}))
     write_json(folder / "config.json", theirs)
+
+
+def export(run, folder):
+    """--export-hf: a finished run as a Hugging Face folder, with the tokenizer files of the folder that it began with.
+
+    folder None: nothing is asked for. Raises InputError, also for a folder that holds something already."""
+    if folder is None:
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"--export-hf {folder}: exists, and is not empty")
+    name = read_config(run)["tokenizer"]
+    save_hf(folder, load_model(run), tokenizer.eos_id(tokenizer.get(name)))
+    for path in Path(name).glob("*") if Path(name).is_dir() else ():
+        if path.name.startswith(("tokenizer", "special_tokens", "chat_template", "vocab", "merges", "generation_config")):
+            shutil.copy(path, folder)
+    print(f"{folder}: {run} for transformers, vLLM and others")

@@ -202,6 +202,12 @@ class GPT(nn.Module):
 
         return load_model(folder, dtype=dtype, device=device)
 
+    def save_pretrained(self, folder, eos=None):
+        """Write a Hugging Face folder that transformers loads with the same logits. eos: a token's id. Raises InputError."""
+        from nanoroads.hf import save_hf
+
+        save_hf(folder, self, eos)
+
     def trunk(self, tokens, position, mask=None, cache=None):
         """tokens, position (B, T) -> hidden (B, T, D), after the last norm. mask: what `attend` takes."""
         x = self.embedding(tokens)  # (B, T, D)

@@ -212,3 +212,28 @@ def test_save_refuses_what_no_family_has(kind, options, message, tmp_path):
     with pytest.raises(InputError, match=re.escape(message)):
         save_hf(tmp_path / "out", tiny(kind, **options))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_exported_with_its_tokenizer_files(tmp_path):
+    from argparse import Namespace
+
+    from transformers import AutoModelForCausalLM
+
+    from nanoroads.checkpoint import save_config, save_model
+    from nanoroads.hf import export
+
+    model = tiny().float()
+    run, folder = tmp_path / "run", tmp_path / "exported"
+    run.mkdir()
+    save_config(run, Namespace(), "sft", model, "roadmap")
+    save_model(run, model)
+    export(run, None)
+    export(run, folder)
+    x = torch.randint(23, (2, 9))
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    torch.testing.assert_close(theirs(x).logits, model.logits(x))
+    assert theirs.config.eos_token_id == 97
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="not empty"):
+        export(run, folder)
+    assert (folder / "model.safetensors").read_bytes() == before
