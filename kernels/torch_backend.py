@@ -2,13 +2,14 @@
 
 Forward: a tile of logits z becomes E = exp(z - m), m the largest of its row; the tiles of a row make its log-sum-exp.
 Backward, with upstream gradient g: q = g (1[target] - p), dX = q W, dW = q^T X, dbias = q^T 1, over the temperature. p comes
-from E, kept in fp32 if it is small, in fp16 if that fits the budget (then p is off by 2e-4 of itself, the true class by
-nothing), or else computed again. The products are out= or in place: autocast leaves those in fp32.
+from E, kept in fp32 if it is small, in fp16 if that fits the budget (then p is off by at most 5e-4 of itself, down to 1e-9 of
+the largest; the true class by nothing), or else computed again. The products are out= or in place: autocast leaves those in fp32.
 """
 
 import torch
 
 WHOLE = 8 << 20  # bytes of E that are kept in fp32
+HALF = 2.0**15  # E, at most 1, is kept in fp16 times this: the rare classes stay normal numbers
 TILE = {"cpu": (1 << 20, 1024), "cuda": (1 << 25, 8192)}  # elements and least columns: for the L2 cache; for few launches
 
 
@@ -45,13 +46,8 @@ def spans(n, step):
     return [(a, min(a + step, n)) for a in range(0, max(n, 1), step)]
 
 
-def scratch_for(store, x, rows, cols):
-    """None if the work is done in the store itself."""
-    return None if store.numel() and store.dtype == x.dtype else x.new_empty(rows * cols)
-
-
 def part(store, scratch, a, e, b, c):
-    """The (e-a, c-b) tensor to work in. .data: a store is overwritten once, api.py sees to its second use."""
+    """The (e-a, c-b) tensor to work in: of an fp32 store, itself (.data: its second use is api.py's affair)."""
     return store.data[a:e, b:c] if scratch is None else scratch[: (e - a) * (c - b)].view(e - a, c - b)
 
 
@@ -117,7 +113,7 @@ def forward(hidden, weight, bias, target, temperature, softcap, with_entropy, bu
     peak, store = kept(hidden, weight, budget)
     rows, cols = tile(hidden, weight)
     x = hidden.to(big)
-    scratch = scratch_for(store, x, rows, cols)
+    scratch = None if store.numel() and store.dtype == big else x.new_empty(rows * cols)
     blocks = []
     for a, e in spans(n, rows):
         parts = []
@@ -129,7 +125,7 @@ def forward(hidden, weight, bias, target, temperature, softcap, with_entropy, bu
             total = z.sub_(top).exp_().sum(1, keepdim=True)  # z is E from here on
             parts.append((own, top, total, *([torch.xlogy(z, z).sum(1, keepdim=True)] if with_entropy else [])))
             if scratch is not None and store.numel():
-                store[a:e, b:c] = z
+                store[a:e, b:c] = z.mul_(HALF)
         blocks.append(merge(*(cat(x, 1) for x in zip(*parts, strict=True))))
     logp, lse, top, *entropy = (cat(x, 0) for x in zip(*blocks, strict=True))
     entropy = entropy[0][:, 0].masked_fill_(ignored, 0.0) if with_entropy else lse.new_empty(0)
@@ -143,7 +139,7 @@ def backward(g_logp, g_entropy, hidden, weight, bias, target, logp, entropy, lse
     ignored, index = usable(target, v)
     rows, cols = tile(hidden, weight)
     x, lse = hidden.to(big), lse[:, None]
-    scratch = scratch_for(store, x, rows, cols)
+    scratch = None if store.numel() and store.dtype == big else x.new_empty(rows * cols)
     d_hidden = x.new_empty(x.shape if need_hidden else 0)
     d_weight = torch.empty_like(weight) if need_weight else weight.new_empty(0)
     d_bias = weight.new_empty(v if need_bias else 0)
@@ -151,6 +147,7 @@ def backward(g_logp, g_entropy, hidden, weight, bias, target, logp, entropy, lse
     g, h = scaled  # -g and -h from here on
     own = torch.expm1(logp)[:, None] * g  # g (1 - p) without cancellation
     share = (peak - lse).exp_() if store.numel() else x.new_ones(1).expand(n, len(spans(v, cols)))  # p = share E
+    share = share / HALF if store.numel() and scratch is not None else share
     factor = share * g
     for i, (b, c) in enumerate(spans(v, cols)):
         w, shift = weight[b:c].to(big), None if bias is None else bias[b:c].to(big)

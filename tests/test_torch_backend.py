@@ -156,6 +156,19 @@ def test_an_improbable_target(spread):
         assert error(a, b) < 1e-4
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_rare_classes(mode, monkeypatch):
+    """The gradient of a class of probability 1e-8 has three digits too: Adam scales it up to the size of the rest."""
+    budget = use(mode, monkeypatch)
+    hidden, weight, target = torch.ones(1, 2).requires_grad_(), torch.zeros(37, 2), torch.tensor([1])
+    weight[2:, 0] = -18.0
+    weight.requires_grad_()
+    logp = kernels.linear_logp(hidden, weight, target, backend="torch", budget=budget)
+    expected = reference(hidden, weight, target)[0]
+    mine, theirs = (torch.autograd.grad(x.sum(), weight)[0][2:] for x in (logp, expected))
+    assert 1e-9 < theirs.abs().max() < 1e-8 and error(mine, theirs) < 1e-3
+
+
 def test_a_certain_target():
     """p[target] = 1 - 1e-5: the gradient is (1 - p), not the difference of two numbers rounded to fp16."""
     torch.manual_seed(0)
