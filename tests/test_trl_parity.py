@@ -6,7 +6,8 @@ import pytest
 import torch
 
 pytest.importorskip("trl", reason="trl is missing: pip install -e '.[parity]'")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
+import transformers
 from datasets import Dataset
 from hf_models import make
 from tokenizers import Tokenizer, models, pre_tokenizers
