@@ -42,7 +42,7 @@ def flags(argv):
     p = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, help="(default: out/all_roads, or out/quick)")
     p.add_argument("--seeds", type=int, nargs="+", default=[0], help="of data, weights and samples (default: 0)")
-    p.add_argument("--quick", action="store_true", help="a third of the steps and half of the phases")
+    p.add_argument("--quick", action="store_true", help="half of the steps, the main world alone")
     p.add_argument("--jobs", type=common.positive(int), default=2, help="phases at a time, one core each (default: 2)")
     args = p.parse_args(argv)
     args.out = args.out or Path("out/quick" if args.quick else "out/all_roads")
@@ -62,22 +62,22 @@ def plan(at, seed, world, quick):
     def add(name, needs, *command):
         phases.append((f"{at}/{name}", [f"{at}/{n}" for n in needs], [str(word) for word in command]))
 
-    def steps(n):  # the quick look is cut to n optimizer steps; otherwise the script's own default stands
-        return ["--steps", n] if quick else []
-
-    add("sft", [], "train_sft.py", *flags, "--out", sft, *steps(200))
+    # A quick look is shorter; otherwise the scripts' own defaults stand. DPO and stage 1 of the local road must stay the same.
+    short = {"sft": ["--steps", 700], "pairs": ["--epochs", 2], "rl": ["--reward-epochs", 2, "--steps", 120]}
+    short = short if quick else dict.fromkeys(short, [])
+    add("sft", [], "train_sft.py", *flags, "--out", sft, *short["sft"])
     pairs = ["-m", "nanoroads.pairs", "--policy", sft, "--seed", seed]
     add("sft/pairs.jsonl", ["sft"], *pairs, "--out", sft / "pairs.jsonl")
     add("sft/pairs_test.jsonl", ["sft"], *pairs, "--split", "test", "--n", 1000, "--out", sft / "pairs_test.jsonl")
     known = ["sft/pairs.jsonl", "sft/pairs_test.jsonl"]
     dpo, rlhf = (["train_dpo.py", *flags, "--init", sft], ["train_rlhf.py", *flags, "--init", sft])
     tuned = ["--readout", READOUT[world], *RLHF[world]]
-    add("rlhf_global", known, *rlhf, "--out", at / "rlhf_global", *tuned, *steps(150))
-    add("dpo", known, *dpo, "--out", at / "dpo", *DPO[world], *steps(150))
+    add("rlhf_global", known, *rlhf, "--out", at / "rlhf_global", *tuned, *short["rl"])
+    add("dpo", known, *dpo, "--out", at / "dpo", *DPO[world], *short["pairs"])
     if world == "roadmap":
         local = [*rlhf, "--out", at / "rlhf_local", "--reward", "local", "--compare", at / "dpo"]
-        add("rlhf_local", [*known, "dpo"], *local, *steps(150))
-        add("local", known, *dpo, "--out", at / "local", "--loss", "reference-free", *steps(100))
+        add("rlhf_local", [*known, "dpo"], *local, *short["rl"])
+        add("local", known, *dpo, "--out", at / "local", "--loss", "reference-free", *short["pairs"])
     if world == "roadmap" and not quick:  # over-optimisation: too little KL on either road
         add("dpo_low_beta", known, *dpo, "--out", at / "dpo_low_beta", "--beta", LOW_BETA)
         low = ["--reward", at / "rlhf_global/reward", "--kl", LOW_KL]

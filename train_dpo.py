@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import kernels
 from nanoroads import common, data, evaluate, losses, roadmap, tokenizer
-from nanoroads.batch import pack
+from nanoroads.batch import pack, upload
 from nanoroads.checkpoint import (
     finish,
     is_finished,
@@ -127,7 +127,7 @@ def main(argv=None):
                 batch = pack([prompts[i] for i in micro], [pairs[i] for i in micro], device=device)
                 with common.autocast(args, device):
                     logp = model(batch)[0].view(-1, 2)  # (P, 2): chosen, rejected
-                ref = ref_logp[micro].to(device, non_blocking=True)
+                ref = upload(ref_logp[micro], device)
                 loss = preference_loss(args, logp, ref, batch.lengths.view(-1, 2))  # (P,)
                 (loss.sum() / len(some)).backward()  # a mean over the pairs of the whole step
                 parts.append((loss.detach(), logp.detach(), ref))

@@ -18,7 +18,7 @@ import torch
 
 import kernels
 from nanoroads import common, data, evaluate, losses, roadmap, tokenizer
-from nanoroads.batch import pack
+from nanoroads.batch import pack, upload
 from nanoroads.checkpoint import finish, is_finished, load_model, load_state, read_config, save_config, save_state
 from nanoroads.generate import generate
 from nanoroads.hf import export
@@ -82,7 +82,7 @@ def train_reward(args, out, train, test, tokenizer_name, device):
         loss = correct = 0.0
         for micro in common.chunks(some, args.micro_batch_size):
             batch = pack([prompts[i] for i in micro], [pairs[i] for i in micro], device=device)
-            ref = ref_logp[micro].to(device, non_blocking=True).flatten()
+            ref = upload(ref_logp[micro], device).flatten()
             with common.autocast(args, device):
                 reward = reward_of(model, model(batch), ref, args.beta).view(-1, 2)  # (P, 2): chosen, rejected
             part = losses.bradley_terry(*reward.unbind(1)).sum() / len(some)

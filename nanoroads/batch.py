@@ -28,7 +28,7 @@ class Batch:
 
     def to(self, device):
         moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "causal"}
-        moved = {name: x.to(device, non_blocking=True) for name, x in moved.items()}
+        moved = {name: upload(x, device) for name, x in moved.items()}
         return Batch(**moved, causal=self.causal)
 
     @property
@@ -52,6 +52,12 @@ class Batch:
         same_group = g[:, :, None] == g[:, None, :]  # (B, q, kv)
         shared = (s[:, None, :] == 0) | (s[:, :, None] == s[:, None, :])
         return (same_group & shared & (index[None, :] <= index[:, None])).unsqueeze(1)
+
+
+def upload(x, device):
+    """x on the device, without waiting for it: only from pinned memory is a copy asynchronous."""
+    pin = torch.device(device).type == "cuda" and not x.is_cuda
+    return (x.pin_memory() if pin else x).to(device, non_blocking=True)
 
 
 def pack(prompts, responses, row_length=None, pad=0, device="cpu"):
