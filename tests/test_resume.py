@@ -154,7 +154,7 @@ def flags_of(sft):
         "sft": (train_sft, {"data": sft / "demos.jsonl", "steps": 12}),
         "dpo": (train_dpo, {"init": sft}),
         "rl": (train_rlhf, rule),
-        "rl-updates": (train_rlhf, rule | {"algo": "grpo", "updates": 2, "save_every": 2}),
+        "rl-updates": (train_rlhf, rule | {"algo": "grpo", "updates": 2, "save_every": 3, "steps": 14}),
         "reward": (train_rlhf, {"init": sft, "reward_epochs": 2, "steps": 6}),
     }
 
@@ -179,7 +179,7 @@ def test_killed_and_resumed(stage, moment, flags_of, uninterrupted, tmp_path):
     check_killed(script, uninterrupted(stage), tmp_path, moment, **flags)
 
 
-@pytest.mark.parametrize("moment", ["in the first checkpoint", "between checkpoints", "in the middle of a checkpoint"])
+@pytest.mark.parametrize("moment", ["before the first checkpoint", "between checkpoints", "in the middle of a checkpoint"])
 def test_killed_between_two_updates_of_one_batch(moment, flags_of, uninterrupted, tmp_path):
     script, flags = flags_of["rl-updates"]
     check_killed(script, uninterrupted("rl-updates"), tmp_path, moment, **flags)

@@ -127,7 +127,11 @@ def test_dpo_evaluates_on_the_test_pairs_of_the_map(dpo, sft):
     logp, ref = (evaluate.score(load_model(m), prompts, pairs_, sizes(), torch.device("cpu")) for m in (dpo, sft))
     expected = losses.dpo(*logp.unbind(1), *ref.unbind(1), 0.3).mean().item()
     assert log[-1]["eval_loss"] == pytest.approx(expected, abs=1e-5)
-    assert log[-1]["eval_chosen_logp"] == pytest.approx(logp[:, 0].mean().item(), abs=1e-4)
+    margin = 0.3 * ((logp - ref)[:, 0] - (logp - ref)[:, 1])
+    want = {"chosen_logp": logp[:, 0], "rejected_logp": logp[:, 1], "kl_ref_policy": ref - logp, "margin": margin}
+    want["accuracy"] = (margin > 0).float()
+    for name, value in want.items():
+        assert log[-1][f"eval_{name}"] == pytest.approx(value.mean().item(), abs=1e-4), name
 
 
 def test_dpo_on_own_rows(rows, sft, tmp_path):
@@ -181,6 +185,7 @@ def test_rlhf_rule(algo, sft, tmp_path):
     assert not (out / "reward").exists()
     if algo == "grpo":
         assert all(row["clip_fraction"] == 0 for row in log[::2])  # the first of two updates is on policy
+        assert any(row["clip_fraction"] > 0 for row in log[1::2])
     if algo == "online-dpo":
         compared = log[0]["loss"] / math.log(2) * 32  # ln 2 of each prompt whose samples are not all as good
         assert compared == pytest.approx(round(compared), abs=1e-3) and compared > 0.5
@@ -294,6 +299,7 @@ def test_sample_greedy(sft, capsys):
     assert greedy == said(capsys, model=sft, temperature=0, seed=5)  # WA>FL: is the default
     drawn = [said(capsys, model=sft, seed=s, num_samples=3) for s in (0, 0, 9)]
     assert drawn[0] == drawn[1] != drawn[2] and len(drawn[0]) == 6
+    assert drawn[0][2:4] == said(capsys, model=sft, seed=1) != drawn[0][:2]  # sample i of seed s is sample 0 of seed s + i
     assert said(capsys, model=sft, top_k=1)[0] == greedy[0] == said(capsys, model=sft, top_p=1e-6)[0]
 
 
