@@ -1,0 +1,93 @@
+"""The benchmark and the profile run, on shapes of nothing, and what they write holds."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kernels import bench
+
+TINY = ["--shape", "9", "16", "70", "--shape", "100", "8", "33"]
+
+
+def run(module, *arguments):
+    return subprocess.run([sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Of --json."""
+    folder = tmp_path_factory.mktemp("bench")
+    done = run("kernels.bench", *TINY, "--json", folder / "bench.json", "--figure", folder / "bench.png")
+    assert done.returncode == 0, done.stderr
+    assert (folder / "bench.png").read_bytes().startswith(b"\x89PNG")
+    return json.loads((folder / "bench.json").read_text()) | {"printed": done.stdout}
+
+
+def test_columns(results):
+    assert {"date", "device", "torch", "dtype"} <= results.keys()
+    assert [(r["N"], r["D"], r["V"]) for r in results["results"]] == [(9, 16, 70), (100, 8, 33)]
+    for shape in results["results"]:
+        assert shape["ceiling_tflops"] > 0
+        assert {"nanoroads torch", "nanoroads torch recompute", "naive logits"} <= shape["rows"].keys()
+        for row in shape["rows"].values():
+            assert list(row) == bench.COLUMNS
+            assert 0 < row["forward_ms"] < row["total_ms"] and row["of_ceiling"] > 0
+            work = 6 * shape["N"] * shape["D"] * shape["V"]
+            assert row["tflops"] == pytest.approx(work / (row["total_ms"] / 1e3) / 1e12)
+
+
+def test_our_errors_are_small(results):
+    for shape in results["results"]:
+        for name, row in shape["rows"].items():
+            if name.startswith("nanoroads"):
+                tolerance = 1e-2 if results["dtype"] == "bf16" else 1e-5  # the gradients are rounded to bf16
+                assert row["logp_error"] < 2e-5 and row["d_hidden_error"] < tolerance and row["d_weight_error"] < tolerance
+
+
+def test_the_reference():
+    """The fp64 reference, against autograd through fp64 logits; targets repeat."""
+    x, w, t = bench.problem(90, 6, 11, torch.float32, "cpu")
+    logp, d_hidden, d_weight = bench.reference(x, w, t)
+    x, w = (y.detach().double().requires_grad_() for y in (x, w))
+    expected = torch.log_softmax(x @ w.T, 1).gather(1, t[:, None])[:, 0]
+    expected.sum().backward()
+    for a, b in ((logp, expected), (d_hidden, x.grad[:64]), (d_weight, w.grad[t[:64]])):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_a_wrong_gradient_shows():
+    x, w, t = bench.problem(90, 6, 11, torch.float32, "cpu")
+    out = bench.implementation("naive logits")(x, w, t)
+    out.sum().backward()
+    w.grad.mul_(1.01)
+    logp, d_hidden, d_weight = bench.errors(out.detach() + 0.01, x, w, t, bench.reference(x, w, t))
+    assert logp == pytest.approx(0.01, rel=1e-3) and d_hidden < 1e-6 and d_weight == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
+def test_without_a_gpu(results):
+    for name in ("liger-kernel", "cut-cross-entropy", "quack-kernels"):
+        assert f"{name}: left out, needs a CUDA device\n" in results["printed"]
+    done = run("kernels.bench", "--tune")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--tune" in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--dtype", "int8"], ["--shape", "1", "2", "0"], ["--json", "no/such.json"], ["--fast"]])
+def test_bad_arguments(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+    with pytest.raises(SystemExit) as left:
+        bench.main()
+    message = capsys.readouterr().err
+    assert left.value.code == 2 and message.count("\n") == 1 and (arguments[0] in message or arguments[-1] in message)
+
+
+def test_profile(tmp_path):
+    done = run("kernels.profile", "--shape", 9, 16, 70, "--out", tmp_path / "trace.json")
+    assert done.returncode == 0, done.stderr
+    assert "aten::mm" in done.stdout and "ncu " in done.stdout
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    wrong = run("kernels.profile", "--out", tmp_path / "no" / "trace.json")
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
