@@ -4,7 +4,9 @@ Each is a torch.library custom op with a fake implementation, so torch.compile(f
 backward op. On CUDA a target outside 0..V-1 cannot raise without waiting for the device: its log-prob is NaN instead.
 """
 
+import os
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -12,7 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from kernels import torch_backend
 
-BACKENDS = ("auto", "torch")
+BACKENDS = ("auto", "torch", "triton")
+HAS_TRITON = find_spec("triton") is not None
 IGNORE = -100  # a target that counts for nothing
 _default = "auto"
 
@@ -20,16 +23,26 @@ _default = "auto"
 def set_backend(name):
     """What backend="auto" means from now on: one of BACKENDS. Raises ValueError."""
     global _default
-    _default = pick(name, None)
+    _default = pick(name)
 
 
-def pick(name, device):
+def pick(name, x=None):
+    """The backend for tensor x: "auto" is triton on an NVIDIA GPU from sm_80 on, except for fp64, and torch elsewhere."""
     if name not in BACKENDS:
         raise ValueError(f"backend is {name!r}, not one of {', '.join(BACKENDS)}")
-    if device is None:
+    name = _default if x is not None and name == "auto" else name
+    if name == "triton" and not HAS_TRITON:
+        raise ValueError("backend is 'triton', but triton is not installed")
+    if x is None or name == "torch":
         return name
-    name = _default if name == "auto" else name
-    return "torch" if name == "auto" else name
+    if name == "auto":
+        nvidia = HAS_TRITON and x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device)[0] >= 8
+        return "triton" if nvidia and x.dtype != torch.float64 else "torch"
+    if x.dtype == torch.float64:
+        raise ValueError("backend is 'triton', which takes fp32, fp16 and bf16, not fp64")
+    if not x.is_cuda and not (x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        raise ValueError(f"backend is 'triton', which needs CUDA tensors (or TRITON_INTERPRET=1), not {x.device}")
+    return name
 
 
 def linear_logp(
@@ -45,7 +58,7 @@ def linear_logp(
         low = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight, bias = (None if x is None else x.to(low) for x in (hidden, weight, bias))
     _check_linear(hidden, weight, target, bias, temperature, softcap)
-    backend = pick(backend, hidden.device)
+    backend = pick(backend, hidden)
     grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
     room = torch_backend.default_budget(hidden.device) if budget is None and grad else int(budget or 0)
     logp, entropy, *_ = linear_op(
@@ -70,7 +83,7 @@ def logp_from_logits(logits, target, *, backend="auto"):
     if logits.ndim != 2 or not logits.dtype.is_floating_point:
         raise ValueError(f"logits must be (N, V) floats, not {tuple(logits.shape)} {logits.dtype}")
     _check_target(target, logits, logits.shape[1], "logits")
-    return logits_op(logits, target, pick(backend, logits.device))[0]
+    return logits_op(logits, target, pick(backend, logits))[0]
 
 
 def segment_sum(x, cu_seqlens, *, backend="auto"):
@@ -86,7 +99,7 @@ def segment_sum(x, cu_seqlens, *, backend="auto"):
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         if cu_seqlens[0] != 0 or cu_seqlens[-1] != len(x) or (cu_seqlens.diff() < 0).any():
             raise ValueError(f"cu_seqlens must rise from 0 to {len(x)}, not {cu_seqlens.tolist()[:8]}...")
-    return segments_op(x, cu_seqlens, pick(backend, x.device))
+    return segments_op(x, cu_seqlens, pick(backend, x))
 
 
 def _check_linear(hidden, weight, target, bias, temperature, softcap):
@@ -124,7 +137,11 @@ def _check_target(target, rows, v, name):
 
 
 def _module(backend):
-    return torch_backend
+    if backend == "torch":
+        return torch_backend
+    from kernels import backward as triton_backend  # here, so that the rest works without triton
+
+    return triton_backend
 
 
 def _linear(
