@@ -78,8 +78,8 @@ def test_a_process_says_one_line_and_exits_with_2(command, words, tmp_path):
     ],
 )  # fmt: skip
 def test_values_that_no_run_can_have(script, flag, value, refuses, tmp_path):
-    init = {} if script is train_sft else {"init": tmp_path / "sft"}
-    refuses(script, f"--{flag.replace('_', '-')}", value, out=tmp_path / "out", **init | {flag: value})
+    flags = {"out": tmp_path / "out", "data": tmp_path / "none.jsonl"}  # the flags are read before any file
+    refuses(script, f"--{flag.replace('_', '-')}", value, **flags | {flag: value})
     assert not (tmp_path / "out").exists()
 
 
@@ -107,7 +107,8 @@ def test_values_that_no_run_can_have(script, flag, value, refuses, tmp_path):
     ],
 )
 def test_values_of_one_script(script, flags, words, refuses, tmp_path):
-    flags = flags if script in (sample, pairs) else {"out": tmp_path / "out"} | flags
+    if script not in (sample, pairs, all_roads):
+        flags = {"out": tmp_path / "out", "data": tmp_path / "none.jsonl"} | flags
     refuses(script, *words, **flags)
 
 
@@ -341,6 +342,8 @@ def test_weights_that_are_not_finite_are_never_saved(refuses, sft, rows, tmp_pat
         ("nosuchmodule:f", ["--reward nosuchmodule:f", "nosuchmodule"]),
         ("nanoroads.roadmap:nosuchfunction", ["--reward nanoroads.roadmap:nosuchfunction", "nosuchfunction"]),
         ("nanoroads.roadmap:", ["--reward nanoroads.roadmap:"]),
+        (":f", ["--reward :f"]),
+        ("nanoroads.roadmap:STATES", ["--reward nanoroads.roadmap:STATES", "not callable"]),
         ("gobal", ["gobal"]),
     ],
 )

@@ -237,6 +237,18 @@ def test_accumulation_changes_nothing(stage, sft, tmp_path, monkeypatch):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-5) and entropy[0] == pytest.approx(entropy[1], rel=0.2)
 
 
+def test_other_ways_to_run(sft, rows, tmp_path):
+    """bfloat16 activations, a trace, cut responses: each still learns, and the weights stay fp32."""
+    plain = metrics(run(train_dpo, tmp_path / "plain", init=sft))
+    half = run(train_dpo, tmp_path / "half", init=sft, dtype="bfloat16", profile=True)
+    assert all(v.dtype == torch.float32 for v in read_safetensors(half / "model.safetensors")[0].values())
+    assert metrics(half)[-1]["loss"] == pytest.approx(plain[-1]["loss"], rel=0.05) and metrics(half) != plain
+    assert len(json.loads((half / "trace.json").read_text())["traceEvents"]) > 100
+    cut = {"max_prompt_tokens": 3, "max_response_tokens": 2}
+    out = run(train_sft, tmp_path / "cut", data=rows / "sft.jsonl", **cut)
+    assert metrics(out)[-1]["loss"] < metrics(out)[0]["loss"] - 1
+
+
 # ---------------------------------------------------------------- inputs that are made
 
 
