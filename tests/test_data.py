@@ -160,6 +160,7 @@ def test_a_cut_prompt_keeps_its_end(encoding, rows):
     path = rows({"prompt": "vwxyz", "response": "r"})
     prompts, _, texts = data.load(path, data.sft_texts, encoding, 50, 3)
     assert list(prompts[0]) == [*b"xyz"] and texts == ["vwxyz"]
+    assert list(data.load(path, data.sft_texts, encoding, 50, 4)[0][0]) == [*b"wxyz"]
     assert list(data.load(path, data.sft_texts, encoding, 50, 5)[0][0]) == [*b"vwxyz"]
 
 
@@ -168,8 +169,9 @@ def test_context(encoding, rows):
     assert data.load(path, data.preference_texts, encoding, 7)
     with pytest.raises(InputError, match=r"rows.jsonl:1: prompt and response take 7 tokens, the model's context is 6 \(--max-"):
         data.load(path, data.preference_texts, encoding, 6)
-    with pytest.raises(InputError, match=":1: .* context is 1 "):
-        data.load(rows({"prompt": "xyz"}), data.prompt_texts, encoding, 1)
+    assert data.load(rows({"prompt": "xyz"}), data.prompt_texts, encoding, 4)
+    with pytest.raises(InputError, match=":1: .* context is 3 "):  # a prompt that leaves no room for a response
+        data.load(rows({"prompt": "xyz"}), data.prompt_texts, encoding, 3)
 
 
 # ---- bad files and rows
