@@ -35,8 +35,8 @@ def tile(hidden, weight):
 def kept(hidden, weight, budget):
     """Empty (peak, store) of the shapes that forward keeps for the backward under this budget; -1: no backward."""
     n, v, big = hidden.shape[0], weight.shape[0], wide(hidden.dtype)
-    whole = n * v * big.itemsize <= WHOLE
-    if budget < 0 or (not whole and (big == torch.float64 or 2 * n * v > budget)):
+    whole = n * v * big.itemsize <= min(WHOLE, budget)
+    if not whole and (big == torch.float64 or 2 * n * v > budget):
         return hidden.new_empty(0, dtype=big), hidden.new_empty(0)
     parts = len(spans(v, tile(hidden, weight)[1]))
     return hidden.new_empty((n, parts), dtype=big), hidden.new_empty((n, v), dtype=big if whole else torch.float16)
