@@ -159,6 +159,9 @@ def make_map_inputs(args):
     """On the built-in map: the reference policy --init and its labelled pairs, made if missing. Returns both files of pairs."""
     policy = args.init / "model.safetensors"
     make_with(["train_sft.py", "--data", args.data, "--out", args.init, "--resume", "--seed", args.seed], policy)
+    theirs = read_object(args.init / "config.json").get("args", {}).get("data", args.data)
+    if theirs != args.data:  # its pairs would be of another world
+        raise InputError(f"{args.init}: a policy of --data {theirs}, not of {args.data}; --init DIR names (or makes) another")
     train, test = args.init / "pairs.jsonl", args.init / "pairs_test.jsonl"
     command = ["-m", "nanoroads.pairs", "--policy", args.init, "--seed", args.seed]
     make_with([*command, "--out", train], train)

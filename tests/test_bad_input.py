@@ -197,6 +197,14 @@ def users_of(folder, tmp_path):
     ]
 
 
+def test_a_policy_of_another_world(refuses, sft, tmp_path):
+    """Its pairs are of that world, and would be taken for pairs of this one."""
+    for script in (train_dpo, train_rlhf):
+        refuses(
+            script, f"{sft}: a policy of --data roadmap,", "roadmap-short", out=tmp_path / "x", init=sft, data="roadmap-short"
+        )
+
+
 def test_a_policy_that_is_not_there(refuses, tmp_path):
     for script, flags in users_of(tmp_path / "no", tmp_path):
         refuses(script, tmp_path / "no", "config.json", **flags)
