@@ -1,4 +1,4 @@
-"""Text <-> token ids: tiktoken encodings. `roadmap` is the map's own, `gpt2` is tiktoken's.
+"""Text <-> token ids, always through tiktoken: the map's own `roadmap`, `gpt2`, or the tokenizer.json of a Hugging Face folder.
 
 The map has 98 tokens: 48 starts `WA`, 48 arrows `>FL` that name a goal in a prompt and a move in a response, `:` and EOS.
 """
@@ -11,13 +11,14 @@ import tiktoken
 
 from nanoroads.common import InputError
 from nanoroads.roadmap import STATES
+from nanoroads.tokenizer_json import FolderEncoding
 
 EOS = ("<|end|>", "<|endoftext|>")  # of the map; of GPT-2 and Pythia
 
 
 @functools.cache
 def get(name):
-    """A tiktoken Encoding: "roadmap" or "gpt2". Raises InputError."""
+    """A tiktoken Encoding: "roadmap", "gpt2", or of a Hugging Face folder. Raises InputError."""
     if name == "roadmap":
         words = [form.format(state) for form in ("{}", ">{}") for state in STATES] + [":"]  # ids 0..96, for ever
         return tiktoken.Encoding(
@@ -33,12 +34,14 @@ def get(name):
         except OSError as error:
             raise InputError(f"tokenizer gpt2: its files are not in TIKTOKEN_CACHE_DIR ({error})") from None
     if Path(name).is_dir():
-        raise InputError(f"{name}: the tokenizer of a Hugging Face folder cannot be read yet")
-    raise InputError(f"tokenizer {str(name)!r} is neither roadmap nor gpt2")
+        return FolderEncoding(Path(name))
+    raise InputError(f"tokenizer {str(name)!r} is neither roadmap nor gpt2 nor a folder")
 
 
 def eos_id(encoding):
     """The id of the token that ends a response. Raises InputError if the encoding has none that is known here."""
+    if getattr(encoding, "eos", None) is not None:
+        return encoding.eos
     for token in EOS:
         if token in encoding.special_tokens_set:
             return encoding.encode_single_token(token)
@@ -50,6 +53,8 @@ def encode(encoding, text):
     so the way back is checked: raises InputError with the text that was lost."""
     ids = encoding.encode_ordinary(text)
     back = encoding.decode(ids)
+    if isinstance(encoding, FolderEncoding):
+        text, back = encoding.normalize(text), encoding.normalize(back)
     if back != text:
         at = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), len(back))
         raise InputError(f"tokenizer {encoding.name!r} has no tokens for {text[at : at + 20]!r} (character {at + 1})")
