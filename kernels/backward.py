@@ -15,7 +15,10 @@ import triton
 import triton.language as tl
 
 from kernels.logp import LN2, LOG2E, aligned, logits_of, operands, precision, product, tile_of, tiles
-from kernels.logp import forward, kept, logits_forward, segment_sum  # noqa: F401, I001  with backward: what api.py calls
+from kernels.logp import forward as forward  # these four with backward and logits_backward are what api.py calls
+from kernels.logp import kept as kept
+from kernels.logp import logits_forward as logits_forward
+from kernels.logp import segment_sum as segment_sum
 
 SLICE = 8192  # columns of d logits that live at a time when they are computed again, for up to 65536 rows
 
@@ -130,7 +133,8 @@ def backward(
     need_hidden, need_weight, need_bias = need
     n, v = hidden.shape[0], weight.shape[0]
     if not n:
-        return tuple(torch.zeros_like(x) if wanted else x.new_empty(0) for x, wanted in zip((hidden, weight, weight[:, 0]), need))
+        like = zip((hidden, weight, weight[:, 0]), need, strict=True)
+        return tuple(x.new_zeros(x.shape if wanted else 0) for x, wanted in like)
     keep = store.numel() > 0
     tile = tile or tiles("forward" if keep else "backward", hidden)
     ignored, target = target == -100, target.long().contiguous()

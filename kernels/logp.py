@@ -181,7 +181,7 @@ def row_kernel(logits, target, logp, lse, V, stride, BLOCK_V: tl.constexpr):
 
 @triton.jit
 def segment_kernel(x, cu_seqlens, out, BLOCK: tl.constexpr):
-    """One program a sequence: lane i sums elements i, i + BLOCK, ... counted from the sequence's start, then the lanes are summed."""
+    """One program a sequence: lane i sums its elements i, i + BLOCK, ..., then the lanes are summed."""
     start = tl.load(cu_seqlens + tl.program_id(0))
     end = tl.load(cu_seqlens + tl.program_id(0) + 1)
     s = tl.zeros((BLOCK,), out.dtype.element_ty)
@@ -235,7 +235,7 @@ def kept(hidden, weight, budget):
 
 
 def operands(hidden, weight, tile):
-    """hidden (N, D) and weight (V, D), aligned: as descriptors that load (BLOCK_N, BLOCK_D) and (BLOCK_V, BLOCK_D), or as they are."""
+    """Aligned hidden (N, D) and weight (V, D), or descriptors of them that load (BLOCK_N, BLOCK_D) and (BLOCK_V, BLOCK_D)."""
     if not tile["TMA"]:
         return hidden, weight
     return (
@@ -268,7 +268,8 @@ def forward(hidden, weight, bias, target, temperature, softcap, with_entropy, bu
         logits_kernel[(triton.cdiv(count, tile["BLOCK_N"]) * slots // 2,)](
             *operands(hidden[rows], weight, tile), bias, y, m, s, moment, own[rows], store[rows] if keep else store,
             count, v, d, m.stride(0), s.stride(0), store.stride(0), LOG2E.value / temperature, softcap,
-            BIAS=bias is not None, SOFTCAP=softcap > 0, ENTROPY=with_entropy, STORE=keep, PRECISION=precision(hidden.dtype), **tile,
+            BIAS=bias is not None, SOFTCAP=softcap > 0, ENTROPY=with_entropy, STORE=keep,
+            PRECISION=precision(hidden.dtype), **tile,
         )  # fmt: skip
         merge_kernel[(triton.cdiv(count, 32),)](
             m, s, moment, own[rows], y, logp[rows], lse[rows], entropy[rows],

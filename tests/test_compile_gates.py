@@ -1,0 +1,110 @@
+"""Every Triton kernel compiled for the chips of kernels/tiles.json, without a GPU: no spilled register, shared memory within the
+chip's limit, and the matrix products on the tensor cores. Triton ships the compiler and the disassembler."""
+
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("kernels of the interpreter do not compile", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from kernels import backward, logp  # noqa: E402
+
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+SHARED = {"sm_80": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}  # KiB a program may use; sm_80 (163): its tiles serve sm_86, 89
+TENSOR_CORE = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": r"UTC\w*MMA", "sm_120": "HMMA"}
+FP32 = "total moment peak own logp lse entropy g h scale softcap ratio x".split()
+INT32 = "N V D first tiles peak_stride stats_stride store_stride out_stride stride".split()
+MATRIX = "x w bias store out logits".split()  # of the inputs' dtype
+
+
+def built(kernel, chip, dtype, tile, **constants):
+    """Compile -> (SASS, shared memory in bytes). Pointers and strides are multiples of 16, as they are in a real call."""
+    tile = dict(tile)
+    options = {name: tile.pop(name) for name in ("num_warps", "num_stages") if name in tile}
+    constants |= tile
+    types = {"target": "*i64", "cu_seqlens": "*i32"} | {name: "i32" for name in INT32} | {name: "*fp32" for name in FP32}
+    types |= {name: "fp32" for name in ("scale", "softcap", "ratio")} | {name: f"*{dtype}" for name in MATRIX}
+    if constants.get("TMA"):
+        types["x"] = f"tensordesc<{dtype}[{tile['BLOCK_N']},{tile['BLOCK_D']}]>"
+        types["w"] = f"tensordesc<{dtype}[{tile['BLOCK_V']},{tile['BLOCK_D']}]>"
+    if constants.get("BIAS") is False:
+        constants["bias"] = None
+    signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
+    wide = [
+        i for i, (name, t) in enumerate(signature.items()) if t[0] == "*" or name.endswith("stride") or name in ("D", "first")
+    ]
+    source = ASTSource(kernel, signature, constexprs=constants, attrs={(i,): [["tt.divisibility", 16]] for i in wide})
+    binary = triton.compile(source, target=GPUTarget("cuda", int(chip[3:]), 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        sass = subprocess.run([TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout
+    return sass, binary.metadata.shared
+
+
+def gate(kernel, chip, dtype, tile, **constants):
+    sass, shared = built(kernel, chip, dtype, tile, **constants)
+    assert not re.search(r"\b(STL|LDL)\b", sass), "registers spill"
+    assert shared <= SHARED[chip] * 1024
+    return sass
+
+
+EXTRAS = {
+    "plain": {"BIAS": False, "SOFTCAP": False, "ENTROPY": False},
+    "softcap": {"BIAS": False, "SOFTCAP": True, "ENTROPY": False},
+    "bias and entropy": {"BIAS": True, "SOFTCAP": False, "ENTROPY": True},
+}
+CASES = [
+    (chip, dtype, extras)
+    for chip in SHARED
+    for dtype, extra_names in (("bf16", EXTRAS), ("fp16", ["plain"]), ("fp32", ["plain", "bias and entropy"]))
+    for extras in extra_names
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip, dtype, extras", CASES)
+def test_products(chip, dtype, extras):
+    entry = logp.chip_tiles(chip, dtype)
+    constants = EXTRAS[extras] | {"PRECISION": "tf32x3" if dtype == "fp32" else "ieee"}
+    for kernel, kind, more in ((logp.logits_kernel, "forward", {"STORE": True}), (backward.slice_kernel, "backward", {})):
+        sass = gate(kernel, chip, dtype, entry[kind], **constants, **more)
+        assert re.search(rf"\b{TENSOR_CORE[chip]}\b", sass), "no tensor core"
+        assert re.search(r"UTMALDG" if entry[kind]["TMA"] else r"LDGSTS", sass), "loads are not pipelined"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90", "sm_100"])
+def test_the_rest(chip):
+    width = logp.chip_tiles(chip, "bf16")["forward"]["BLOCK_V"] // 2
+    gate(logp.merge_kernel, chip, "bf16", {}, ENTROPY=True, BLOCK_N=32, BLOCK_T=32)
+    gate(backward.kept_kernel, chip, "bf16", {}, SOFTCAP=True, ENTROPY=True, BLOCK_N=32, WIDTH=width)
+    gate(logp.row_kernel, chip, "bf16", {"num_warps": 8}, BLOCK_V=4096)
+    gate(backward.row_grad_kernel, chip, "bf16", {"num_warps": 8}, BLOCK_V=4096)
+    gate(logp.segment_kernel, chip, "fp32", {}, BLOCK=512)
+
+
+def test_the_gate_can_fail():
+    """A tile too large for its warps spills."""
+    tile = logp.chip_tiles("sm_90", "bf16")["forward"] | {"num_warps": 4}
+    with pytest.raises(AssertionError, match="spill"):
+        gate(logp.logits_kernel, "sm_90", "bf16", tile, **EXTRAS["plain"], PRECISION="ieee", STORE=True)
+
+
+def test_table():
+    """An unknown chip takes the nearest lower one's tiles, whatever N; a chip older than all has none."""
+    assert logp.chip_tiles("sm_89", "bf16") == logp.table()["sm_80"]["bf16"]
+    assert logp.chip_tiles("sm_103", "fp32") == logp.table()["sm_100"]["fp32"]
+    with pytest.raises(ValueError, match="hidden"):
+        logp.chip_tiles("sm_75", "fp16")
+    assert logp.tiles("forward", torch.empty(3, 4)) == logp.tiles("forward", torch.empty(300, 4))
