@@ -172,8 +172,10 @@ def uninterrupted(flags_of, tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("stage", ["sft", "dpo", "rl"])
+FEW = ["before the first step", "in the first checkpoint", "between checkpoints", "in a line of the log", "at the very end"]
+
+
+@pytest.mark.parametrize("stage, moment", [("sft", m) for m in MOMENTS] + [("dpo", m) for m in FEW] + [("rl", m) for m in FEW])
 def test_killed_and_resumed(stage, moment, flags_of, uninterrupted, tmp_path):
     script, flags = flags_of[stage]
     check_killed(script, uninterrupted(stage), tmp_path, moment, **flags)
