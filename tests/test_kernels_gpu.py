@@ -1,0 +1,134 @@
+"""backend="triton" on a GPU: what the interpreter cannot check, bf16 above all. References in fp64 on the same inputs."""
+
+import pytest
+import torch
+
+import kernels
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+MODES = {"kept": 8 << 30, "recomputed": 0}
+SHAPES = [(1, 64, 50), (300, 768, 50257), (1000, 1000, 12993), (513, 2048, 129920)]
+
+
+def problem(n, d, v, dtype=torch.bfloat16, seed=0):
+    torch.manual_seed(seed)
+    hidden = torch.randn(n, d, device="cuda").to(dtype).requires_grad_()
+    weight = (torch.randn(v, d, device="cuda") / d**0.5 * 2).to(dtype).requires_grad_()
+    target = torch.randint(v, (n,), device="cuda")
+    target[5::7] = -100
+    return hidden, weight, target
+
+
+def reference(hidden, weight, target, bias=None, temperature=1.0, softcap=None):
+    z = hidden.double() @ weight.double().T
+    z = z if bias is None else z + bias.double()
+    z = z if softcap is None else softcap * torch.tanh(z / softcap)
+    log_p = torch.log_softmax(z / temperature, 1)
+    keep = target != -100
+    entropy = -(log_p.exp() * log_p).sum(1)
+    return torch.where(keep, log_p.gather(1, target.clamp_min(0)[:, None])[:, 0], 0.0), torch.where(keep, entropy, 0.0)
+
+
+def error(actual, expected):
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
+
+
+def grads(outputs, leaves, g):
+    return torch.autograd.grad(sum((o * w).sum() for o, w in zip(outputs, g, strict=True)), leaves)
+
+
+def poison(gib=2):
+    """NaN in the memory that the next torch.empty will get."""
+    torch.full((gib << 28,), float("nan"), device="cuda")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("n, d, v", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_accuracy(n, d, v, dtype, mode):
+    hidden, weight, target = problem(n, d, v, dtype)
+    poison()
+    logp = kernels.linear_logp(hidden, weight, target, backend="triton", budget=MODES[mode])
+    expected, _ = reference(hidden, weight, target)
+    assert (logp - expected).abs().max() <= 2e-5
+    g = torch.randn(n, device="cuda")
+    poison()
+    for mine, true in zip(grads([logp], [hidden, weight], [g]), grads([expected], [hidden, weight], [g]), strict=True):
+        assert error(mine, true) < {torch.bfloat16: 5e-3, torch.float16: 1e-3, torch.float32: 1e-5}[dtype]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7}, {"softcap": 5.0}, {"temperature": 1.7, "softcap": 30.0}])
+def test_options(options, mode):
+    hidden, weight, target = problem(200, 512, 5003)
+    bias = torch.randn(5003, device="cuda").bfloat16().requires_grad_()
+    out = kernels.linear_logp(
+        hidden, weight, target, bias=bias, return_entropy=True, backend="triton", budget=MODES[mode], **options
+    )
+    expected = reference(hidden, weight, target, bias, **options)
+    assert all((a - b).abs().max() <= 2e-5 for a, b in zip(out, expected, strict=True))
+    g = [torch.randn(200, device="cuda") for _ in out]
+    leaves = [hidden, weight, bias]
+    for mine, true in zip(grads(out, leaves, g), grads(expected, leaves, g), strict=True):
+        assert error(mine, true) < 5e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_batch_invariance(dtype):
+    """Bit for bit the same log-prob and sum, alone, in another batch and in another place: the on-policy ratio is exactly 1."""
+    hidden, weight, target = problem(3000, 768, 50257, dtype)
+    cu = torch.tensor([0, 10, 1200, 3000], device="cuda", dtype=torch.int32)
+    sums, whole = kernels.sequence_logp(hidden, weight, target, cu, backend="triton")
+    for rows in (slice(7, 8), slice(3, 2045), torch.randperm(3000, device="cuda")):
+        assert torch.equal(kernels.linear_logp(hidden[rows], weight, target[rows], backend="triton"), whole[rows])
+    alone, _ = kernels.sequence_logp(hidden[10:1200], weight, target[10:1200], cu[1:3] - 10, backend="triton")
+    assert torch.equal(alone[0], sums[1])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_determinism(mode):
+    hidden, weight, target = problem(700, 768, 50257)
+    first = None
+    for _ in range(100):
+        poison(1)
+        logp = kernels.linear_logp(hidden, weight, target, backend="triton", budget=MODES[mode])
+        result = (logp, *torch.autograd.grad(logp.sum(), [hidden, weight]))
+        first = first or result
+        assert all(torch.equal(a, b) for a, b in zip(first, result, strict=True))
+
+
+def test_long():
+    """N V beyond 2^31 elements, and more rows than one launch takes."""
+    hidden, weight, target = problem(20000, 64, 129920)
+    for mode in MODES.values():
+        logp = kernels.linear_logp(hidden, weight, target, backend="triton", budget=mode)
+        d_hidden, d_weight = torch.autograd.grad(logp.sum(), [hidden, weight])
+        some = slice(19900, 20000)
+        expected, _ = reference(hidden[some], weight, target[some])
+        assert (logp[some] - expected).abs().max() <= 2e-5
+        assert error(d_hidden[some], torch.autograd.grad(expected.sum(), hidden)[0][some]) < 5e-3 and d_weight.isfinite().all()
+
+
+def test_the_rest():
+    logits = (torch.randn(300, 50257, device="cuda") * 5).bfloat16().requires_grad_()
+    target = torch.randint(50257, (300,), device="cuda")
+    poison()
+    logp = kernels.logp_from_logits(logits, target, backend="triton")
+    expected = torch.log_softmax(logits.double(), 1).gather(1, target[:, None])[:, 0]
+    assert (logp - expected).abs().max() <= 2e-5
+    assert error(*(torch.autograd.grad(x.sum(), logits)[0] for x in (logp, expected))) < 5e-3
+    x, cu = torch.randn(5000, device="cuda"), torch.tensor([0, 0, 3, 5000], device="cuda", dtype=torch.int32)
+    sums = kernels.segment_sum(x, cu, backend="triton")
+    assert (sums - torch.stack([x[:0].sum(), x[:3].sum(), x[3:].double().sum().float()])).abs().max() < 1e-4
+
+
+def test_auto_compile_and_bad_target():
+    """ "auto" is triton here; one graph under torch.compile; a target outside the vocabulary is NaN, not a fault."""
+    hidden, weight, target = problem(300, 768, 50257)
+    mine = kernels.linear_logp(hidden, weight, target)
+    assert torch.equal(mine, kernels.linear_logp(hidden, weight, target, backend="triton"))
+    compiled = torch.compile(lambda h, w, t: kernels.linear_logp(h * 1, w, t).sum(), fullgraph=True)
+    (d,) = torch.autograd.grad(compiled(hidden, weight, target), hidden)
+    assert error(d, torch.autograd.grad(mine.sum(), hidden)[0]) < 5e-3
+    target[3] = 50257
+    assert kernels.linear_logp(hidden, weight, target).isnan().nonzero().tolist() == [[3]]

@@ -1,0 +1,50 @@
+"""Runs triton_cases.py in a process of its own, where Triton's interpreter executes the kernels on the CPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kernels
+from kernels import api
+
+pytest.importorskip("triton")
+HERE = Path(__file__).parent
+
+
+def test_in_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "-p", "no:cacheprovider", str(HERE / "triton_cases.py")]
+    run = subprocess.run(
+        command, env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=HERE.parent, capture_output=True, text=True, timeout=280
+    )
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
+
+
+def test_backend_errors(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    import torch
+
+    x, cu = torch.ones(3), torch.tensor([0, 3], dtype=torch.int32)
+    with pytest.raises(ValueError, match="backend.*CUDA"):
+        kernels.segment_sum(x, cu, backend="triton")
+    with pytest.raises(ValueError, match="backend is 'cuda'"):
+        kernels.segment_sum(x, cu, backend="cuda")
+    assert kernels.segment_sum(x, cu) == 3  # "auto" never is triton on a CPU
+    monkeypatch.setattr(api, "HAS_TRITON", False)
+    for call in (lambda: kernels.set_backend("triton"), lambda: kernels.segment_sum(x, cu, backend="triton")):
+        with pytest.raises(ValueError, match="triton is not installed"):
+            call()
+
+
+def test_import_without_triton():
+    """backend="torch" needs no triton, and never imports it."""
+    code = """
+import sys
+sys.modules["triton"] = None  # importing it fails
+import torch, kernels
+kernels.linear_logp(torch.ones(2, 4), torch.ones(5, 4), torch.tensor([0, 1]), backend="torch").sum()
+assert "kernels.logp" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=HERE.parent, check=True)

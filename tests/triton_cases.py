@@ -1,0 +1,302 @@
+"""backend="triton" under TRITON_INTERPRET=1 against fp64 references written from the definitions; run by test_triton.py.
+
+The interpreter is wrong for bf16 products, so fp32 and fp16 are what can be checked here; bf16 is in test_kernels_gpu.py."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kernels
+from kernels import backward, logp
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 1.2e-3}  # of gradients, relative to the norm: fp16 rounds d logits
+MODES = {"kept": 1 << 30, "recomputed": 0}
+
+
+def reference(hidden, weight, target, bias=None, temperature=1.0, softcap=None):
+    z = hidden.double() @ weight.double().T
+    z = z if bias is None else z + bias.double()
+    z = z if softcap is None else softcap * torch.tanh(z / softcap)
+    log_p = torch.log_softmax(z / temperature, 1)
+    keep = target != -100
+    entropy = -(log_p.exp() * log_p.clamp_min(-1e30)).sum(1)
+    return torch.where(keep, log_p.gather(1, target.long().clamp_min(0)[:, None])[:, 0], 0.0), torch.where(keep, entropy, 0.0)
+
+
+def problem(n=19, d=20, v=75, dtype=torch.float32, bias=True, seed=0, scale=1.0):
+    g = torch.Generator().manual_seed(seed)
+    hidden, weight = torch.randn(n, d, generator=g) * scale, torch.randn(v, d, generator=g)
+    target = torch.randint(v, (n,), generator=g)
+    target[1:9:5] = -100
+    hidden, weight, b = (x.to(dtype).requires_grad_() for x in (hidden, weight, torch.randn(v, generator=g)))
+    return hidden, weight, target, b if bias else None
+
+
+def error(actual, expected):
+    return float((actual.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30))
+
+
+def grads(outputs, leaves, g):
+    return torch.autograd.grad(sum((o * w).sum() for o, w in zip(outputs, g, strict=True)), leaves)
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch):
+    """What torch.empty gives is NaN, so that nothing unwritten passes; slices of the vocabulary are small."""
+    empty, like = torch.Tensor.new_empty, torch.empty_like
+
+    def fill(x):
+        return x.fill_(float("nan")) if x.dtype.is_floating_point else x
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: fill(empty(*a, **k)))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: fill(like(*a, **k)))
+    monkeypatch.setattr(backward, "SLICE", 32)
+    monkeypatch.setattr(logp, "CHUNK", 16)
+
+
+OPTIONS = {
+    "plain": {"bias": False},
+    "bias": {},
+    "temperature": {"temperature": 0.7},
+    "softcap": {"softcap": 3.0, "bias": False},
+    "all": {"temperature": 1.7, "softcap": 5.0},
+}
+
+
+@pytest.mark.parametrize("tma", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("entropy", [False, True])
+def test_linear_logp(name, dtype, mode, entropy, tma, monkeypatch):
+    for tile in logp.table()["interpreter"]["fp32"].values():
+        monkeypatch.setitem(tile, "TMA", tma)
+    options = dict(OPTIONS[name])
+    hidden, weight, target, bias = problem(dtype=dtype, bias=options.pop("bias", True))
+    leaves = [x for x in (hidden, weight, bias) if x is not None]
+    expected = reference(hidden, weight, target, bias, **options)
+    out = kernels.linear_logp(
+        hidden, weight, target, bias=bias, return_entropy=entropy, backend="triton", budget=MODES[mode], **options
+    )
+    out = out if entropy else (out,)
+    for mine, true in zip(out, expected, strict=False):
+        assert mine.dtype == torch.float32 and (mine - true).abs().max() < 2e-5
+    torch.manual_seed(1)
+    g = [torch.randn(len(target)) for _ in out]
+    for x, mine, true in zip(leaves, grads(out, leaves, g), grads(expected[: len(out)], leaves, g), strict=True):
+        assert mine.dtype == dtype and mine.shape == x.shape and error(mine, true) < TOLERANCE[dtype]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 40), st.integers(1, 40), st.integers(1, 100), st.integers(0, 99), st.sampled_from(list(MODES)))
+def test_any_shape(n, d, v, seed, mode):
+    hidden, weight, target, bias = problem(n, d, v, seed=seed)
+    out = kernels.linear_logp(hidden, weight, target, bias=bias, backend="triton", budget=MODES[mode])
+    expected, _ = reference(hidden, weight, target, bias)
+    assert out.shape == (n,) and torch.allclose(out.double(), expected, atol=2e-5, rtol=0)
+    g = torch.randn(n)
+    for mine, true in zip(grads([out], [hidden, weight, bias], [g]), grads([expected], [hidden, weight, bias], [g]), strict=True):
+        assert torch.allclose(mine, true, atol=1e-4) if v == 1 else error(mine, true) < 5e-6
+
+
+def test_batch_invariance():
+    """A row's log-prob, bit for bit the same alone, in another batch and in another place."""
+    hidden, weight, target, bias = problem(n=50)
+    whole, entropy = kernels.linear_logp(hidden, weight, target, bias=bias, return_entropy=True, backend="triton")
+    for rows in (slice(7, 8), slice(3, 45), torch.randperm(50)):
+        part = kernels.linear_logp(hidden[rows], weight, target[rows], bias=bias, return_entropy=True, backend="triton")
+        assert torch.equal(part[0], whole[rows]) and torch.equal(part[1], entropy[rows])
+
+
+def test_ignored_and_banned():
+    """-100: 0 and no gradient. A token whose bias is -inf has probability 0, and the entropy is finite."""
+    hidden, weight, target, _ = problem()
+    bias = torch.zeros(75)
+    bias[:40], bias[41] = -float("inf"), -float("inf")
+    target = torch.where(target == -100, target, target.clamp_min(42))
+    for mode in MODES.values():
+        out = kernels.linear_logp(hidden, weight, target, bias=bias, return_entropy=True, backend="triton", budget=mode)
+        expected = reference(hidden, weight, target, bias)
+        assert all((x - y).abs().max() < 2e-5 for x, y in zip(out, expected, strict=True))
+        d_hidden, d_weight = grads(out, [hidden, weight], [1.0, 1.0])
+        assert not d_hidden[target == -100].any() and not d_weight[bias.isinf()].any() and d_weight.isfinite().all()
+    nothing = kernels.linear_logp(hidden, weight, torch.full_like(target, -100), backend="triton")
+    assert not nothing.any() and not torch.autograd.grad(nothing.sum(), weight)[0].any()
+
+
+def test_nan_stays():
+    hidden, weight, target, _ = problem()
+    hidden = hidden.detach().clone()
+    hidden[4, 2] = float("nan")
+    out = kernels.linear_logp(hidden, weight, target, backend="triton")
+    assert out[4].isnan() and out.isnan().sum() == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_true_class_without_cancellation(mode):
+    """p = 1 - 1e-9: the gradient is g (1 - p), not 0."""
+    hidden, weight = torch.tensor([[1.0]]).requires_grad_(), torch.tensor([[20.72], [0.0]]).requires_grad_()
+    out = kernels.linear_logp(hidden, weight, torch.tensor([0]), backend="triton", budget=MODES[mode])
+    (d_weight,) = torch.autograd.grad(out.sum(), weight)
+    assert abs(d_weight[0, 0] / 1.0027e-9 - 1) < 1e-2 or abs(d_weight[0, 0] - 1.0027e-9) < 1.2e-7 and out[0] == 0
+    assert abs(d_weight[1, 0] / -1.0027e-9 - 1) < 1e-2
+
+
+def test_frozen_head():
+    """No d weight is computed for a weight without requires_grad."""
+    hidden, weight, target, bias = problem()
+    need = [True, False, False]
+    h, w, b = (x.detach() for x in (hidden, weight, bias))
+    out = backward.forward(h, w, b, target, 1.0, 0.0, False, 0)
+    _, d_weight, d_bias = backward.backward(out[0], None, h, w, b, target, *out, 1.0, 0.0, need)
+    assert not d_weight.numel() and not d_bias.numel()
+    loss = kernels.linear_logp(hidden, weight.detach(), target, backend="triton").sum()
+    expected = reference(hidden, weight, target)[0].sum()
+    assert error(*(torch.autograd.grad(x, hidden)[0] for x in (loss, expected))) < 2e-6
+
+
+def test_backward_again():
+    """retain_graph: the second pass computes the probabilities again; a second derivative raises."""
+    hidden, weight, target, _ = problem()
+    loss = kernels.linear_logp(hidden, weight, target, backend="triton").sum()
+    first = torch.autograd.grad(loss, [hidden, weight], retain_graph=True)
+    again = torch.autograd.grad(loss, [hidden, weight], retain_graph=True)
+    assert all(error(a, b) < 1e-6 for a, b in zip(first, again, strict=True))
+    for f, message in ((loss, "does not require grad"), (loss**2, "once_differentiable")):
+        (d,) = torch.autograd.grad(f, hidden, create_graph=True)
+        with pytest.raises(RuntimeError, match=message):
+            d.sum().backward()
+
+
+def test_views():
+    """Transposed, strided and unaligned inputs; an expanded upstream gradient."""
+    hidden, weight, target, bias = problem()
+    views = [
+        hidden.detach().T.contiguous().T,
+        torch.stack([weight.detach()] * 2, 1)[:, 1],
+        torch.stack([bias.detach()] * 2, 1)[:, 1],
+    ]
+    shifted = torch.empty(hidden.numel() + 1)[1:].view(hidden.shape).copy_(hidden.detach())
+    views = [x.requires_grad_() for x in views]
+    odd = torch.stack([target] * 2, 1)[:, 1]
+    out = kernels.linear_logp(*views[:2], odd, bias=views[2], backend="triton")
+    expected, _ = reference(hidden, weight, target, bias)
+    for mine, true in zip(grads([out], views, [1.0]), grads([expected], [hidden, weight, bias], [1.0]), strict=True):
+        assert error(mine, true) < 2e-6
+    assert torch.equal(out, kernels.linear_logp(shifted, weight, target.int(), bias=bias, backend="triton"))
+
+
+def test_sequence_logp():
+    hidden, weight, target, bias = problem()
+    cu = torch.tensor([0, 0, 7, 8, 19], dtype=torch.int32)
+    sums, token, entropy = kernels.sequence_logp(hidden, weight, target, cu, bias=bias, return_entropy=True, backend="triton")
+    expected = torch.stack([reference(hidden, weight, target, bias)[0][a:b].sum() for a, b in zip(cu[:-1], cu[1:], strict=True)])
+    assert sums.shape == (4,) and error(sums, expected) < 2e-6 and len(token) == len(entropy) == 19
+    g = torch.randn(4)
+    for mine, true in zip(grads([sums], [hidden, weight], [g]), grads([expected], [hidden, weight], [g]), strict=True):
+        assert error(mine, true) < 2e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_segment_sum(dtype):
+    """Any lengths; and a sequence's sum does not depend on where it starts."""
+    x, cu = torch.randn(3000).to(dtype), torch.tensor([0, 0, 1, 700, 700, 3000], dtype=torch.int32)
+    if dtype == torch.float64:
+        with pytest.raises(ValueError, match="backend"):
+            kernels.segment_sum(x, cu, backend="triton")
+        return
+    sums = kernels.segment_sum(x, cu, backend="triton")
+    expected = torch.stack([x[a:b].double().sum() for a, b in zip(cu[:-1], cu[1:], strict=True)])
+    assert sums.dtype == torch.float32 and (sums - expected).abs().max() < 1e-4
+    moved = kernels.segment_sum(torch.cat([torch.randn(5).to(dtype), x[700:]]), torch.tensor([0, 5, 2305]), backend="triton")
+    assert moved[1] == sums[4]
+    assert kernels.segment_sum(x[:0], cu[:1], backend="triton").shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("n, v", [(5, 7), (3, 9000), (0, 4)])
+def test_logp_from_logits(n, v, dtype):
+    logits = (torch.randn(n, v + 1) * 5).to(dtype)[:, :v].requires_grad_()
+    target = torch.randint(v, (n,))
+    target[1:2] = -100
+    out = kernels.logp_from_logits(logits, target, backend="triton")
+    expected, _ = reference(logits, torch.eye(v), target)
+    g = torch.randn(n)
+    assert out.shape == (n,) and torch.allclose(out.double(), expected, atol=2e-5)
+    assert error(*(grads([x], [logits], [g])[0] for x in (out, expected))) < TOLERANCE[dtype]
+    masked = logits.detach().masked_fill(torch.arange(v) % 2 == 1, -float("inf"))  # banned tokens
+    expected, _ = reference(masked.nan_to_num(neginf=-60000.0), torch.eye(v), target // 2 * 2)
+    out = kernels.logp_from_logits(masked, target // 2 * 2, backend="triton")
+    assert torch.allclose(out.double(), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_autocast(mode):
+    """Inputs go to autocast's dtype, the arithmetic does not: forward and backward equal those of the fp16 inputs outside."""
+    hidden, weight, target, _ = problem(bias=False)
+    half = [x.detach().half().requires_grad_() for x in (hidden, weight)]
+    expected = kernels.linear_logp(*half, target, backend="triton", budget=MODES[mode])
+    with torch.autocast("cpu", torch.float16):
+        out = kernels.linear_logp(hidden, weight, target, backend="triton", budget=MODES[mode])
+        mine = torch.autograd.grad(out.sum(), [hidden, weight])
+    assert torch.equal(out, expected)
+    for a, b in zip(mine, torch.autograd.grad(expected.sum(), half), strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b.float())
+    out = kernels.linear_logp(hidden, weight, target, backend="triton", budget=MODES[mode])
+    with torch.autocast("cpu", torch.bfloat16):  # only the backward is inside
+        mine = torch.autograd.grad(out.sum(), hidden)[0]
+    assert error(mine, torch.autograd.grad(reference(hidden, weight, target)[0].sum(), hidden)[0]) < 2e-6
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_compile(backend):
+    """One graph around a model, forward and backward; dynamic shapes too."""
+    hidden, weight, target, bias = problem()
+
+    def loss(hidden, weight, target, bias, cu):
+        sums, token, entropy = kernels.sequence_logp(
+            hidden * 2, weight, target, cu, bias=bias, return_entropy=True, backend=backend
+        )
+        return (sums * torch.arange(1, len(sums) + 1)).sum() + entropy.sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=True)
+    for n in (19, 12):
+        args = hidden[:n], weight, target[:n], bias, torch.tensor([0, 7, n], dtype=torch.int32)
+        mine, true = (torch.autograd.grad(f(*args), [hidden, weight, bias]) for f in (compiled, loss))
+        assert all(error(a, b) < 1e-6 for a, b in zip(mine, true, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("budget", [-1, 0, 1 << 30])
+def test_op(backend, budget):
+    """Schema, fakes and autograd registration of the custom ops, as PyTorch checks them."""
+    hidden, weight, target, bias = problem()
+    args = (hidden.detach(), weight.detach(), bias.detach(), target, 1.0, 0.0, True, budget, backend)
+    torch.library.opcheck(torch.ops.nanoroads.linear_logp, args, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_errors_name_the_argument(backend):
+    h, w, t, b = torch.ones(3, 4), torch.ones(5, 4), torch.tensor([0, 4, -100]), torch.ones(5)
+    cases = {
+        "hidden": [(h[0], w, t), (h.int(), w, t)],
+        "weight": [(h, w[:, :3], t), (h, w.half(), t), (h, w[:0], t), (h, w.to("meta"), t)],
+        "target": [(h, w, t[:2]), (h, w, t.float()), (h, w, t + 1), (h, w, t - 1), (h, w, t.to("meta"))],
+    }
+    for name, bad in cases.items():
+        for args in bad:
+            with pytest.raises(ValueError, match=name):
+                kernels.linear_logp(*args, backend=backend)
+    for name, bad in {"bias": [b[:4], b.half()], "temperature": [0.0, -1.0], "softcap": [0.0, float("nan")]}.items():
+        for x in bad:
+            with pytest.raises(ValueError, match=name):
+                kernels.linear_logp(h, w, t, **{name: x}, backend=backend)
+    for x in (torch.tensor([0, 2]), torch.tensor([0, 2, 1, 3]), torch.tensor([0.0, 3.0])):
+        with pytest.raises(ValueError, match="cu_seqlens"):
+            kernels.segment_sum(torch.ones(3), x, backend=backend)
+    with pytest.raises(ValueError, match="logits"):
+        kernels.logp_from_logits(h[0], t, backend=backend)
+    if backend == "triton":
+        with pytest.raises(ValueError, match="fp64"):
+            kernels.linear_logp(h.double(), w.double(), t, backend=backend)
