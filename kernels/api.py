@@ -5,6 +5,7 @@ backward op. On CUDA a target outside 0..V-1 cannot raise without waiting for th
 """
 
 import os
+from contextlib import nullcontext
 from functools import partial
 from importlib.util import find_spec
 
@@ -144,6 +145,11 @@ def _module(backend):
     return triton_backend
 
 
+def _on(x):
+    """Makes x's GPU the current one: Triton launches there."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
 def _linear(
     hidden: Tensor,
     weight: Tensor,
@@ -156,7 +162,8 @@ def _linear(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """-> logp, entropy, and what the backward needs: lse (N,), peak and store. softcap 0: none. budget -1: no backward."""
-    return _module(backend).forward(hidden, weight, bias, target, temperature, softcap, with_entropy, budget)
+    with _on(hidden):
+        return _module(backend).forward(hidden, weight, bias, target, temperature, softcap, with_entropy, budget)
 
 
 def _linear_backward(
@@ -183,7 +190,8 @@ def _linear_backward(
 
 
 def _logits(logits: Tensor, target: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    return _module(backend).logits_forward(logits, target)
+    with _on(logits):
+        return _module(backend).logits_forward(logits, target)
 
 
 def _logits_backward(g: Tensor, logits: Tensor, target: Tensor, logp: Tensor, lse: Tensor, backend: str) -> Tensor:
@@ -191,7 +199,8 @@ def _logits_backward(g: Tensor, logits: Tensor, target: Tensor, logp: Tensor, ls
 
 
 def _segments(x: Tensor, cu_seqlens: Tensor, backend: str) -> Tensor:
-    return _module(backend).segment_sum(x, cu_seqlens)
+    with _on(x):
+        return _module(backend).segment_sum(x, cu_seqlens)
 
 
 def _linear_fake(hidden, weight, bias, target, temperature, softcap, with_entropy, budget, backend):
