@@ -8,7 +8,7 @@
 All contenders of a shape run in turn, round after round; figures are medians over the rounds. On CUDA: events, the L2 cache
 flushed before each run. TFLOP/s counts 6 N D V operations, whatever an implementation computes again. The ceiling is the time
 of the three bare matrix products in the same rounds, into memory that is there already. Extra memory is the peak beyond the
-inputs and the gradients (CPU: of the resident set). Errors are against fp64: the largest of the log-probs in nats, those of
+inputs, the gradients included (CPU: of the resident set). Errors are against fp64: the largest of the log-probs in nats, those of
 the gradients relative to their norm, over 64 rows of hidden and of weight.
 """
 
@@ -16,6 +16,7 @@ import argparse
 import ctypes
 import json
 import platform
+import re
 import statistics
 import sys
 import time
@@ -160,7 +161,7 @@ def status(field):
 
 
 def extra_memory(f, x, w, t, clock):
-    """Peak bytes beyond the inputs and the gradients; None where they cannot be measured."""
+    """Peak bytes beyond the inputs; None where they cannot be measured."""
     x.grad = w.grad = None
     if clock.cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -176,7 +177,7 @@ def extra_memory(f, x, w, t, clock):
             peak = status("VmHWM")
         except (OSError, AttributeError, StopIteration):
             return None
-    return max(0, peak - before - x.nbytes - w.nbytes)
+    return max(0, peak - before)
 
 
 def problem(n, d, v, dtype, device):
@@ -280,25 +281,29 @@ def tune(dtype, name, reps):
         cases.append(problem(n, d, v, dtype, "cuda"))
     entry = dict(logp.chip_tiles(chip, name))
     logp.table().setdefault(chip, {})[name] = entry
-    for kind, base in entry.items():
-        best = (float("inf"), base)
-        for bn, bv, bd, warps, stages in product((64, 128), (128, 256), (32, 64, 128), (4, 8), (2, 3, 4)):
-            tile = base | {"BLOCK_N": bn, "BLOCK_V": bv, "BLOCK_D": bd, "num_warps": warps, "num_stages": stages}
-            entry[kind] = tile
-            logp.chip_tiles.cache_clear()
+    logp.chip_tiles.cache_clear()
+    names = ("BLOCK_N", "BLOCK_V", "BLOCK_D", "num_warps", "num_stages")
+    for kind, base in list(entry.items()):
+        scores = []
+        for values in [[base[x] for x in names], *product((64, 128), (64, 128, 256), (32, 64, 128), (4, 8), (2, 3, 4))]:
+            entry[kind] = base | dict(zip(names, values, strict=True))
             try:
                 score = 1.0
                 for case in cases:
                     runs = [step(implementation("nanoroads triton recompute"), *case, clock)[0] for _ in range(reps + 1)][1:]
                     score *= statistics.median(f if kind == "forward" else total - f for f, total in runs)
             except Exception as error:  # more shared memory or registers than there are
-                print(f"{kind} {bn} {bv} {bd} {warps} {stages}: {one_line(error)}")
+                print(kind, *values, one_line(error))
                 continue
-            print(f"{kind} {bn} {bv} {bd} {warps} {stages}: {score ** (1 / len(cases)):.3f} ms", flush=True)
-            best = min(best, (score, tile), key=lambda pair: pair[0])
-        entry[kind] = best[1]
-        logp.chip_tiles.cache_clear()
-    Path(logp.__file__).with_name("tiles.json").write_text(json.dumps(logp.table(), indent=2) + "\n")
+            scores.append((score ** (1 / len(cases)), entry[kind]))
+            print(kind, *values, f"{scores[-1][0]:.3f} ms", flush=True)
+        entry[kind] = min(scores, key=lambda pair: pair[0])[1]
+    Path(logp.__file__).with_name("tiles.json").write_text(one_tile_a_line(logp.table()))
+
+
+def one_tile_a_line(table):
+    text = json.dumps(table, indent=2)
+    return re.sub(r"\{\s*(\"BLOCK_N\"[^}]*?)\s*\}", lambda tile: "{" + re.sub(r"\s+", " ", tile[1]) + "}", text) + "\n"
 
 
 def main():

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,6 +57,21 @@ def test_the_reference():
     expected.sum().backward()
     for a, b in ((logp, expected), (d_hidden, x.grad[:64]), (d_weight, w.grad[t[:64]])):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_memory(results):
+    """The peak holds the gradients at least; the logits of a larger problem show."""
+    if torch.cuda.is_available():
+        pytest.skip("of the resident set")
+    found = {name: bench.implementation(name) for name in ("naive logits", "nanoroads torch recompute")}
+    _, rows = bench.measure((1000, 16, 20000), torch.float32, "cpu", found, 1)
+    naive, mine = (row["extra_mib"] for row in rows.values())
+    assert naive > 2 * 1000 * 20000 * 4 / 2**20 * 0.9 and 1 < mine < naive / 5
+
+
+def test_tiles_keep_their_layout():
+    text = Path(bench.__file__).with_name("tiles.json").read_text()
+    assert bench.one_tile_a_line(json.loads(text)) == text
 
 
 def test_a_wrong_gradient_shows():
