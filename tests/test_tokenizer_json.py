@@ -46,6 +46,7 @@ FAMILIES = {
     "qwen2": ({"type": "NFC"}, sequence(split(QWEN2), NO_REGEX), False, [], [END, START, added("</think>", False)]),
     "smollm2": (None, sequence(DIGITS, BYTES | {"use_regex": True}), False, [END, START], []),
     "gaps": (None, sequence(split(r"\p{L}+| "), NO_REGEX), False, [], [END]),  # a pattern that leaves text over
+    "runs": (None, sequence(DIGITS | {"individual_digits": False}, BYTES | {"use_regex": True}), False, [], [END]),
     "deepseek": (None, DEEPSEEK, False, [], [END]),
 }
 TEXTS = [
@@ -58,11 +59,12 @@ TEXTS = [
 
 
 def make(folder, name, corpus=None, **changes):
-    """A folder with a small BPE of the family, trained by the `tokenizers` library."""
+    """A folder with a small BPE of the family, trained by the `tokenizers` library on whole lines: so it has merges across
+    whatever the family's pre-tokenizer must cut, and a cut in the wrong place shows."""
     normalizer, pre_tokenizer, ignore_merges, before, after = FAMILIES[name]
     empty = {"type": "BPE", "vocab": {}, "merges": [], "byte_fallback": False, "fuse_unk": False}
     spec = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": normalizer}
-    spec |= {"pre_tokenizer": pre_tokenizer, "post_processor": None, "decoder": NO_REGEX, "model": empty}
+    spec |= {"pre_tokenizer": sequence(split(".{1,30}"), NO_REGEX), "post_processor": None, "decoder": NO_REGEX, "model": empty}
     hf = tokenizers.Tokenizer.from_str(json.dumps(spec))
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=600,
@@ -76,7 +78,7 @@ def make(folder, name, corpus=None, **changes):
         add = hf.add_special_tokens if token["special"] else hf.add_tokens
         add([tokenizers.AddedToken(**token)])
     spec = json.loads(hf.to_str())
-    spec["model"]["ignore_merges"] = ignore_merges
+    spec["model"]["ignore_merges"], spec["pre_tokenizer"] = ignore_merges, pre_tokenizer
     for path, value in changes.items():
         node = spec
         *way, last = path.split("__")
@@ -180,6 +182,7 @@ def test_a_byte_without_token(tmp_path):
     del spec["model"]["vocab"]["ā"]  # the byte 1
     (folder / "tokenizer.json").write_text(json.dumps(spec))
     ours = tokenizer.get(str(folder))
+    assert ours.n_vocab == max(spec["model"]["vocab"].values()) + 1
     assert ours.encode_ordinary("qz\1qz") == theirs(folder).encode("qz\1qz", add_special_tokens=False).ids
     with pytest.raises(InputError, match=r"has no tokens for '\\x01qz' .character 3"):
         tokenizer.encode(ours, "qz\1qz")
