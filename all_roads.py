@@ -41,7 +41,7 @@ LOW_BETA, LOW_KL = 0.05, 0.05  # too weak a regulariser, to see over-optimisatio
 def flags(argv):
     p = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, help="(default: out/all_roads, or out/quick)")
-    p.add_argument("--seeds", type=int, nargs="+", default=[0], help="of data, weights and samples (default: 0)")
+    p.add_argument("--seeds", type=common.seed, nargs="+", default=[0], help="of data, weights and samples (default: 0)")
     p.add_argument("--quick", action="store_true", help="half of the steps, the main world alone")
     p.add_argument("--jobs", type=common.positive(int), default=2, help="phases at a time, one core each (default: 2)")
     args = p.parse_args(argv)

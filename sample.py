@@ -32,7 +32,7 @@ def flags(argv):
     p.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens; 0: all")
     p.add_argument("--top-p", type=float, default=1.0, help="only the likeliest tokens that make up this probability")
     p.add_argument("--max-new-tokens", type=common.positive(int), help="(default: the map's longest route; 128 elsewhere)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=common.seed, default=0)
     p.add_argument("--reward", type=Path, help="a reward model's run, or a policy's whose log-ratio is the reward")
     p.add_argument("--best-of", type=common.positive(int), help="draw this many, print the one that --reward likes best")
     p.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
@@ -64,6 +64,10 @@ def best_of(args, model, encoding, prompts, settings, device):
     """Draw --best-of responses of each prompt and print the one with the highest reward."""
     config = read_config(args.reward)
     reward = load_model(args.reward, device=device)
+    if reward.config.head == "lm" and "reference" not in config:
+        raise common.InputError(
+            f"--reward {args.reward}: neither a reward model nor a policy that was trained against a reference"
+        )
     reference = load_model(config["reference"], device=device) if reward.config.head == "lm" else None
     sizes = Namespace(micro_batch_size=None, batch_size=64, dtype=args.dtype)
     eos = tokenizer.eos_id(encoding)
@@ -92,14 +96,18 @@ def main(argv=None):
     config = read_config(args.model)
     name = config.get("tokenizer", str(args.model))
     encoding, world = tokenizer.get(name), None
-    if name == "roadmap":  # a policy of another world than the main one was trained with --data of that name
-        world = roadmap.WORLDS.get(config.get("args", {}).get("data"), roadmap.WORLDS["roadmap"])
+    if name == "roadmap":
+        world = roadmap.WORLDS.get(config.get("args", {}).get("data"))  # None: trained on a file of one's own
     model = load_model(args.model, device=device)
     if model.config.head != "lm":
         raise common.InputError(f"{args.model}: a reward model gives scores, not text; pass it as --reward")
     room = model.config.block_size
     settings = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
     settings["max_new_tokens"] = args.max_new_tokens or (world.max_moves + 1 if world else min(128, room // 2))
+    if settings["max_new_tokens"] >= room:
+        raise common.InputError(
+            f"--max-new-tokens {settings['max_new_tokens']} leaves no room for a prompt in a context of {room}"
+        )
     if args.chat:
         with common.autocast(args, device):
             return chat(model, encoding, args, settings)
@@ -107,7 +115,8 @@ def main(argv=None):
     if args.prompts:
         prompts, _, texts = data.load(args.prompts, data.prompt_texts, encoding, room)
     else:
-        texts = [args.prompt if args.prompt is not None else "WA>FL:" if world else "\n"]
+        default = "\n" if not world else roadmap.prompts(world, "test")[0] if world.hidden else "WA>FL:"
+        texts = [default if args.prompt is None else args.prompt]
         prompts = [tokenizer.encode(encoding, texts[0])]
     if not all(prompts) or max(map(len, prompts)) + settings["max_new_tokens"] > room:
         raise common.InputError(f"an empty prompt, or prompt and --max-new-tokens exceed the model's context of {room} tokens")

@@ -36,7 +36,12 @@ def flags(argv):
     p.add_argument("--init", type=Path, default=Path("out/sft"), help="the reference policy (default: %(default)s)")
     p.add_argument("--loss", default="dpo", choices=LOSSES, help="(default: %(default)s)")
     p.add_argument("--beta", type=common.positive(float), default=0.3, help="strength of the regulariser (default: %(default)s)")
-    p.add_argument("--label-smoothing", type=float, default=0.1, help="cdpo: share of flipped labels (default: %(default)s)")
+    p.add_argument(
+        "--label-smoothing",
+        type=common.positive(float, or_zero=True, below=0.5),
+        default=0.1,
+        help="cdpo: share of flipped labels (default: %(default)s)",
+    )
     p.add_argument("--gamma", type=float, default=0.5, help="simpo: target margin per token (default: %(default)s)")
     p.add_argument("--eval-data", type=Path, help="held-out pairs (default: the last 5 %% of --data)")
     return p.parse_args(argv)
@@ -63,7 +68,7 @@ def measures(loss, logp, ref_logp, beta):
     margin = losses.implicit_reward(logp, ref_logp, beta) @ logp.new_tensor([1.0, -1.0])  # (P,)
     return {
         "loss": loss.mean(),
-        "accuracy": (margin > 0).float().mean() + 0.5 * (margin == 0).float().mean(),
+        "accuracy": (0.5 + 0.5 * margin.sign() * (margin.abs() > 1e-5)).mean(),  # a tie, also one but for rounding, is a half
         "margin": margin.mean(),
         "chosen_logp": logp[:, 0].mean(),
         "rejected_logp": logp[:, 1].mean(),
@@ -105,7 +110,7 @@ def main(argv=None):
     if test_path:
         test_prompts, test_pairs, _ = data.load(test_path, data.preference_texts, encoding, *limits)
     else:
-        (prompts, pairs), (test_prompts, test_pairs) = data.hold_out(prompts, pairs)
+        (prompts, pairs), (test_prompts, test_pairs) = data.hold_out(prompts, pairs, train_path)
 
     save_config(out, args, "dpo", model, tokenizer_name, beta=args.beta, reference=str(args.init))
     ref_logp = reference_logps(out, "train", prompts, pairs, args, device)  # (P, 2), on the CPU

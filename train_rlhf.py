@@ -137,14 +137,20 @@ def load_reward(args, out, device):
         return None, None, evaluate.rule(args.reward)
     folder = out / "reward" if args.reward in CLASSES else Path(args.reward)
     config = read_config(folder)
-    return load_model(folder, device=device).requires_grad_(False), config.get("beta"), None
+    model = load_model(folder, device=device).requires_grad_(False)
+    if model.config.head == "lm" and "beta" not in config:
+        raise common.InputError(f"--reward {folder}: a policy without a beta, so its log-probs have no scale as a reward")
+    return model, config.get("beta"), None
 
 
 def main(argv=None):
     args = flags(argv)
     device = common.pick_device(args)
     if args.algo != "reinforce" and args.samples < 2 or args.algo == "rebel" and args.samples % 2:
-        raise common.InputError(f"--samples {args.samples}: --algo {args.algo} compares samples, give an even number of them")
+        least = "an even number" if args.algo == "rebel" else "at least 2"
+        raise common.InputError(f"--samples {args.samples}: --algo {args.algo} compares samples, give {least}")
+    for folder in filter(None, (args.start, args.compare)):
+        read_config(folder)  # a missing one is said now, not after stage 1
     out = common.open_run(args, "rlhf")
     kernels.set_backend(args.kernel)
     if is_finished(out):
@@ -157,15 +163,20 @@ def main(argv=None):
     tokenizer_name = read_config(args.init).get("tokenizer", str(args.init))
     encoding = tokenizer.get(tokenizer_name)
     limits = reference.config.block_size, args.max_prompt_tokens, args.max_response_tokens
+    read = data.preference_texts if args.reward in CLASSES else data.prompt_texts
+    prompts, pairs, texts = data.load(train_path, read, encoding, *limits)
+    room = limits[0] - max(map(len, prompts))
+    length = args.max_new_tokens or min(room, world.max_moves + 1 if world else 64)
+    if not 0 < length <= room:
+        raise common.InputError(
+            f"prompt and --max-new-tokens {length} exceed the model's context of {limits[0]} tokens by {length - room}"
+        )
     if args.reward in CLASSES:
-        prompts, pairs, texts = data.load(train_path, data.preference_texts, encoding, *limits)
         test = data.load(test_path, data.preference_texts, encoding, *limits)[:2] if test_path else None
-        rows = ((prompts, pairs), test) if test else data.hold_out(prompts, pairs)
+        rows = ((prompts, pairs), test) if test else data.hold_out(prompts, pairs, train_path)
         train_reward(args, out, *rows, tokenizer_name, device)
         if args.stop_after == "reward":
             return
-    else:
-        prompts, _, texts = data.load(train_path, data.prompt_texts, encoding, *limits)
     reward_model, beta, function = load_reward(args, out, device)
     kl = args.kl or (beta if reward_model is not None and reward_model.config.head == "lm" else 0.5)
 
@@ -178,11 +189,10 @@ def main(argv=None):
     start = load_state(out, policy, optimizer)
     common.compile_trunk(args, policy)
     eos, k = tokenizer.eos_id(encoding), args.samples
-    length = args.max_new_tokens or (world.max_moves + 1 if world else 64)
     test_texts = roadmap.prompts(world, "test") if world else []
     if args.compare:  # KL(other || ours) is the mean of log other - log ours on samples of the other
         other, asked_of = load_model(args.compare, device=device), prompts[:256]
-        theirs = generate(other, asked_of, 4, length, args.temperature, eos=eos, seed=args.seed)
+        theirs = generate(other, asked_of, 4, length, eos=eos, seed=args.seed)
         their_logp = evaluate.score(other, asked_of, theirs, args, device)
     print(f"{args.algo}: {len(prompts):,} prompts x {k} samples, {steps} steps, kl {kl}, {device}")
 
@@ -219,18 +229,18 @@ def main(argv=None):
                     loss, clipped = rl_loss(args, kl, logp, token_logp, old, ref, reward, batch.lengths)
                     loss = loss.sum() / (len(some) * k)
                     loss.backward()
-                    share = len(reward) / (len(some) * k)
-                    kl_now, entropy = losses.kl_k1(logp.detach(), ref[0]).mean(), -token_logp.detach().mean()
-                    means = torch.stack([reward.mean(), kl_now, entropy, clipped])
-                    totals += torch.cat([loss.detach()[None], share * means])
+                    sums = loss.detach(), reward.sum(), losses.kl_k1(logp.detach(), ref[0]).sum(), -token_logp.detach().sum()
+                    totals += torch.stack([*sums, clipped * len(token_logp)])
                 grad_norm = common.update(args, policy, optimizer, step, steps)
             profile_step()
 
             done = step + 1
             evaluating = done % args.eval_every == 0 or done == steps
             if done % args.log_every == 0 or done == steps or evaluating:
-                row = dict(zip(("loss", "reward", "kl", "entropy", "clip_fraction"), totals, strict=True))
-                row |= {"length": sum(len(r) for g in responses for r in g) / (len(some) * k), "grad_norm": grad_norm}
+                count, tokens = len(some) * k, sum(len(r) for g in responses for r in g)
+                per = totals.new_tensor([1, count, count, tokens, tokens])
+                row = dict(zip(("loss", "reward", "kl", "entropy", "clip_fraction"), totals / per, strict=True))
+                row |= {"length": tokens / count, "grad_norm": grad_norm}
                 row |= {f"seconds_{name}": seconds for name, seconds in timer.seconds.items()}
                 if world:  # the true reward of the samples at hand: what the reward model is a model of
                     pairs_ = [(texts[i], a) for i, g in zip(some, responses, strict=True) for a in evaluate.texts(encoding, g)]

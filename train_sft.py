@@ -72,7 +72,7 @@ def main(argv=None):
     read = lambda row: data.sft_texts(row, args.prompt_template)  # noqa: E731
     limits = args.max_prompt_tokens, args.max_response_tokens
     prompts, responses, _ = data.load(path, read, encoding, model.config.block_size, *limits)
-    (prompts, responses), held_out = data.hold_out(prompts, responses)
+    (prompts, responses), held_out = data.hold_out(prompts, responses, path)
 
     save_config(out, args, "sft", model, tokenizer_name)
     model.to(device)

@@ -16,6 +16,9 @@ from safetensors.torch import save_file
 from nanoroads.common import InputError, plain, read_object
 from nanoroads.model import GPT, GPTConfig
 
+UMASK = os.umask(0)  # there is no other way to read it
+os.umask(UMASK)
+
 
 def write_atomic(path, write):
     """Call write(temporary path), flush it to disk, then rename it to `path`."""
@@ -24,6 +27,7 @@ def write_atomic(path, write):
         write(temporary)
         with open(temporary, "rb") as f:
             os.fsync(f.fileno())
+        temporary.chmod(0o666 & ~UMASK)  # safetensors makes its files private
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

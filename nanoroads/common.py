@@ -128,6 +128,8 @@ def open_run(args, stage):
     elif out.exists() and (not out.is_dir() or ((out / "model.safetensors").exists())):
         raise InputError(f"{out} exists and is not a run of nanoroads")
     out.mkdir(parents=True, exist_ok=True)
+    for half_written in out.glob("*.tmp"):  # by a run that was killed
+        half_written.unlink()
     return out
 
 

@@ -1,17 +1,24 @@
-"""Files of rows -> token lists. One JSON object a line; every error names the file and the line.
+"""Files of rows -> tokens. `.jsonl`, `.jsonl.gz`, `.parquet`, or `hf:org/name[:split]`; every error names the file and the row.
 
-SFT          {"prompt", "response"}, or {"prompt", "completion"}, or any fields through --prompt-template
-preferences  {"prompt", "chosen", "rejected"} as TRL has them, text or message lists; HH-RLHF's rows (two whole dialogues);
-             the comparisons of OpenAI's summarize-from-feedback ({"info", "summaries", "choice"})
-prompts      {"prompt"} (any of the above will do)
+SFT          {"prompt", "response"}, {"prompt", "completion"}, {"messages"}, or any fields through --prompt-template
+preferences  {"prompt", "chosen", "rejected"} as TRL has them, text or message lists, the prompt apart or as their shared
+             beginning; HH-RLHF's rows (two dialogues); the comparisons of OpenAI's summarize-from-feedback
+prompts      any of the above
 
 Prompt and response are tokenised apart, so no merge crosses the boundary. EOS ends every response that was not cut.
+Message lists go through the chat template of the tokenizer's folder; without one they become "\\n\\nHuman: ...", as HH-RLHF has it.
 """
 
+import gzip
 import json
+import zlib
+from array import array
 from pathlib import Path
 
-from nanoroads import tokenizer
+from tqdm import tqdm
+
+from nanoroads import chat, tokenizer
+from nanoroads.batch import pack
 from nanoroads.common import InputError
 
 
@@ -22,42 +29,86 @@ def write_rows(path, rows):
     write_atomic(path, lambda p: p.write_text("".join(json.dumps(row) + "\n" for row in rows)))
 
 
-def read_rows(path):
-    """Yields (line number, dict). Raises InputError: no file, no rows, not JSON, not UTF-8."""
-    path, number = Path(path), 0
-    if not path.is_file():
+def raw_rows(path):
+    """Yields (row number, a line as bytes or a row as a dict). Raises InputError: no file, no rows, a library is missing."""
+    name, number = str(path), 0
+    if name.startswith("hf:"):
+        rows = hub_rows(name)
+    elif not Path(path).is_file():
         raise InputError(f"{path}: no such file")
-    with open(path, "rb") as f:
-        for number, line in enumerate(f, 1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}:{number}: not a JSON object ({error})") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{path}:{number}: not a JSON object, but {type(row).__name__}")
+    elif name.endswith(".parquet"):
+        rows = parquet_rows(path)
+    else:
+        rows = gzip.open(path) if name.endswith(".gz") else open(path, "rb")
+    try:
+        for number, row in enumerate(rows, 1):
             yield number, row
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path}:{number + 1}: not a whole gzip file ({error})") from None
+    finally:
+        rows.close()
     if number == 0:
         raise InputError(f"{path}: holds no rows")
 
 
+def parquet_rows(path):
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise InputError(f"{path}: to read it, pip install 'nanoroads[parquet]'") from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(1000):
+                yield from batch.to_pylist()
+    except (ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a whole parquet file ({error})") from None
+
+
+def hub_rows(path):
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"{path}: to read it, pip install 'nanoroads[hf]'") from None
+    name, _, split = path.removeprefix("hf:").partition(":")
+    try:
+        yield from datasets.load_dataset(name, split=split or "train")
+    except Exception as error:  # its own, of the network, of the file system: whatever it is, the name was wrong or unreachable
+        raise InputError(f"{path}: {error}") from None
+
+
+def parse(row):
+    """A line or a row -> dict. Raises InputError: not JSON, not UTF-8, not an object."""
+    try:
+        row = json.loads(row) if isinstance(row, bytes) else row
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not a JSON object ({error})") from None
+    if not isinstance(row, dict):
+        raise InputError(f"not a JSON object, but {type(row).__name__}")
+    return row
+
+
+def read_rows(path):
+    """Yields (row number, dict). Raises InputError with the file and the row."""
+    for number, row in raw_rows(path):
+        try:
+            yield number, parse(row)
+        except InputError as error:
+            raise InputError(f"{path}:{number}: {error}") from None
+
+
 def field(row, *names):
-    """The first of `names` that the row has, as text. Raises InputError."""
+    """The first of `names` that the row has: text, or a message list. Raises InputError."""
     for name in names:
         if name in row:
-            value = chat_text(row[name]) if isinstance(row[name], list) else row[name]
+            value = row[name]
+            if isinstance(value, list):
+                return checked(value)
             if not isinstance(value, str):
                 raise InputError(f"field {name!r} is {type(value).__name__}, not text")
             if not value:
                 raise InputError(f"field {name!r} is empty")
             return value
     raise InputError(f"has no field {' or '.join(map(repr, names))}, only {', '.join(map(repr, row)) or 'nothing'}")
-
-
-def chat_text(messages):
-    """A list of {"role", "content"} as HH-RLHF writes dialogues; a list that ends in the user's turn asks for the assistant's."""
-    names = {"user": "Human", "assistant": "Assistant", "system": "System"}
-    text = "".join(f"\n\n{names.get(m['role'], m['role'])}: {m['content']}" for m in checked(messages))
-    return text + ("\n\nAssistant:" if messages[-1]["role"] != "assistant" else "")
 
 
 def checked(messages):
@@ -68,44 +119,63 @@ def checked(messages):
     return messages
 
 
-def answer(messages):
-    return " " + " ".join(m["content"] for m in checked(messages))
+def chat_text(messages):
+    """A list of {"role", "content"} as HH-RLHF writes dialogues; a list that ends in the user's turn asks for the assistant's."""
+    names = {"user": "Human", "assistant": "Assistant", "system": "System"}
+    text = "".join(f"\n\n{names.get(m['role'], m['role'])}: {m['content']}" for m in checked(messages))
+    return text + ("\n\nAssistant:" if messages[-1]["role"] != "assistant" else "")
+
+
+def dialogue(prompt, answers):
+    """(prompt, answers) as they are if all are text, else all as message lists."""
+    if isinstance(prompt, str) and all(isinstance(a, str) for a in answers):
+        return prompt, answers
+    turn = lambda role, x: checked([{"role": role, "content": x}] if isinstance(x, str) else x)  # noqa: E731
+    prompt, answers = turn("user", prompt), [turn("assistant", a) for a in answers]
+    if not all(any(m["content"] for m in a) for a in answers):
+        raise InputError("an answer is empty")
+    return prompt, answers
 
 
 def sft_texts(row, template=None):
-    """(prompt, [response]). template: a format string over the row's fields, for the prompt; the response is then `summary`."""
+    """(prompt, [response]), each text or a message list. template: a format string over the row's fields, for the prompt;
+    the response may then be `summary`."""
     if template:
         try:
             prompt = template.format(**row)
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
             raise InputError(f"--prompt-template {template!r} does not fit the row ({error!r})") from None
-        return prompt, [field(row, "response", "completion", "summary")]
-    if isinstance(row.get("completion"), list):
-        return field(row, "prompt"), [answer(row["completion"])]
-    return field(row, "prompt"), [field(row, "response", "completion")]
+        return dialogue(prompt, [field(row, "response", "completion", "summary")])
+    if "messages" in row and "prompt" not in row:  # the last turn is the one that is learned
+        messages = checked(row["messages"])
+        if len(messages) < 2 or messages[-1]["role"] != "assistant":
+            raise InputError("'messages' must end in an answer of the assistant's")
+        return dialogue(messages[:-1], [messages[-1:]])
+    return dialogue(field(row, "prompt"), [field(row, "response", "completion")])
 
 
 def preference_texts(row):
-    """(prompt, [chosen, rejected]) of one row in any of the three layouts."""
+    """(prompt, [chosen, rejected]) of one row in any of the layouts, each text or a message list."""
     if "summaries" in row and "choice" in row:  # summarize-from-feedback
         info, summaries, choice = row.get("info") or {}, row["summaries"], row["choice"]
-        if choice not in (0, 1) or len(summaries) != 2:
+        if choice not in (0, 1) or not isinstance(summaries, list) or len(summaries) != 2:
             raise InputError("'choice' must be 0 or 1 and 'summaries' two")
         head = f"SUBREDDIT: r/{info.get('subreddit', '')}\n\nTITLE: {info.get('title', '')}\n\n"
         prompt = f"{head}POST: {field(info, 'post', 'article')}\n\nTL;DR:"
         return prompt, [field(summaries[choice], "text"), field(summaries[1 - choice], "text")]
-    chosen, rejected = row.get("chosen"), row.get("rejected")
-    if isinstance(chosen, list) or isinstance(rejected, list):  # messages: with the prompt apart, or as a shared beginning
-        if checked(chosen) == checked(rejected):
-            raise InputError("'chosen' and 'rejected' are the same")
-        shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), 0)
-        prompt = row.get("prompt") or []
-        if isinstance(prompt, str):  # UltraFeedback says it twice
-            prompt = [] if shared else [{"role": "user", "content": prompt}]
-        return chat_text(prompt + chosen[:shared]), [answer(side[shared:]) for side in (chosen, rejected)]
     chosen, rejected = field(row, "chosen"), field(row, "rejected")
+    if chosen == rejected:
+        raise InputError("'chosen' and 'rejected' are the same")
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), 0)
+        apart = field(row, "prompt") if row.get("prompt") else []
+        if isinstance(apart, str):  # UltraFeedback has the prompt twice
+            apart = [] if shared else [{"role": "user", "content": apart}]
+        return dialogue(apart + chosen[:shared], [chosen[shared:], rejected[shared:]])
     if "prompt" in row:
-        return field(row, "prompt"), [chosen, rejected]
+        return dialogue(field(row, "prompt"), [chosen, rejected])
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        raise InputError("has no 'prompt', and of 'chosen' and 'rejected' one is text, one a message list")
     marker = "\n\nAssistant:"  # HH-RLHF: the dialogues differ in the assistant's last turn
     end = chosen.rfind(marker) + len(marker)
     if end < len(marker) or chosen[:end] != rejected[:end]:
@@ -114,27 +184,46 @@ def preference_texts(row):
 
 
 def prompt_texts(row):
-    return field(row, "prompt"), []
+    """(prompt, [])."""
+    if "prompt" not in row and ("chosen" in row or "summaries" in row):
+        return preference_texts(row)[0], []
+    return (sft_texts(row)[0] if "messages" in row and "prompt" not in row else field(row, "prompt")), []
 
 
-def load(path, texts, encoding, context, max_prompt=None, max_response=None):
+def encode(encoding, prompt, answers=()):
+    """A prompt and its answers, each text or a message list -> (prompt ids, [answer ids with EOS], the prompt as text)."""
+    eos = tokenizer.eos_id(encoding)
+    if isinstance(prompt, list) and chat.template(encoding):
+        ids = [chat.encode(encoding, prompt, answer) for answer in answers] or [chat.encode(encoding, prompt)]
+        group = [r if r and r[-1] == eos else r + [eos] for _, r in ids[: len(answers)]]
+        return ids[0][0], group, chat.render(encoding, prompt, add_generation_prompt=True)
+    if isinstance(prompt, list):
+        prompt, answers = chat_text(prompt), [" " + " ".join(m["content"] for m in answer) for answer in answers]
+    ids = getattr(encoding, "bos", []) + tokenizer.encode(encoding, prompt)
+    return ids, [tokenizer.encode(encoding, answer) + [eos] for answer in answers], prompt
+
+
+def cut_prompt(encoding, prompt, most):
+    """The last `most` tokens, after the BOS if there is one."""
+    bos = getattr(encoding, "bos", [])
+    head = bos if prompt[: len(bos)] == bos else []
+    return prompt if len(prompt) <= most else head + prompt[len(prompt) - most + len(head) :]
+
+
+def load(path, texts, encoding, context, max_prompt=None, max_response=None, skip_bad_rows=False):
     """Read a whole file through one of the *_texts functions above.
 
-    Returns (prompts, responses, prompt texts): token lists, and for each prompt the list of its responses' token lists.
-    context: the model's block_size. Raises InputError with file:line for a row that does not fit."""
-    eos = tokenizer.eos_id(encoding)
-    prompts, responses, sources = [], [], []
-    for number, row in read_rows(path):
+    Returns (prompts, responses, prompt texts): array("i") of tokens, and for each prompt the list of its responses' arrays.
+    context: the model's block_size. Raises InputError with file:row for a row that does not fit, or with skip_bad_rows
+    leaves it out and prints how many were."""
+    prompts, responses, sources, bad, number = [], [], [], [], 0
+    for number, row in tqdm(raw_rows(path), desc=f"reading {path}", unit="row", disable=None):
         try:
-            prompt_text, response_texts = texts(row)
-            prompt = tokenizer.encode(encoding, prompt_text)
-            if max_prompt and len(prompt) > max_prompt:
-                prompt = prompt[-max_prompt:]
-            group = [tokenizer.encode(encoding, text) + [eos] for text in response_texts]
+            prompt, group, source = encode(encoding, *texts(parse(row)))
+            if max_prompt:
+                prompt = cut_prompt(encoding, prompt, max_prompt)
             if max_response:
                 group = [r[:max_response] for r in group]  # a response that is cut has no EOS, and must not learn one
-            if not prompt:
-                raise InputError("the prompt is empty")
             if len(group) == 2 and group[0] == group[1]:
                 raise InputError("'chosen' and 'rejected' are the same")
             longest = len(prompt) + max(map(len, group), default=1)
@@ -144,15 +233,38 @@ def load(path, texts, encoding, context, max_prompt=None, max_response=None):
                     "(--max-prompt-tokens and --max-response-tokens cut)"
                 )
         except InputError as error:
-            raise InputError(f"{path}:{number}: {error}") from None
-        prompts.append(prompt)
-        responses.append(group)
-        sources.append(prompt_text)
+            bad.append(f"{path}:{number}: {error}")
+            if not skip_bad_rows:
+                raise InputError(bad[0]) from None
+            continue
+        prompts.append(array("i", prompt))  # 4 bytes a token, where a list takes about 36
+        responses.append([array("i", r) for r in group])
+        sources.append(source)
+    if bad:
+        print(f"{path}: skipped {len(bad):,} bad rows of {number:,}; the first: {bad[0]}")
+    if not prompts:
+        raise InputError(f"{path}: no row is good; the first: {bad[0]}")
     return prompts, responses, sources
 
 
-def hold_out(prompts, responses, share=0.05, most=256):
-    """Split off the last rows for evaluation: ((prompts, responses), (prompts, responses))."""
-    n = min(most, int(len(prompts) * share)) or min(1, len(prompts) - 1)
+def inspect(prompts, responses, encoding, n=3):
+    """Print the first n groups as tokens, as the loss sees them: what stands in [brackets] is trained, the rest is not."""
+    for i in range(min(n, len(prompts))):
+        batch = pack(prompts[i : i + 1], responses[i : i + 1])
+        trained = set(batch.own.tolist())
+        print(f"example {i + 1}: {len(trained)} of {batch.tokens.numel()} tokens are trained, those in [brackets]")
+        for segment in range(len(responses[i]) + 1):
+            shown = []
+            for at in (batch.segment[0] == segment).nonzero().flatten().tolist():
+                token = encoding.decode_single_token_bytes(batch.tokens[0, at].item()).decode(errors="backslashreplace")
+                shown.append(("[{}]" if at in trained else "{}|").format(repr(token)[1:-1]))
+            print(f"  {f'response {segment}' if segment else 'prompt':<10}  {''.join(shown)}")
+
+
+def hold_out(prompts, responses, path="the data", share=0.05, most=256):
+    """Split off the last rows for evaluation: ((prompts, responses), (prompts, responses)). Raises InputError for one row."""
+    if len(prompts) < 2:
+        raise InputError(f"{path}: holds one row; at least two are needed, one of them to be held out")
+    n = min(most, int(len(prompts) * share)) or 1
     cut = len(prompts) - n
     return (prompts[:cut], responses[:cut]), (prompts[cut:], responses[cut:])

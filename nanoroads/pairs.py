@@ -43,7 +43,7 @@ def main(argv=None):
     p.add_argument("--out", type=Path, required=True, help="JSONL file to write")
     p.add_argument("--n", type=common.positive(int), default=5000, help="pairs (default: %(default)s)")
     p.add_argument("--split", default="train", choices=["train", "test"], help="prompts of the map to use")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=common.seed, default=0)
     args = p.parse_args(argv)
     config = read_config(args.policy)
     world = roadmap.WORLDS.get(config.get("args", {}).get("data"))

@@ -416,3 +416,24 @@ def test_errors_of_the_code_are_not_hidden():
     with pytest.raises(ZeroDivisionError):
         common.run_script(lambda: 1 / 0)
     assert sys.stdout
+
+
+def test_a_single_row(refuses, sft, tmp_path):
+    """Nothing could be held out of it."""
+    path = write_jsonl(tmp_path / "rows.jsonl", [ROW])
+    for i, (script, flags) in enumerate(stages(sft, tmp_path)):
+        refuses(script, path, out=tmp_path / f"out{i}", data=path, **flags)
+
+
+def test_rl_that_does_not_fit_the_context(refuses, sft, tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [ROW] * 5)
+    flags = {"init": sft, "data": path, "reward": "conftest:brevity"}
+    refuses(train_rlhf, "context", "32", "--max-new-tokens", out=tmp_path / "out", max_new_tokens=30, **flags)
+    train_rlhf.main(
+        [str(w) for w in ("--out", tmp_path / "out2", "--steps", 1, *(x for k, v in flags.items() for x in (f"--{k}", v)))]
+    )
+
+
+def test_a_policy_without_a_beta_is_no_reward(refuses, sft, tmp_path):
+    refuses(train_rlhf, sft, out=tmp_path / "out", init=sft, reward=sft)
+    refuses(sample, sft, model=sft, reward=sft, best_of=2)

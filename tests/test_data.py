@@ -240,7 +240,12 @@ def test_written_rows_come_back(encoding, tmp_path):
     assert [number for number, _ in data.read_rows(path)] == [1, 2]
 
 
-@pytest.mark.parametrize("n, held", [(1, 0), (2, 1), (19, 1), (100, 5), (10_000, 256)])
+@pytest.mark.parametrize("n, held", [(2, 1), (19, 1), (100, 5), (10_000, 256)])
 def test_hold_out(n, held):
     (prompts, responses), (test_prompts, test_responses) = data.hold_out(list(range(n)), list(range(n)))
     assert len(test_prompts) == held and prompts + test_prompts == responses + test_responses == list(range(n))
+
+
+def test_one_row_cannot_be_held_out_and_trained_on():
+    with pytest.raises(InputError, match="rows.jsonl: holds one row"):
+        data.hold_out([[1]], [[[2]]], "rows.jsonl")

@@ -51,7 +51,6 @@ def test_the_critic_learns_and_the_reward_rises(tmp_path):
     """On a reward model that is any function of the response, with hardly any KL term."""
     torch.manual_seed(0)
     encoding = tokenizer.get("roadmap")
-    eos = tokenizer.eos_id(encoding)
     shape = {"vocab_size": encoding.n_vocab, "n_layer": 1, "n_embd": 16, "block_size": 32, "tied": False}
     for name, head in (("sft", "lm"), ("reward", "scalar")):
         model = GPT(GPTConfig(**shape, head=head))
@@ -64,7 +63,8 @@ def test_the_critic_learns_and_the_reward_rises(tmp_path):
     for name in ("pairs.jsonl", "pairs_test.jsonl"):
         (tmp_path / "sft" / name).write_text("{}\n")
     out = tmp_path / "ppo"
-    flags = f"--data roadmap-short --steps 60 --lr 1e-2 --samples 4 --kl 0.01 --log-every 1 --updates 2 --init {tmp_path / 'sft'} --out {out}"
+    flags = "--data roadmap-short --steps 60 --lr 1e-2 --samples 4 --kl 0.01 --log-every 1 --updates 2"
+    flags += f" --init {tmp_path / 'sft'} --out {out}"
     ppo.main([*flags.split(), "--reward", str(tmp_path / "reward")])
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     mean = lambda name, some: sum(row[name] for row in some) / len(some)  # noqa: E731
