@@ -6,7 +6,7 @@ preferences  {"prompt", "chosen", "rejected"} as TRL has them, text or message l
 prompts      any of the above
 
 Prompt and response are tokenised apart, so no merge crosses the boundary. EOS ends every response that was not cut.
-Message lists go through the chat template of the tokenizer's folder; without one they become "\\n\\nHuman: ...", as HH-RLHF has it.
+Message lists go through the chat template of the tokenizer's folder; without one they become HH-RLHF's "Human: ... Assistant:".
 """
 
 import gzip
@@ -166,7 +166,9 @@ def preference_texts(row):
     chosen, rejected = field(row, "chosen"), field(row, "rejected")
     if chosen == rejected:
         raise InputError("'chosen' and 'rejected' are the same")
-    if isinstance(chosen, list) and isinstance(rejected, list):
+    if isinstance(chosen, list) != isinstance(rejected, list):
+        raise InputError("of 'chosen' and 'rejected' one is text, the other a message list")
+    if isinstance(chosen, list):
         shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), 0)
         apart = field(row, "prompt") if row.get("prompt") else []
         if isinstance(apart, str):  # UltraFeedback has the prompt twice
@@ -174,8 +176,6 @@ def preference_texts(row):
         return dialogue(apart + chosen[:shared], [chosen[shared:], rejected[shared:]])
     if "prompt" in row:
         return dialogue(field(row, "prompt"), [chosen, rejected])
-    if not isinstance(chosen, str) or not isinstance(rejected, str):
-        raise InputError("has no 'prompt', and of 'chosen' and 'rejected' one is text, one a message list")
     marker = "\n\nAssistant:"  # HH-RLHF: the dialogues differ in the assistant's last turn
     end = chosen.rfind(marker) + len(marker)
     if end < len(marker) or chosen[:end] != rejected[:end]:
@@ -224,6 +224,8 @@ def load(path, texts, encoding, context, max_prompt=None, max_response=None, ski
                 prompt = cut_prompt(encoding, prompt, max_prompt)
             if max_response:
                 group = [r[:max_response] for r in group]  # a response that is cut has no EOS, and must not learn one
+            if not prompt:
+                raise InputError("the prompt is empty")
             if len(group) == 2 and group[0] == group[1]:
                 raise InputError("'chosen' and 'rejected' are the same")
             longest = len(prompt) + max(map(len, group), default=1)
@@ -240,10 +242,10 @@ def load(path, texts, encoding, context, max_prompt=None, max_response=None, ski
         prompts.append(array("i", prompt))  # 4 bytes a token, where a list takes about 36
         responses.append([array("i", r) for r in group])
         sources.append(source)
-    if bad:
-        print(f"{path}: skipped {len(bad):,} bad rows of {number:,}; the first: {bad[0]}")
     if not prompts:
         raise InputError(f"{path}: no row is good; the first: {bad[0]}")
+    if bad:
+        print(f"{path}: skipped {len(bad):,} bad rows of {number:,}; the first: {bad[0]}")
     return prompts, responses, sources
 
 

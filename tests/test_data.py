@@ -1,12 +1,19 @@
 """Files of rows -> token lists: every layout, every bad row by file and line, and who gets an EOS."""
 
+import gzip
 import json
+import sys
+from array import array
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiktoken
 
-from nanoroads import data
+from nanoroads import data, tokenizer
+from nanoroads.batch import pack
 from nanoroads.common import InputError
+from nanoroads.tokenizer_json import BYTE_OF, FolderEncoding
 
 EOS = 300
 MERGES = [b"ab", b"\n\n", b" a", b"Human", b"Assistant"]  # enough to see a merge that crosses a boundary
@@ -186,6 +193,7 @@ def test_context(encoding, rows):
         (b"", "not a JSON object"),
         (b"[1, 2]", "not a JSON object, but list"),
         (b"null", "not a JSON object, but NoneType"),
+        (b"[" * 100_000, "not a JSON object"),
         (b"{}", "has no field 'prompt', only nothing"),
         ({"prompt": "Q", "answer": "A"}, "has no field 'response' or 'completion', only 'prompt', 'answer'"),
         ({"response": "A"}, "has no field 'prompt'"),
@@ -211,8 +219,10 @@ def test_bad_rows_are_named(encoding, rows, bad, says):
         ({"prompt": "Q", "chosen": "A"}, "has no field 'rejected'"),
         ({"prompt": "Q", "chosen": "A", "rejected": "A"}, "the same"),
         ({"chosen": [USER, HELLO], "rejected": [USER, HELLO]}, "the same"),
+        ({"prompt": [USER], "chosen": [HELLO], "rejected": [HELLO | {"content": ""}]}, "an answer is empty"),
+        ({"prompt": 7, "chosen": [HELLO], "rejected": [BYE]}, "field 'prompt' is int"),
         ({"prompt": "Q", "chosen": "A", "rejected": 0}, "field 'rejected' is int"),
-        ({"prompt": "Q", "chosen": [HELLO], "rejected": "A"}, "a message list must hold"),
+        ({"prompt": "Q", "chosen": [HELLO], "rejected": "A"}, "one is text, the other a message list"),
         ({"info": None, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0}, "has no field 'post' or 'article'"),
     ],
 )
@@ -244,8 +254,170 @@ def test_written_rows_come_back(encoding, tmp_path):
 def test_hold_out(n, held):
     (prompts, responses), (test_prompts, test_responses) = data.hold_out(list(range(n)), list(range(n)))
     assert len(test_prompts) == held and prompts + test_prompts == responses + test_responses == list(range(n))
+    with pytest.raises(InputError, match="one row"):
+        data.hold_out([1], [1])
 
 
-def test_one_row_cannot_be_held_out_and_trained_on():
-    with pytest.raises(InputError, match="rows.jsonl: holds one row"):
-        data.hold_out([[1]], [[[2]]], "rows.jsonl")
+# ---- kinds of files
+
+
+ROWS = [{"prompt": "Q", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(2500)]
+
+
+def everything(path, encoding):
+    prompts, responses, texts = data.load(path, data.preference_texts, encoding, 50)
+    return [list(p) for p in prompts], [[list(r) for r in g] for g in responses], texts
+
+
+def test_gzip(encoding, rows, tmp_path):
+    plain, zipped = rows(*ROWS), tmp_path / "rows.jsonl.gz"
+    zipped.write_bytes(gzip.compress(plain.read_bytes()))
+    assert everything(zipped, encoding) == everything(plain, encoding)
+    for name, broken in (
+        ("cut", zipped.read_bytes()[:-20]),
+        ("text", plain.read_bytes()),
+        ("crc", zipped.read_bytes()[:-8] + b"x" * 8),
+    ):
+        path = tmp_path / f"{name}.jsonl.gz"
+        path.write_bytes(broken)
+        with pytest.raises(InputError, match=f"{path}:.*(not a whole gzip file|not a JSON object)"):
+            everything(path, encoding)
+
+
+def test_parquet(encoding, rows, tmp_path):
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), path, row_group_size=700)
+    assert everything(path, encoding) == everything(rows(*ROWS), encoding)
+    messages = [{"chosen": [USER, HELLO], "rejected": [USER, BYE]}]
+    parquet.write_table(pyarrow.Table.from_pylist(messages), path)
+    assert load(path, data.preference_texts, encoding)[0] == [(ASKED, [" hello", " bye"])]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match=f"{path}: not a whole parquet file"):
+        everything(path, encoding)
+
+
+def test_hub(encoding, rows, monkeypatch):
+    """`datasets` stands in here: what matters is what it is asked for, and that rows come through."""
+
+    def load_dataset(name, split):
+        if name != "org/name":
+            raise FileNotFoundError(f"no {name}")
+        return {"train": ROWS, "test_prefs": ROWS[:7]}[split]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert everything(Path("hf:org/name"), encoding) == everything(rows(*ROWS), encoding)
+    assert len(everything("hf:org/name:test_prefs", encoding)[0]) == 7
+    with pytest.raises(InputError, match="hf:org/other: no org/other"):
+        everything("hf:org/other", encoding)
+
+
+def test_missing_libraries_are_named(encoding, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"rows.parquet: to read it, pip install 'nanoroads\[parquet\]'"):
+        everything(tmp_path / "rows.parquet", encoding)
+    with pytest.raises(InputError, match=r"hf:a/b: to read it, pip install 'nanoroads\[hf\]'"):
+        everything("hf:a/b", encoding)
+
+
+# ---- message lists, with and without a template
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, HELLO]},
+        {"prompt": [USER], "completion": [HELLO]},
+        {"prompt": "hi", "completion": [HELLO]},
+        {"prompt": [USER], "response": "hello"},
+    ],
+)
+def test_chat_rows_of_sft(encoding, rows, tmp_path, row):
+    assert load(rows(row), data.sft_texts, encoding)[0] == [(ASKED, [" hello"])]
+    folder = chat_folder(tmp_path)
+    [prompt], [[response]], [text_] = data.load(rows(row), data.sft_texts, folder, 99)
+    assert folder.decode(prompt) == text_ == "<s>user:hi<e>assistant:" and folder.decode(response) == "hello<e>"
+    if row.get("prompt") != "hi":
+        assert list(data.load(rows(row), data.prompt_texts, folder, 99)[0][0]) == list(prompt)
+
+
+def test_chat_rows_of_preferences(rows, tmp_path):
+    folder = chat_folder(tmp_path)
+    path = rows(
+        {"prompt": [USER], "chosen": [HELLO], "rejected": [BYE]},
+        {"chosen": [USER, HELLO, USER, HELLO], "rejected": [USER, HELLO, USER, BYE]},
+    )
+    prompts, responses, texts = data.load(path, data.preference_texts, folder, 99)
+    assert (
+        texts
+        == ["<s>user:hi<e>assistant:", "<s>user:hi<e>assistant:hello<e>user:hi<e>assistant:"]
+        == [folder.decode(p) for p in prompts]
+    )
+    assert [[folder.decode(r) for r in g] for g in responses] == [["hello<e>", "bye<e>"]] * 2
+    assert all(list(r).count(folder.eos) == 1 and r[-1] == folder.eos for g in responses for r in g)
+    folder.bos = [folder.ids["<s>"]]
+    cut = data.load(path, data.preference_texts, folder, 99, 4, 3)  # BOS stays in front of a prompt that was cut
+    assert [folder.decode(p) for p in cut[0]] == ["<s>nt:"] * 2 and [folder.decode(r) for r in cut[1][0]] == ["hel", "bye"]
+
+
+def test_bos_of_text(rows, tmp_path):
+    """A family with a BOS has exactly one in front of a prompt of text, and none in a response."""
+    folder = chat_folder(tmp_path)
+    folder.bos = [folder.ids["<s>"]]
+    [prompt], [[response]], _ = data.load(rows({"prompt": "abc", "response": "<s>"}), data.sft_texts, folder, 99)
+    assert folder.decode(prompt) == "<s>abc" and folder.decode(response) == "<s><e>"
+    assert list(prompt).count(folder.ids["<s>"]) == 1 and folder.ids["<s>"] not in response
+    assert folder.decode(data.load(rows({"prompt": "abc"}), data.prompt_texts, folder, 99, 3)[0][0]) == "<s>bc"
+
+
+def chat_folder(tmp_path):
+    """A tokenizer of bytes with a chat template."""
+    template = (
+        "<s>{% for m in messages %}{{ m.role }}:{{ m.content }}<e>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    vocab = {c: i for i, c in enumerate(BYTE_OF)}
+    added = [{"id": 256 + i, "content": c, "special": True, "normalized": False} for i, c in enumerate(("<s>", "<e>"))]
+    spec = {"added_tokens": added, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec | {"model": {"type": "BPE", "vocab": vocab, "merges": []}}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<e>", "chat_template": template}))
+    return FolderEncoding(tmp_path)
+
+
+# ---- what a user sees
+
+
+def test_skipped_rows_are_counted(encoding, rows, capsys):
+    path = rows(
+        {"prompt": "Q", "response": "A"},
+        b"{",
+        {"prompt": "Q"},
+        b'{"prompt": "Q", "response": "B"}',
+        {"prompt": "Q", "response": "C" * 50},
+    )
+    found, _ = load(path, data.sft_texts, encoding, 40, skip_bad_rows=True)
+    assert found == [("Q", ["A"]), ("Q", ["B"])]
+    assert capsys.readouterr().out.startswith(f"{path}: skipped 3 bad rows of 5; the first: {path}:2: not a JSON object")
+    with pytest.raises(InputError, match=f"no row is good; the first: {path}:1: has no field"):
+        load(rows({"a": 1}, b"["), data.sft_texts, encoding, skip_bad_rows=True)
+    load(rows({"prompt": "Q", "response": "A"}), data.sft_texts, encoding, skip_bad_rows=True)
+    assert "skipped" not in capsys.readouterr().out
+
+
+def test_inspect_shows_what_is_trained(rows, capsys):
+    encoding = tokenizer.get("roadmap")
+    path = rows(*[{"prompt": "WA>FL:", "chosen": ">ID>MT", "rejected": ">OR"}] * 5)
+    data.inspect(*data.load(path, data.preference_texts, encoding, 50)[:2], encoding, n=2)
+    out = capsys.readouterr().out
+    one = "  prompt      WA|>FL|:|\n  response 1  [>ID][>MT][<|end|>]\n  response 2  [>OR][<|end|>]\n"
+    heads = [f"example {i}: 5 of 8 tokens are trained, those in [brackets]\n" for i in (1, 2)]
+    assert out == heads[0] + one + heads[1] + one
+
+
+def test_tokens_take_four_bytes(encoding, rows):
+    prompts, responses, _ = data.load(rows({"prompt": "é", "response": "A"}), data.sft_texts, encoding, 50)
+    for ids in (prompts[0], responses[0][0]):
+        assert isinstance(ids, array) and ids.itemsize == 4
+    batch = pack(prompts, responses)
+    assert batch.tokens.tolist() == [[*"é".encode(), 65, EOS]] and batch.target.tolist() == [65, EOS]
