@@ -40,10 +40,9 @@ def built(kernel, chip, dtype, tile, **constants):
     if constants.get("BIAS") is False:
         constants["bias"] = None
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
-    wide = [
-        i for i, (name, t) in enumerate(signature.items()) if t[0] == "*" or name.endswith("stride") or name in ("D", "first")
-    ]
-    source = ASTSource(kernel, signature, constexprs=constants, attrs={(i,): [["tt.divisibility", 16]] for i in wide})
+    even = [t[0] == "*" or t == "i32" and (name.endswith("stride") or name in ("D", "first")) for name, t in signature.items()]
+    attrs = {(i,): [["tt.divisibility", 16]] for i, yes in enumerate(even) if yes}
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=attrs)
     binary = triton.compile(source, target=GPUTarget("cuda", int(chip[3:]), 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
@@ -92,6 +91,16 @@ def test_the_rest(chip):
     gate(logp.row_kernel, chip, "bf16", {"num_warps": 8}, BLOCK_V=4096)
     gate(backward.row_grad_kernel, chip, "bf16", {"num_warps": 8}, BLOCK_V=4096)
     gate(logp.segment_kernel, chip, "fp32", {}, BLOCK=512)
+
+
+@pytest.mark.parametrize("one", ["N", "V"])
+def test_one_row_one_token(one):
+    """Triton makes a constant of every integer argument that is 1: the kernels compile then, too."""
+    tile, extras = logp.chip_tiles("sm_90", "bf16")["forward"], EXTRAS["bias and entropy"] | {"PRECISION": "ieee", one: 1}
+    strides = {"peak_stride": 1, "stats_stride": 1} if one == "N" else {}
+    built(logp.logits_kernel, "sm_90", "bf16", tile, **extras, **strides, STORE=True)
+    built(logp.merge_kernel, "sm_90", "bf16", {}, **{one: 1}, **strides, ENTROPY=True, BLOCK_N=32, BLOCK_T=32)
+    built(backward.slice_kernel, "sm_90", "bf16", tile, **extras)
 
 
 def test_the_gate_can_fail():
