@@ -53,9 +53,12 @@ def part(store, scratch, a, e, b, c):
 
 def logits_(z, x, w, bias, temperature, softcap):
     """Fills z (n, C) from x (n, D) and w (C, D): fp32 from the accumulator on, as rounding to bf16 costs 1e-2 nats a token."""
-    torch.mm(x, w.T, out=z)
+    if x.is_cuda and x.dtype != z.dtype:
+        torch.mm(x, w.T, out_dtype=z.dtype, out=z)  # on the tensor cores
+    else:
+        torch.mm(x.to(z.dtype), w.to(z.dtype).T, out=z)
     if bias is not None:
-        z += bias.clamp_min(-1e30)  # -inf shuts a class out
+        z += bias.to(z.dtype).clamp_min(-1e30)  # -inf shuts a class out
     if softcap:
         z.div_(softcap).tanh_().mul_(softcap)
     return z.div_(temperature) if temperature != 1.0 else z
@@ -112,14 +115,13 @@ def forward(hidden, weight, bias, target, temperature, softcap, with_entropy, bu
     ignored, index = usable(target, v)
     peak, store = kept(hidden, weight, budget)
     rows, cols = tile(hidden, weight)
-    x = hidden.to(big)
-    scratch = None if store.numel() and store.dtype == big else x.new_empty(rows * cols)
+    scratch = None if store.numel() and store.dtype == big else hidden.new_empty(rows * cols, dtype=big)
     blocks = []
     for a, e in spans(n, rows):
         parts = []
         for b, c in spans(v, cols):
             z = part(store, scratch, a, e, b, c)
-            logits_(z, x[a:e], weight[b:c].to(big), None if bias is None else bias[b:c].to(big), temperature, softcap)
+            logits_(z, hidden[a:e], weight[b:c], None if bias is None else bias[b:c], temperature, softcap)
             own = get(z, index[a:e], b, v)
             top = z.amax(1, keepdim=True)
             total = z.sub_(top).exp_().sum(1, keepdim=True)  # z is E from here on
@@ -150,13 +152,13 @@ def backward(g_logp, g_entropy, hidden, weight, bias, target, logp, entropy, lse
     share = share / HALF if store.numel() and scratch is not None else share
     factor = share * g
     for i, (b, c) in enumerate(spans(v, cols)):
-        w, shift = weight[b:c].to(big), None if bias is None else bias[b:c].to(big)
+        w, shift = weight[b:c].to(big), None if bias is None else bias[b:c]
         dw = d_weight[b:c] if d_weight.dtype == big or not need_weight else x.new_empty(w.shape)
         db = x.new_zeros(c - b if need_bias else 0)
         for a, e in spans(n, rows):
             q = part(store, scratch, a, e, b, c)
             if not store.numel():
-                logits_(q, x[a:e], w, shift, temperature, softcap).sub_(lse[a:e]).exp_()
+                logits_(q, hidden[a:e], weight[b:c], shift, temperature, softcap).sub_(lse[a:e]).exp_()
             elif scratch is not None:
                 q.copy_(store[a:e, b:c])
             if h is not None or softcap:
