@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.logp import LN2, LOG2E, aligned, logits_of, operands, precision, product, tile_of, tiles
+from kernels.logp import FUSE, LN2, LOG2E, PER_BATCH, aligned, logits_of, operands, precision, product, tile_of, tiles
 from kernels.logp import forward as forward  # these four with backward and logits_backward are what api.py calls
 from kernels.logp import kept as kept
 from kernels.logp import logits_forward as logits_forward
@@ -46,7 +46,7 @@ def dlogits(
     return dz
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PER_BATCH)
 def kept_kernel(
     store, peak, target, logp, lse, entropy, g, h, N, V, peak_stride, store_stride, ratio,
     SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr,
@@ -83,7 +83,7 @@ def write_tile(
     tl.store(at, dz.to(out.dtype.element_ty), mask=(rows < N)[:, None] & (cols < V)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PER_BATCH)
 def slice_kernel(
     x, w, bias, target, logp, lse, entropy, g, h, out, N, V, D, first, out_stride, scale, softcap, ratio,
     BIAS: tl.constexpr, SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, TMA: tl.constexpr,
@@ -151,7 +151,7 @@ def backward(
     if keep:
         width = tile["BLOCK_V"] // 2
         kept_kernel[(triton.cdiv(n, 32) * triton.cdiv(v, width),)](
-            store, peak, *rows, n, v, peak.stride(0), store.stride(0), ratio, **options, BLOCK_N=32, WIDTH=width
+            store, peak, *rows, n, v, peak.stride(0), store.stride(0), ratio, **options, **FUSE, BLOCK_N=32, WIDTH=width
         )
         step = v
     else:
@@ -165,7 +165,7 @@ def backward(
             slice_kernel[(triton.cdiv(n, tile["BLOCK_N"]) * triton.cdiv(b - a, tile["BLOCK_V"]),)](
                 *operands(x, w[a:b], tile), None if bias is None else bias[a:b].contiguous(), *rows, dz,
                 n, b - a, x.shape[1], a, dz.stride(0), LOG2E.value / temperature, softcap, ratio,
-                BIAS=bias is not None, PRECISION=precision(hidden.dtype), **options, **tile,
+                BIAS=bias is not None, PRECISION=precision(hidden.dtype), **options, **tile, **FUSE,
             )  # fmt: skip
         if need_hidden:
             add_product(d_hidden, dz, weight[a:b], a == 0)
@@ -184,6 +184,7 @@ def logits_backward(g, logits, target, logp, lse):
     g = g.float().masked_fill(target == -100, 0.0).contiguous()
     if n:
         row_grad_kernel[(n * triton.cdiv(v, 4096),)](
-            logits, target.long().contiguous(), -torch.expm1(logp), lse, g, out, v, logits.stride(0), v, BLOCK_V=4096, num_warps=8
-        )
+            logits, target.long().contiguous(), -torch.expm1(logp), lse, g, out, v, logits.stride(0), v,
+            BLOCK_V=4096, num_warps=8, **FUSE,
+        )  # fmt: skip
     return out

@@ -24,6 +24,8 @@ LN2 = tl.constexpr(0.6931471805599453)
 LOW = tl.constexpr(-1e30)  # stands for log 0: unlike -inf, it can be subtracted from itself
 CHUNK = 16384  # rows per launch: bounds the memory of the tiles' statistics
 IGNORE = tl.constexpr(-100)
+PER_BATCH = ("N", "peak_stride", "stats_stride")  # arguments for whose values Triton must not make another binary
+FUSE = {"enable_fp_fusion": True}  # a b + c in one rounding: Triton's default until 3.9
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -100,7 +102,7 @@ def reduce_tile(
         tl.store(store + at, e.to(store.dtype.element_ty), mask=live[:, None] & (cols < store_stride)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PER_BATCH)
 def logits_kernel(
     x, w, bias, target, peak, total, moment, own, store, N, V, D, peak_stride, stats_stride, store_stride, scale, softcap,
     BIAS: tl.constexpr, SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, STORE: tl.constexpr, TMA: tl.constexpr,
@@ -121,7 +123,7 @@ def logits_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PER_BATCH)
 def merge_kernel(
     peak, total, moment, own, target, logp, lse, entropy, N, V, tiles, peak_stride, stats_stride,
     ENTROPY: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
@@ -224,13 +226,13 @@ def aligned(x):
     return F.pad(x, (0, pad)) if pad else x if x.data_ptr() % 16 == 0 else x.clone()
 
 
-def kept(hidden, weight, budget):
+def kept(hidden, weight, budget, tile=None):
     """Empty (peak, store) of the shapes that forward keeps for the backward under this budget; -1: no backward."""
     n, v = hidden.shape[0], weight.shape[0]
     width = (v + 63) // 64 * 64  # rows on 128 bytes for cuBLAS
     if budget < 0 or n * width * hidden.dtype.itemsize > budget:
         return hidden.new_empty((0, 0), dtype=torch.float32), hidden.new_empty((0, 0))
-    slots = 2 * ((v - 1) // tiles("forward", hidden)["BLOCK_V"] + 1)
+    slots = 2 * ((v - 1) // (tile or tiles("forward", hidden))["BLOCK_V"] + 1)
     return hidden.new_empty((slots, n), dtype=torch.float32), hidden.new_empty((n, width))
 
 
@@ -255,25 +257,24 @@ def forward(hidden, weight, bias, target, temperature, softcap, with_entropy, bu
     bias = bias if bias is None else bias.contiguous()
     (n, d), v = hidden.shape, weight.shape[0]
     tile = tile or tiles("forward", hidden)
-    peak, store = kept(hidden, weight, budget)
+    peak, store = kept(hidden, weight, budget, tile)
     keep = store.numel() > 0
     slots = 2 * triton.cdiv(v, tile["BLOCK_V"])
-    statistics = hidden.new_empty((3, slots, min(n, CHUNK)), dtype=torch.float32)
+    statistics = hidden.new_empty((3 if with_entropy else 2, slots, min(n, CHUNK)), dtype=torch.float32)
     logp, lse, own, entropy = (statistics.new_empty(n) for _ in range(4))
     for a in range(0, n, CHUNK):
         rows = slice(a, min(a + CHUNK, n))
         count, y = rows.stop - a, target[rows]
-        m, s, moment = statistics
-        m = peak[:, rows] if keep else m
+        m, s, moment = peak[:, rows] if keep else statistics[0], statistics[1], statistics[-1]
         logits_kernel[(triton.cdiv(count, tile["BLOCK_N"]) * slots // 2,)](
             *operands(hidden[rows], weight, tile), bias, y, m, s, moment, own[rows], store[rows] if keep else store,
             count, v, d, m.stride(0), s.stride(0), store.stride(0), LOG2E.value / temperature, softcap,
             BIAS=bias is not None, SOFTCAP=softcap > 0, ENTROPY=with_entropy, STORE=keep,
-            PRECISION=precision(hidden.dtype), **tile,
+            PRECISION=precision(hidden.dtype), **tile, **FUSE,
         )  # fmt: skip
         merge_kernel[(triton.cdiv(count, 32),)](
             m, s, moment, own[rows], y, logp[rows], lse[rows], entropy[rows],
-            count, v, slots, m.stride(0), s.stride(0), ENTROPY=with_entropy, BLOCK_N=32, BLOCK_T=32,
+            count, v, slots, m.stride(0), s.stride(0), ENTROPY=with_entropy, BLOCK_N=32, BLOCK_T=32, **FUSE,
         )  # fmt: skip
     return logp, entropy if with_entropy else entropy[:0].clone(), lse, peak, store
 
@@ -284,7 +285,8 @@ def logits_forward(logits, target):
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     logp, lse = (logits.new_empty(n, dtype=torch.float32) for _ in range(2))
     if n:
-        row_kernel[(n,)](logits, target.long().contiguous(), logp, lse, v, logits.stride(0), BLOCK_V=4096, num_warps=8)
+        target = target.long().contiguous()
+        row_kernel[(n,)](logits, target, logp, lse, v, logits.stride(0), BLOCK_V=4096, num_warps=8, **FUSE)
     return logp, lse
 
 
@@ -292,5 +294,5 @@ def segment_sum(x, cu_seqlens):
     """x (N,), cu_seqlens (B+1,) -> (B,) fp32, fp64 for fp64."""
     out = x.new_empty(cu_seqlens.shape[0] - 1, dtype=wide(x.dtype))
     if len(out):
-        segment_kernel[(len(out),)](x.contiguous(), cu_seqlens.contiguous(), out, BLOCK=512)
+        segment_kernel[(len(out),)](x.contiguous(), cu_seqlens.contiguous(), out, BLOCK=512, **FUSE)
     return out

@@ -24,13 +24,14 @@ SHARED = {"sm_80": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}  # KiB a progr
 TENSOR_CORE = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": r"UTC\w*MMA", "sm_120": "HMMA"}
 FP32 = "total moment peak own logp lse entropy g h scale softcap ratio x".split()
 INT32 = "N V D first tiles peak_stride stats_stride store_stride out_stride stride".split()
+EVEN = "D first store_stride out_stride stride".split()
 MATRIX = "x w bias store out logits".split()  # of the inputs' dtype
 
 
 def built(kernel, chip, dtype, tile, **constants):
-    """Compile -> (SASS, shared memory in bytes). Pointers and strides are multiples of 16, as they are in a real call."""
+    """Compile -> (SASS, shared memory in bytes). Pointers and what is in EVEN are multiples of 16, as in a real call."""
     tile = dict(tile)
-    options = {name: tile.pop(name) for name in ("num_warps", "num_stages") if name in tile}
+    options = logp.FUSE | {name: tile.pop(name) for name in ("num_warps", "num_stages") if name in tile}
     constants |= tile
     types = {"target": "*i64", "cu_seqlens": "*i32"} | {name: "i32" for name in INT32} | {name: "*fp32" for name in FP32}
     types |= {name: "fp32" for name in ("scale", "softcap", "ratio")} | {name: f"*{dtype}" for name in MATRIX}
@@ -40,7 +41,7 @@ def built(kernel, chip, dtype, tile, **constants):
     if constants.get("BIAS") is False:
         constants["bias"] = None
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
-    even = [t[0] == "*" or t == "i32" and (name.endswith("stride") or name in ("D", "first")) for name, t in signature.items()]
+    even = [t[0] == "*" or t == "i32" and name in EVEN for name, t in signature.items()]
     attrs = {(i,): [["tt.divisibility", 16]] for i, yes in enumerate(even) if yes}
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attrs)
     binary = triton.compile(source, target=GPUTarget("cuda", int(chip[3:]), 32), options=options)
@@ -93,13 +94,11 @@ def test_the_rest(chip):
     gate(logp.segment_kernel, chip, "fp32", {}, BLOCK=512)
 
 
-@pytest.mark.parametrize("one", ["N", "V"])
-def test_one_row_one_token(one):
-    """Triton makes a constant of every integer argument that is 1: the kernels compile then, too."""
-    tile, extras = logp.chip_tiles("sm_90", "bf16")["forward"], EXTRAS["bias and entropy"] | {"PRECISION": "ieee", one: 1}
-    strides = {"peak_stride": 1, "stats_stride": 1} if one == "N" else {}
-    built(logp.logits_kernel, "sm_90", "bf16", tile, **extras, **strides, STORE=True)
-    built(logp.merge_kernel, "sm_90", "bf16", {}, **{one: 1}, **strides, ENTROPY=True, BLOCK_N=32, BLOCK_T=32)
+def test_one_token():
+    """Triton makes a constant of V = 1: the kernels compile then, too. N is never made one."""
+    tile, extras = logp.chip_tiles("sm_90", "bf16")["forward"], EXTRAS["bias and entropy"] | {"PRECISION": "ieee", "V": 1}
+    built(logp.logits_kernel, "sm_90", "bf16", tile, **extras, STORE=True)
+    built(logp.merge_kernel, "sm_90", "bf16", {}, V=1, ENTROPY=True, BLOCK_N=32, BLOCK_T=32)
     built(backward.slice_kernel, "sm_90", "bf16", tile, **extras)
 
 
