@@ -87,15 +87,6 @@ def parse(row):
     return row
 
 
-def read_rows(path):
-    """Yields (row number, dict). Raises InputError with the file and the row."""
-    for number, row in raw_rows(path):
-        try:
-            yield number, parse(row)
-        except InputError as error:
-            raise InputError(f"{path}:{number}: {error}") from None
-
-
 def field(row, *names):
     """The first of `names` that the row has: text, or a message list. Raises InputError."""
     for name in names:
@@ -185,7 +176,7 @@ def preference_texts(row):
 
 def prompt_texts(row):
     """(prompt, [])."""
-    if "prompt" not in row and ("chosen" in row or "summaries" in row):
+    if isinstance(row.get("chosen"), list) or ("prompt" not in row and ("chosen" in row or "summaries" in row)):
         return preference_texts(row)[0], []
     return (sft_texts(row)[0] if "messages" in row and "prompt" not in row else field(row, "prompt")), []
 

@@ -108,6 +108,7 @@ ASKED = "\n\nHuman: hi\n\nAssistant:"
 def test_preferences_of_messages(encoding, rows, row):
     """With the prompt apart, as a shared beginning, and as UltraFeedback has it: both."""
     assert load(rows(row), data.preference_texts, encoding) == ([(ASKED, [" hello", " bye"])], [ASKED])
+    assert load(rows(row), data.prompt_texts, encoding) == ([(ASKED, [])], [ASKED])
 
 
 def test_messages_of_sft_and_prompts(encoding, rows):
@@ -246,8 +247,8 @@ def test_written_rows_come_back(encoding, tmp_path):
     written = [{"prompt": 'é "木"\n', "response": "\u2028 \U0001f332"}, {"prompt": "Q", "response": "A"}]
     path = tmp_path / "new" / "rows.jsonl"
     data.write_rows(path, written)
-    assert [row for _, row in data.read_rows(path)] == written and list(path.parent.iterdir()) == [path]
-    assert [number for number, _ in data.read_rows(path)] == [1, 2]
+    found = [data.parse(line) for _, line in data.raw_rows(path)]
+    assert found == written and list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("n, held", [(2, 1), (19, 1), (100, 5), (10_000, 256)])
@@ -273,14 +274,11 @@ def test_gzip(encoding, rows, tmp_path):
     plain, zipped = rows(*ROWS), tmp_path / "rows.jsonl.gz"
     zipped.write_bytes(gzip.compress(plain.read_bytes()))
     assert everything(zipped, encoding) == everything(plain, encoding)
-    for name, broken in (
-        ("cut", zipped.read_bytes()[:-20]),
-        ("text", plain.read_bytes()),
-        ("crc", zipped.read_bytes()[:-8] + b"x" * 8),
-    ):
+    whole = zipped.read_bytes()
+    for name, broken, number in (("cut", whole[:-20], r"\d+"), ("text", b"{}", 1), ("crc", whole[:-8] + b"x" * 8, 2501)):
         path = tmp_path / f"{name}.jsonl.gz"
         path.write_bytes(broken)
-        with pytest.raises(InputError, match=f"{path}:.*(not a whole gzip file|not a JSON object)"):
+        with pytest.raises(InputError, match=f"{path}:{number}: not a whole gzip file"):
             everything(path, encoding)
 
 
@@ -362,6 +360,12 @@ def test_chat_rows_of_preferences(rows, tmp_path):
     assert [folder.decode(p) for p in cut[0]] == ["<s>nt:"] * 2 and [folder.decode(r) for r in cut[1][0]] == ["hel", "bye"]
 
 
+def test_a_template_without_eos(rows, tmp_path):
+    folder = chat_folder(tmp_path, "{% for m in messages %}{{ m.role }}:{{ m.content }} {% endfor %}")
+    responses = data.load(rows({"messages": [USER, HELLO]}), data.sft_texts, folder, 99)[1]
+    assert folder.decode(responses[0][0]) == "assistant:hello <e>"
+
+
 def test_bos_of_text(rows, tmp_path):
     """A family with a BOS has exactly one in front of a prompt of text, and none in a response."""
     folder = chat_folder(tmp_path)
@@ -372,11 +376,11 @@ def test_bos_of_text(rows, tmp_path):
     assert folder.decode(data.load(rows({"prompt": "abc"}), data.prompt_texts, folder, 99, 3)[0][0]) == "<s>bc"
 
 
-def chat_folder(tmp_path):
+CHAT = "<s>{% for m in messages %}{{ m.role }}:{{ m.content }}<e>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+
+
+def chat_folder(tmp_path, template=CHAT):
     """A tokenizer of bytes with a chat template."""
-    template = (
-        "<s>{% for m in messages %}{{ m.role }}:{{ m.content }}<e>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
-    )
     vocab = {c: i for i, c in enumerate(BYTE_OF)}
     added = [{"id": 256 + i, "content": c, "special": True, "normalized": False} for i, c in enumerate(("<s>", "<e>"))]
     spec = {"added_tokens": added, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}
