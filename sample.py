@@ -83,7 +83,7 @@ def chat(model, encoding, args, settings):
     messages = []
     while line := (input("you: ") if sys.stdin.isatty() else sys.stdin.readline().strip()):
         messages.append({"role": "user", "content": line})
-        prompt = tokenizer.encode(encoding, data.chat_text(messages))
+        prompt = data.encode(encoding, messages)[0]  # by the folder's chat template, if it has one
         room = model.config.block_size - settings["max_new_tokens"]
         answer = say(model, encoding, prompt[-room:], args.seed + len(messages), settings)
         messages.append({"role": "assistant", "content": answer.strip()})
@@ -94,11 +94,10 @@ def main(argv=None):
     device = common.pick_device(args)
     kernels.set_backend(args.kernel)
     config = read_config(args.model)
-    name = config.get("tokenizer", str(args.model))
-    encoding, world = tokenizer.get(name), None
+    model, world = load_model(args.model, device=device), None
+    name, encoding = tokenizer.of(args.model, model)
     if name == "roadmap":
         world = roadmap.WORLDS.get(config.get("args", {}).get("data"))  # None: trained on a file of one's own
-    model = load_model(args.model, device=device)
     if model.config.head != "lm":
         raise common.InputError(f"{args.model}: a reward model gives scores, not text; pass it as --reward")
     room = model.config.block_size
@@ -117,7 +116,7 @@ def main(argv=None):
     else:
         default = "\n" if not world else roadmap.prompts(world, "test")[0] if world.hidden else "WA>FL:"
         texts = [default if args.prompt is None else args.prompt]
-        prompts = [tokenizer.encode(encoding, texts[0])]
+        prompts = [data.encode(encoding, texts[0])[0]]
     if not all(prompts) or max(map(len, prompts)) + settings["max_new_tokens"] > room:
         raise common.InputError(f"an empty prompt, or prompt and --max-new-tokens exceed the model's context of {room} tokens")
     if world:

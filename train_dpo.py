@@ -20,7 +20,6 @@ from nanoroads.checkpoint import (
     is_finished,
     load_model,
     load_state,
-    read_config,
     read_safetensors,
     save_config,
     save_state,
@@ -103,10 +102,11 @@ def main(argv=None):
     else:
         train_path, test_path = Path(args.data), args.eval_data
     model = load_model(args.init, device=device)
-    tokenizer_name = read_config(args.init).get("tokenizer", str(args.init))
-    encoding = tokenizer.get(tokenizer_name)
-    limits = model.config.block_size, args.max_prompt_tokens, args.max_response_tokens
+    tokenizer_name, encoding = tokenizer.of(args.init, model)
+    limits = model.config.block_size, args.max_prompt_tokens, args.max_response_tokens, args.skip_bad_rows
     prompts, pairs, _ = data.load(train_path, data.preference_texts, encoding, *limits)
+    if args.inspect:
+        return data.inspect(prompts, pairs, encoding)
     if test_path:
         test_prompts, test_pairs, _ = data.load(test_path, data.preference_texts, encoding, *limits)
     else:

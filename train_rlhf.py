@@ -19,7 +19,7 @@ import torch
 import kernels
 from nanoroads import common, data, evaluate, losses, roadmap, tokenizer
 from nanoroads.batch import pack, upload
-from nanoroads.checkpoint import finish, is_finished, load_model, load_state, read_config, save_config, save_state
+from nanoroads.checkpoint import finish, is_finished, load_model, load_state, save_config, save_state
 from nanoroads.generate import generate
 from nanoroads.hf import export
 
@@ -136,7 +136,7 @@ def load_reward(args, out, device):
     if ":" in args.reward:
         return None, None, evaluate.rule(args.reward)
     folder = out / "reward" if args.reward in CLASSES else Path(args.reward)
-    config = read_config(folder)
+    config = common.read_config(folder)
     model = load_model(folder, device=device).requires_grad_(False)
     if model.config.head == "lm" and "beta" not in config:
         raise common.InputError(f"--reward {folder}: a policy without a beta, so its log-probs have no scale as a reward")
@@ -150,7 +150,7 @@ def main(argv=None):
         least = "an even number" if args.algo == "rebel" else "at least 2"
         raise common.InputError(f"--samples {args.samples}: --algo {args.algo} compares samples, give {least}")
     for folder in filter(None, (args.start, args.compare)):
-        read_config(folder)  # a missing one is said now, not after stage 1
+        common.read_config(folder)  # a missing one is said now, not after stage 1
     out = common.open_run(args, "rlhf")
     kernels.set_backend(args.kernel)
     if is_finished(out):
@@ -160,11 +160,12 @@ def main(argv=None):
     world = roadmap.WORLDS.get(args.data)
     train_path, test_path = common.make_map_inputs(args) if world else (Path(args.data), args.eval_data)
     reference = load_model(args.init, device=device).requires_grad_(False)
-    tokenizer_name = read_config(args.init).get("tokenizer", str(args.init))
-    encoding = tokenizer.get(tokenizer_name)
-    limits = reference.config.block_size, args.max_prompt_tokens, args.max_response_tokens
+    tokenizer_name, encoding = tokenizer.of(args.init, reference)
+    limits = reference.config.block_size, args.max_prompt_tokens, args.max_response_tokens, args.skip_bad_rows
     read = data.preference_texts if args.reward in CLASSES else data.prompt_texts
     prompts, pairs, texts = data.load(train_path, read, encoding, *limits)
+    if args.inspect:
+        return data.inspect(prompts, pairs, encoding)
     room = limits[0] - max(map(len, prompts))
     length = args.max_new_tokens or min(room, world.max_moves + 1 if world else 64)
     if not 0 < length <= room:

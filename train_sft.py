@@ -12,7 +12,7 @@ import torch
 import kernels
 from nanoroads import common, data, evaluate, roadmap, tokenizer
 from nanoroads.batch import pack
-from nanoroads.checkpoint import finish, is_finished, load_model, load_state, read_config, save_config, save_state
+from nanoroads.checkpoint import finish, is_finished, load_model, load_state, save_config, save_state
 from nanoroads.hf import export
 from nanoroads.model import GPT, GPTConfig
 
@@ -31,14 +31,15 @@ def flags(argv):
 
 
 def build(args):
-    """The model and the name of its tokenizer."""
+    """The model, the name of its tokenizer, and the tokenizer."""
     if args.init:
-        return load_model(args.init), read_config(args.init).get("tokenizer", args.init)
+        model = load_model(args.init)
+        return model, *tokenizer.of(args.init, model)
     encoding = tokenizer.get(args.tokenizer)
     if args.n_embd % args.n_head:
         raise common.InputError(f"--n-embd {args.n_embd} is not a multiple of --n-head {args.n_head}")
     shape = {"n_layer": args.n_layer, "n_head": args.n_head, "n_embd": args.n_embd, "block_size": args.block_size}
-    return GPT(GPTConfig(vocab_size=encoding.n_vocab, tied=False, mlp="gelu", **shape)), args.tokenizer
+    return GPT(GPTConfig(vocab_size=encoding.n_vocab, tied=False, mlp="gelu", **shape)), args.tokenizer, encoding
 
 
 def nll(model, batch, tokens):
@@ -63,15 +64,16 @@ def main(argv=None):
         return export(out, args.export_hf)
     torch.manual_seed(args.seed)
 
-    model, tokenizer_name = build(args)
-    encoding = tokenizer.get(tokenizer_name)
+    model, tokenizer_name, encoding = build(args)
     path = args.data
     if world := roadmap.WORLDS.get(args.data):
         path = out / "demos.jsonl"
         data.write_rows(path, roadmap.demonstrations(world, args.rows, args.seed))
     read = lambda row: data.sft_texts(row, args.prompt_template)  # noqa: E731
-    limits = args.max_prompt_tokens, args.max_response_tokens
+    limits = args.max_prompt_tokens, args.max_response_tokens, args.skip_bad_rows
     prompts, responses, _ = data.load(path, read, encoding, model.config.block_size, *limits)
+    if args.inspect:
+        return data.inspect(prompts, responses, encoding)
     (prompts, responses), held_out = data.hold_out(prompts, responses, path)
 
     save_config(out, args, "sft", model, tokenizer_name)

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from nanoroads.common import InputError, plain, read_object
+from nanoroads.common import InputError, plain, read_config
 from nanoroads.model import GPT, GPTConfig
 
 UMASK = os.umask(0)  # there is no other way to read it
@@ -123,14 +123,6 @@ def fill(model, tensors, path, new=()):
     if unknown:
         raise InputError(f"{path}: holds a tensor {unknown[0]} that the config has no place for")
     model.load_state_dict({k: v for k, v in tensors.items() if k in own}, strict=False)
-
-
-def read_config(folder):
-    """config.json of a run or of a Hugging Face folder. Raises InputError."""
-    path = Path(folder) / "config.json"
-    if not path.exists():
-        raise InputError(f"{folder}: no such run (it has no config.json)")
-    return read_object(path)
 
 
 def load_model(folder, dtype=None, device="cpu", head=None, readout=None):

@@ -5,14 +5,17 @@ resumed run needs only the step, the weights and the optimizer's moments to end 
 """
 
 import argparse
+import atexit
 import contextlib
 import functools
 import json
 import math
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -40,6 +43,13 @@ def run_script(main):
 
 
 class Parser(argparse.ArgumentParser):
+    def parse_args(self, *argv):
+        args = super().parse_args(*argv)
+        if getattr(args, "inspect", False):  # nothing of it is kept
+            args.out = Path(tempfile.mkdtemp(prefix="nanoroads-"))
+            atexit.register(shutil.rmtree, args.out, ignore_errors=True)
+        return args
+
     def error(self, message):
         print(f"error: {Path(self.prog).name}: {message} (--help lists the flags)", file=sys.stderr)
         raise SystemExit(2)
@@ -87,6 +97,8 @@ def parser(doc, **defaults):
     add("--max-prompt-tokens", type=positive(int), help="keep the last tokens of longer prompts (default: refuse them)")
     add("--max-response-tokens", type=positive(int), help="cut longer responses, without EOS (default: refuse them)")
     add("--export-hf", type=Path, metavar="DIR", help="also write the result as a Hugging Face folder")
+    add("--skip-bad-rows", action="store_true", help="leave out rows of --data that do not fit, and count them (default: stop)")
+    add("--inspect", action="store_true", help="print three examples as tokens, with what is trained, and stop")
     add("--profile", action="store_true", help="write a torch.profiler trace of a few steps to OUT/trace.json")
     p.set_defaults(**defaults)
     return p
@@ -108,7 +120,18 @@ def autocast(args, device):
 
 
 # Free of these, two runs are the same run: they say where and how often, not what.
-NOT_THE_RUN = ("out", "resume", "device", "profile", "eval_every", "save_every", "log_every", "stop_after", "export_hf")
+NOT_THE_RUN = (
+    "out",
+    "resume",
+    "device",
+    "profile",
+    "eval_every",
+    "save_every",
+    "log_every",
+    "stop_after",
+    "export_hf",
+    "inspect",
+)
 
 
 def open_run(args, stage):
@@ -142,6 +165,14 @@ def read_object(path):
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object, but {type(value).__name__}")
     return value
+
+
+def read_config(folder):
+    """config.json of a run or of a Hugging Face folder. Raises InputError."""
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        raise InputError(f"{folder}: no such run (it has no config.json)")
+    return read_object(path)
 
 
 def plain(args):

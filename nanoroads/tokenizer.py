@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tiktoken
 
-from nanoroads.common import InputError
+from nanoroads.common import InputError, read_config
 from nanoroads.roadmap import STATES
 from nanoroads.tokenizer_json import FolderEncoding
 
@@ -36,6 +36,16 @@ def get(name):
     if Path(name).is_dir():
         return FolderEncoding(Path(name))
     raise InputError(f"tokenizer {str(name)!r} is neither roadmap nor gpt2 nor a folder")
+
+
+def of(folder, model):
+    """The tokenizer of a run or Hugging Face folder: (the name for `get`, the Encoding). Raises InputError if it has more
+    tokens than the model; fewer are usual, since models are padded to round sizes."""
+    name = read_config(folder).get("tokenizer", str(folder))
+    encoding, size = get(name), model.config.vocab_size
+    if encoding.n_vocab > size:
+        raise InputError(f"{folder}: its tokenizer has {encoding.n_vocab} tokens, its model {size}")
+    return name, encoding
 
 
 def eos_id(encoding):

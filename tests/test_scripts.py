@@ -339,7 +339,7 @@ def test_chat(tmp_path, monkeypatch, capsys):
         "b", pat_str=r"[\s\S]", mergeable_ranks={bytes([i]): i for i in range(256)}, special_tokens=special
     )
     monkeypatch.setattr(tokenizer, "get", lambda name: encoding)
-    rows = [{"prompt": [{"role": "user", "content": f"number {i}"}], "response": " öko"} for i in range(40)]
+    rows = [{"prompt": [{"role": "user", "content": f"number {i}"}], "response": "öko"} for i in range(40)]
     path = write_jsonl(tmp_path / "chat.jsonl", rows)
     model = run(train_sft, tmp_path / "sft", data=path, tokenizer="bytes", block_size=64, rows=None)
     monkeypatch.setattr("sys.stdin", iter_stdin(["number 7", "and so on", ""]))
