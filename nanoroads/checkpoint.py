@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from nanoroads.common import InputError, plain, read_config
+from nanoroads.common import InputError, local, plain, read_config
 from nanoroads.model import GPT, GPTConfig
 
 UMASK = os.umask(0)  # there is no other way to read it
@@ -130,7 +130,7 @@ def load_model(folder, dtype=None, device="cpu", head=None, readout=None):
 
     head, readout: override the config's, so that an SFT checkpoint becomes the trunk of a reward model (its scalar head
     is new, with standard deviation 1/sqrt(D+1)). Raises InputError naming the file and the tensor."""
-    config = read_config(folder)
+    folder, config = local(folder), read_config(folder)
     if "model_type" in config:
         from nanoroads.hf import load_hf
 

@@ -167,9 +167,23 @@ def read_object(path):
     return value
 
 
+def local(folder):
+    """A folder's path; of `hf:org/name` the path that huggingface_hub has downloaded it to. Raises InputError."""
+    if not (name := str(folder)).startswith("hf:"):
+        return Path(folder)
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name[3:], allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    except ImportError:
+        raise InputError(f"{name}: to download it, pip install huggingface_hub") from None
+    except Exception as error:  # of the hub, the network or the disk: the name cannot be had
+        raise InputError(f"{name}: {error}") from None
+
+
 def read_config(folder):
     """config.json of a run or of a Hugging Face folder. Raises InputError."""
-    path = Path(folder) / "config.json"
+    path = local(folder) / "config.json"
     if not path.exists():
         raise InputError(f"{folder}: no such run (it has no config.json)")
     return read_object(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tiktoken
 
-from nanoroads.common import InputError, read_config
+from nanoroads.common import InputError, local, read_config
 from nanoroads.roadmap import STATES
 from nanoroads.tokenizer_json import FolderEncoding
 
@@ -41,7 +41,7 @@ def get(name):
 def of(folder, model):
     """The tokenizer of a run or Hugging Face folder: (the name for `get`, the Encoding). Raises InputError if it has more
     tokens than the model; fewer are usual, since models are padded to round sizes."""
-    name = read_config(folder).get("tokenizer", str(folder))
+    name = read_config(folder).get("tokenizer", str(local(folder)))
     encoding, size = get(name), model.config.vocab_size
     if encoding.n_vocab > size:
         raise InputError(f"{folder}: its tokenizer has {encoding.n_vocab} tokens, its model {size}")

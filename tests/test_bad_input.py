@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import train_dpo
 import train_rlhf
 import train_sft
 from nanoroads import common, pairs
+from nanoroads.checkpoint import load_model
 
 
 def files(folder):
@@ -437,3 +439,18 @@ def test_rl_that_does_not_fit_the_context(refuses, sft, tmp_path):
 def test_a_policy_without_a_beta_is_no_reward(refuses, sft, tmp_path):
     refuses(train_rlhf, sft, out=tmp_path / "out", init=sft, reward=sft)
     refuses(sample, sft, model=sft, reward=sft, best_of=2)
+
+
+def test_a_hub_name_that_cannot_be_had(refuses, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    refuses(train_dpo, "hf:org/name", "pip install huggingface_hub", out=tmp_path / "out", init="hf:org/name", data="x.jsonl")
+    hub = types.SimpleNamespace(snapshot_download=lambda name, allow_patterns: f"{tmp_path}/{1 / 0}")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    refuses(train_dpo, "hf:org/name", "division by zero", out=tmp_path / "out", init="hf:org/name", data="x.jsonl")
+
+
+def test_a_hub_name_is_its_downloaded_folder(sft, monkeypatch):
+    hub = types.SimpleNamespace(snapshot_download=lambda name, allow_patterns: {"org/name": str(sft)}[name])
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    theirs, ours = (load_model(folder).state_dict() for folder in ("hf:org/name", sft))
+    assert all(torch.equal(theirs[k], ours[k]) for k in ours)
