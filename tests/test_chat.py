@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 
 import pytest
 import tokenizers
@@ -114,6 +115,21 @@ def test_rendered_as_transformers_does(tmp_path, name):
             assert chat.encode(encoding, messages)[0] == ids
             compared += 1
     assert compared >= 6
+
+
+def test_smollm2():
+    """A real tokenizer and template, if NANOROADS_SMOLLM2 names a Hugging Face folder of SmolLM2."""
+    if "NANOROADS_SMOLLM2" not in os.environ:
+        pytest.skip("NANOROADS_SMOLLM2 names no folder")
+    transformers = pytest.importorskip("transformers")
+    folder = os.environ["NANOROADS_SMOLLM2"]
+    encoding, hf = tokenizer.get(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    for messages in TALKS:
+        expected = hf.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert chat.encode(encoding, messages)[0] == expected
+        whole = hf.apply_chat_template([*messages, BOT], return_dict=False)
+        prompt, response = chat.encode(encoding, messages, [BOT])
+        assert prompt + response + tokenizer.encode(encoding, "\n") == whole and response[-1] == encoding.eos
 
 
 def test_the_answer_ends_in_its_eos(tmp_path):
