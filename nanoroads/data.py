@@ -243,9 +243,11 @@ def load(path, texts, encoding, context, max_prompt=None, max_response=None, ski
 def inspect(prompts, responses, encoding, n=3):
     """Print the first n groups as tokens, as the loss sees them: what stands in [brackets] is trained, the rest is not."""
     for i in range(min(n, len(prompts))):
-        batch = pack(prompts[i : i + 1], responses[i : i + 1])
-        trained = set(batch.own.tolist())
-        print(f"example {i + 1}: {len(trained)} of {batch.tokens.numel()} tokens are trained, those in [brackets]")
+        batch = pack(prompts[i : i + 1], [responses[i] or [[0]]])  # of rows that are prompts alone, 0 is not shown
+        trained = set(batch.own.tolist()) if responses[i] else ()
+        print(
+            f"example {i + 1}: {len(trained)} of {sum(map(len, [prompts[i], *responses[i]]))} tokens are trained, those in [brackets]"
+        )
         for segment in range(len(responses[i]) + 1):
             shown = []
             for at in (batch.segment[0] == segment).nonzero().flatten().tolist():

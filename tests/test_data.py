@@ -417,6 +417,9 @@ def test_inspect_shows_what_is_trained(rows, capsys):
     one = "  prompt      WA|>FL|:|\n  response 1  [>ID][>MT][<|end|>]\n  response 2  [>OR][<|end|>]\n"
     heads = [f"example {i}: 5 of 8 tokens are trained, those in [brackets]\n" for i in (1, 2)]
     assert out == heads[0] + one + heads[1] + one
+    data.inspect(*data.load(path, data.prompt_texts, encoding, 50)[:2], encoding, n=1)
+    head = "example 1: 0 of 3 tokens are trained, those in [brackets]\n"
+    assert capsys.readouterr().out == head + "  prompt      WA|>FL|:|\n"
 
 
 def test_tokens_take_four_bytes(encoding, rows):
