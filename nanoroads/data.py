@@ -245,9 +245,8 @@ def inspect(prompts, responses, encoding, n=3):
     for i in range(min(n, len(prompts))):
         batch = pack(prompts[i : i + 1], [responses[i] or [[0]]])  # of rows that are prompts alone, 0 is not shown
         trained = set(batch.own.tolist()) if responses[i] else ()
-        print(
-            f"example {i + 1}: {len(trained)} of {sum(map(len, [prompts[i], *responses[i]]))} tokens are trained, those in [brackets]"
-        )
+        size = len(prompts[i]) + sum(map(len, responses[i]))
+        print(f"example {i + 1}: {len(trained)} of {size} tokens are trained, those in [brackets]")
         for segment in range(len(responses[i]) + 1):
             shown = []
             for at in (batch.segment[0] == segment).nonzero().flatten().tolist():
