@@ -53,7 +53,7 @@ def say(model, encoding, prompt, seed, settings):
     for tokens, finished in stream(model, [prompt], 1, eos=eos, seed=seed, **settings):
         if finished.item():
             break
-        piece = whole.decode(encoding.decode_single_token_bytes(int(tokens[0])))
+        piece = whole.decode(tokenizer.piece(encoding, int(tokens[0])))
         text += piece
         print(piece, end="", flush=True)
     print()

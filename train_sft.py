@@ -20,7 +20,7 @@ from nanoroads.model import GPT, GPTConfig
 def flags(argv):
     p = common.parser(__doc__, out=Path("out/sft"), lr=3e-3, epochs=2.5, batch_size=96)
     p.add_argument("--init", help="run directory or Hugging Face folder to start from (default: a new model)")
-    p.add_argument("--tokenizer", default="roadmap", help="of a new model: roadmap | gpt2 (default: %(default)s)")
+    p.add_argument("--tokenizer", default="roadmap", help="of a new model: roadmap | gpt2 | a folder (default: %(default)s)")
     p.add_argument("--n-layer", type=common.positive(int), default=2, help="of a new model (default: %(default)s)")
     p.add_argument("--n-head", type=common.positive(int), default=2, help="of a new model (default: %(default)s)")
     p.add_argument("--n-embd", type=common.positive(int), default=64, help="of a new model (default: %(default)s)")

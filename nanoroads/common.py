@@ -75,7 +75,7 @@ def parser(doc, **defaults):
     p = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = p.add_argument
     add("--out", type=Path, help="directory of the run (default: %(default)s)")
-    add("--data", default="roadmap", help="roadmap, roadmap-short, roadmap-hidden, or a .jsonl file")
+    add("--data", default="roadmap", help="roadmap[-short|-hidden], a .jsonl[.gz] or .parquet file, or hf:org/name[:split]")
     add("--resume", action="store_true", help="go on with the run in --out")
     add("--seed", type=seed, default=0, help="of weights, data order and samples")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: the fastest there is")

@@ -33,7 +33,7 @@ def mean_se(values):
 def texts(encoding, responses):
     """Token lists -> strings, without EOS."""
     eos = tokenizer.eos_id(encoding)
-    return [encoding.decode([t for t in r if t != eos]) for r in responses]
+    return [tokenizer.decode(encoding, [t for t in r if t != eos]) for r in responses]
 
 
 @torch.no_grad()

@@ -69,3 +69,16 @@ def encode(encoding, text):
         at = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), len(back))
         raise InputError(f"tokenizer {encoding.name!r} has no tokens for {text[at : at + 20]!r} (character {at + 1})")
     return ids
+
+
+def piece(encoding, token):
+    """The bytes of one token; none for an id that no text has, as in a vocabulary that is padded to a round size."""
+    try:
+        return encoding.decode_single_token_bytes(token)
+    except KeyError:
+        return b""
+
+
+def decode(encoding, ids):
+    """Ids -> text. Bytes that are not UTF-8 become U+FFFD."""
+    return b"".join(piece(encoding, i) for i in ids).decode("utf-8", errors="replace")

@@ -92,3 +92,10 @@ def test_unknown_names(tmp_path, encoding):
     odd = tokenizer.tiktoken.Encoding("odd", pat_str="a", mergeable_ranks={b"a": 0}, special_tokens={})
     with pytest.raises(InputError, match="'odd'"):
         tokenizer.eos_id(odd)
+
+
+def test_ids_that_no_text_has_are_left_out():
+    """A vocabulary that is padded to a round size has ids without text, and a policy may sample one."""
+    encoding = tokenizer.get("roadmap")
+    assert tokenizer.decode(encoding, [*tokenizer.encode(encoding, ">OR"), 120, *tokenizer.encode(encoding, ">CA")]) == ">OR>CA"
+    assert tokenizer.piece(encoding, 120) == b"" and tokenizer.piece(encoding, 96) == b":"
