@@ -91,7 +91,12 @@ def run_phases(phases, out, jobs):
     known = json.loads(ledger.read_text()) if ledger.exists() else {}
     target = lambda command: Path(command[command.index("--out") + 1])  # noqa: E731
     done = {name: known.get(name) for name, _, c in phases if known.get(name, {}).get("command") == c and target(c).exists()}
-    waiting, running = [phase for phase in phases if phase[0] not in done], {}
+    height = {}  # of a phase: the longest chain of phases that wait for it; the highest start first
+    for name, needs, _ in reversed(phases):
+        for needed in needs:
+            height[needed] = max(height.get(needed, 0), height.get(name, 0) + 1)
+    waiting = sorted((p for p in phases if p[0] not in done), key=lambda p: -height.get(p[0], 0))
+    running = {}
     (out / "logs").mkdir(parents=True, exist_ok=True)
     lock = open(out / "lock", "w")  # phases inherit it: those that a killed run left behind finish before their files are touched
     if fcntl:
