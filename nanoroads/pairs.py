@@ -53,8 +53,9 @@ def main(argv=None):
         raise common.InputError(f"{args.out} exists; choose another --out")
     model = load_model(args.policy)
     encoding = tokenizer.get(config["tokenizer"])
-    triples = draw(model, encoding, world, roadmap.prompts(world, args.split), args.n, args.seed)
-    data.write_rows(args.out, roadmap.label_pairs(world, *zip(*triples, strict=True), seed=args.seed))
+    seed = args.seed + 2**31 * (args.split == "test")  # in the hidden world both splits have the same prompts, not the same pairs
+    triples = draw(model, encoding, world, roadmap.prompts(world, args.split), args.n, seed)
+    data.write_rows(args.out, roadmap.label_pairs(world, *zip(*triples, strict=True), seed=seed))
     print(f"{args.out}: {args.n} pairs\nnext: python train_dpo.py --init {args.policy}")
 
 

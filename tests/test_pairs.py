@@ -63,3 +63,17 @@ def test_the_command_writes_rows_that_the_training_scripts_read(policy, tmp_path
     with pytest.raises(InputError, match="exists"):
         pairs.main(command)
     assert out.read_bytes() == before
+
+
+def test_held_out_pairs_are_others_even_where_the_prompts_are_the_same(policy, tmp_path):
+    from argparse import Namespace
+
+    from nanoroads.checkpoint import save_config, save_model
+
+    save_config(tmp_path, Namespace(data="roadmap-hidden"), "sft", policy, "roadmap")
+    save_model(tmp_path, policy)
+    rows = {}
+    for split in ("train", "test"):
+        pairs.main(["--policy", str(tmp_path), "--n", "100", "--split", split, "--out", str(tmp_path / split)])
+        rows[split] = (tmp_path / split).read_text().splitlines()
+    assert len(set(rows["train"]) & set(rows["test"])) < 5
