@@ -41,10 +41,14 @@ LOW_BETA, LOW_KL = 0.05, 0.05  # too weak a regulariser, to see over-optimisatio
 def flags(argv):
     p = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, help="(default: out/all_roads, or out/quick)")
-    p.add_argument("--seeds", type=common.seed, nargs="+", default=[0], help="of data, weights and samples (default: 0)")
+    p.add_argument(
+        "--seeds", type=common.seed, nargs="+", default=[0], help="0 1 2, or a lone 3 for the first three (default: 0)"
+    )
     p.add_argument("--quick", action="store_true", help="half of the steps, the main world alone")
     p.add_argument("--jobs", type=common.positive(int), default=2, help="phases at a time, one core each (default: 2)")
     args = p.parse_args(argv)
+    if len(args.seeds) == 1:
+        args.seeds = list(range(max(1, args.seeds[0])))
     args.out = args.out or Path("out/quick" if args.quick else "out/all_roads")
     return args
 
@@ -190,7 +194,7 @@ def reward_model_rows(at, encoding, prompts):
         value = evaluate.rewards_of(model, ref, ids, samples, SIZES, CPU, beta)  # (prompts, 16)
         rows[name] = {
             "nll": losses.bradley_terry(*pair.unbind(1)).mean().item(),
-            "accuracy": ((pair[:, 0] > pair[:, 1]).float() + 0.5 * (pair[:, 0] == pair[:, 1]).float()).mean().item(),
+            "accuracy": evaluate.accuracy(pair[:, 0] - pair[:, 1]).item(),
             "best_of_n": best_of_n(value, true),
         }
     return rows, best_of_n(true, true)
@@ -229,14 +233,13 @@ def gap_closed_row(at, name):
         logp = evaluate.score(ref, *route_tokens(encoding, routes), SIZES, CPU).flatten().double()
         for n in ("dpo", "rlhf_global"):
             beta = read_config(at / n).get("beta" if n == "dpo" else "kl")
-            kls = []
+            log_z = []
             for p in prompts:
                 mine = [i for i, (q, _) in enumerate(routes) if q == p]
                 r = world.bt_scale * torch.tensor([world.reward(p, routes[i][1]) for i in mine], dtype=torch.float64)
-                kls.append(roadmap.exact_optimum(logp[mine], r, beta)["log_z"])
-            log_z = float(torch.tensor(kls).mean())
-            reached = world.bt_scale * rows[n]["reward"]["mean"] / beta
-            result[n]["kl_to_optimum"] = rows[n]["kl_to_ref"]["mean"] - reached + log_z
+                log_z.append(roadmap.exact_optimum(logp[mine], r, beta)["log_z"].item())
+            reward, mean_log_z = world.bt_scale * rows[n]["reward"]["mean"], sum(log_z) / len(log_z)
+            result[n]["kl_to_optimum"] = roadmap.kl_to_optimum(rows[n]["kl_to_ref"]["mean"], reward, mean_log_z, beta)
     return result
 
 

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import torch
 
-import kernels
 from nanoroads import common, data, evaluate, roadmap, tokenizer
-from nanoroads.checkpoint import load_model, read_config
+from nanoroads.checkpoint import load_fitting, read_config
 from nanoroads.generate import generate, stream
 
 
@@ -28,7 +27,9 @@ def flags(argv):
     source.add_argument("--prompts", type=Path, help='.jsonl file of {"prompt"} rows')
     source.add_argument("--chat", action="store_true", help="a conversation; an empty line ends it")
     p.add_argument("--num-samples", type=common.positive(int), default=1, help="of each prompt (default: %(default)s)")
-    p.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
+    p.add_argument(
+        "--temperature", type=common.positive(float, or_zero=True), default=1.0, help="0 is greedy (default: %(default)s)"
+    )
     p.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens; 0: all")
     p.add_argument("--top-p", type=float, default=1.0, help="only the likeliest tokens that make up this probability")
     p.add_argument("--max-new-tokens", type=common.positive(int), help="(default: the map's longest route; 128 elsewhere)")
@@ -39,10 +40,12 @@ def flags(argv):
     p.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     p.add_argument("--kernel", default="auto", choices=["auto", "torch", "triton"])
     args = p.parse_args(argv)
-    if not 0 < args.top_p <= 1 or args.top_k < 0 or args.temperature < 0:
-        p.error("--top-p must be in (0, 1], --top-k and --temperature must not be negative")
+    if not 0 < args.top_p <= 1 or args.top_k < 0:
+        p.error("--top-p must be in (0, 1], --top-k must not be negative")
     if bool(args.best_of) != bool(args.reward):
         p.error("--best-of and --reward go together")
+    if args.best_of and (args.chat or args.num_samples > 1):
+        p.error("--best-of goes with neither --chat nor --num-samples")
     return args
 
 
@@ -56,19 +59,18 @@ def say(model, encoding, prompt, seed, settings):
         piece = whole.decode(tokenizer.piece(encoding, int(tokens[0])))
         text += piece
         print(piece, end="", flush=True)
-    print()
+    print(whole.decode(b"", final=True))  # bytes that no token completed
     return text
 
 
 def best_of(args, model, encoding, prompts, settings, device):
     """Draw --best-of responses of each prompt and print the one with the highest reward."""
     config = read_config(args.reward)
-    reward = load_model(args.reward, device=device)
-    if reward.config.head == "lm" and "reference" not in config:
-        raise common.InputError(
-            f"--reward {args.reward}: neither a reward model nor a policy that was trained against a reference"
-        )
-    reference = load_model(config["reference"], device=device) if reward.config.head == "lm" else None
+    reward = load_fitting(args.reward, device, like=model, head=None)
+    reference = None
+    if reward.config.head == "lm":
+        evaluate.check_local(args.reward, config, config.get("reference", ""))
+        reference = load_fitting(config["reference"], device, like=model)
     sizes = Namespace(micro_batch_size=None, batch_size=64, dtype=args.dtype)
     eos = tokenizer.eos_id(encoding)
     for text, prompt in prompts:
@@ -79,9 +81,17 @@ def best_of(args, model, encoding, prompts, settings, device):
         print(f"  score {scores[best]:.3f}, the best of {args.best_of} (mean {scores.mean():.3f})")
 
 
+def ask():
+    """What the user types; nothing at the end of the input."""
+    try:
+        return input("you: " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""
+
+
 def chat(model, encoding, args, settings):
     messages = []
-    while line := (input("you: ") if sys.stdin.isatty() else sys.stdin.readline().strip()):
+    while line := ask():
         messages.append({"role": "user", "content": line})
         prompt = data.encode(encoding, messages)[0]  # by the folder's chat template, if it has one
         room = model.config.block_size - settings["max_new_tokens"]
@@ -92,14 +102,12 @@ def chat(model, encoding, args, settings):
 def main(argv=None):
     args = flags(argv)
     device = common.pick_device(args)
-    kernels.set_backend(args.kernel)
+    common.set_kernel(args, device)
     config = read_config(args.model)
-    model, world = load_model(args.model, device=device), None
+    model, world = load_fitting(args.model, device), None
     name, encoding = tokenizer.of(args.model, model)
     if name == "roadmap":
         world = roadmap.WORLDS.get(config.get("args", {}).get("data"))  # None: trained on a file of one's own
-    if model.config.head != "lm":
-        raise common.InputError(f"{args.model}: a reward model gives scores, not text; pass it as --reward")
     room = model.config.block_size
     settings = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
     settings["max_new_tokens"] = args.max_new_tokens or (world.max_moves + 1 if world else min(128, room // 2))

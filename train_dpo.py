@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-import kernels
 from nanoroads import common, data, evaluate, losses, roadmap, tokenizer
 from nanoroads.batch import pack, upload
 from nanoroads.checkpoint import (
     finish,
     is_finished,
+    load_fitting,
     load_model,
     load_state,
     read_safetensors,
@@ -41,7 +41,12 @@ def flags(argv):
         default=0.1,
         help="cdpo: share of flipped labels (default: %(default)s)",
     )
-    p.add_argument("--gamma", type=float, default=0.5, help="simpo: target margin per token (default: %(default)s)")
+    p.add_argument(
+        "--gamma",
+        type=common.positive(float, or_zero=True),
+        default=0.5,
+        help="simpo: target margin per token (default: %(default)s)",
+    )
     p.add_argument("--eval-data", type=Path, help="held-out pairs (default: the last 5 %% of --data)")
     return p.parse_args(argv)
 
@@ -67,7 +72,7 @@ def measures(loss, logp, ref_logp, beta):
     margin = losses.implicit_reward(logp, ref_logp, beta) @ logp.new_tensor([1.0, -1.0])  # (P,)
     return {
         "loss": loss.mean(),
-        "accuracy": (0.5 + 0.5 * margin.sign() * (margin.abs() > 1e-5)).mean(),  # a tie, also one but for rounding, is a half
+        "accuracy": evaluate.accuracy(margin),
         "margin": margin.mean(),
         "chosen_logp": logp[:, 0].mean(),
         "rejected_logp": logp[:, 1].mean(),
@@ -89,8 +94,8 @@ def reference_logps(out, name, prompts, responses, args, device):
 def main(argv=None):
     args = flags(argv)
     device = common.pick_device(args)
+    common.set_kernel(args, device)
     out = common.open_run(args, "dpo")
-    kernels.set_backend(args.kernel)
     if is_finished(out):
         print(f"{out} is finished")
         return export(out, args.export_hf)
@@ -101,7 +106,7 @@ def main(argv=None):
         train_path, test_path = common.make_map_inputs(args)
     else:
         train_path, test_path = Path(args.data), args.eval_data
-    model = load_model(args.init, device=device)
+    model = load_fitting(args.init, device)
     tokenizer_name, encoding = tokenizer.of(args.init, model)
     limits = model.config.block_size, args.max_prompt_tokens, args.max_response_tokens, args.skip_bad_rows
     prompts, pairs, _ = data.load(train_path, data.preference_texts, encoding, *limits)

@@ -19,16 +19,17 @@ import torch
 import kernels
 from nanoroads import common, data, evaluate, losses, roadmap, tokenizer
 from nanoroads.batch import pack, upload
-from nanoroads.checkpoint import finish, is_finished, load_model, load_state, save_config, save_state
+from nanoroads.checkpoint import finish, is_finished, load_fitting, load_model, load_state, save_config, save_state
 from nanoroads.generate import generate
 from nanoroads.hf import export
 
 ALGOS = ["rloo", "grpo", "online-dpo", "rebel", "reinforce"]
 CLASSES = ["global", "local"]  # of reward models
+RL_FLAGS = ("start", "algo", "samples", "kl", "updates", "temperature", "compare", "max_new_tokens", "steps", "epochs")
 
 
 def flags(argv):
-    p = common.parser(__doc__, out=Path("out/rlhf"), lr=1e-3, steps=300, batch_size=32)
+    p = common.parser(__doc__, out=Path("out/rlhf"), lr=1e-3, batch_size=32)
     p.add_argument("--init", type=Path, default=Path("out/sft"), help="the reference policy (default: %(default)s)")
     p.add_argument("--start", type=Path, help="policy that RL starts from, e.g. DPO's (default: --init)")
     p.add_argument("--reward", default="global", help="global | local | a run of either | module:function (default: %(default)s)")
@@ -48,6 +49,15 @@ def flags(argv):
     p.add_argument("--max-new-tokens", type=common.positive(int), help="(default: the map's longest route; 64 elsewhere)")
     args = p.parse_args(argv)
     args.reward_lr = args.reward_lr or (1e-4 if args.reward == "local" else 1e-3)
+    args.steps = args.steps or (None if args.epochs else 300)
+    if args.algo != "reinforce" and args.samples < 2 or args.algo == "rebel" and args.samples % 2:
+        p.error(
+            f"--samples {args.samples}: --algo {args.algo} takes {'an even number' if args.algo == 'rebel' else 'at least 2'}"
+        )
+    if args.algo == "reinforce" and args.micro_batch_size:
+        p.error("--micro-batch-size: the baseline of --algo reinforce is the mean of the whole batch")
+    if args.stop_after and args.reward not in CLASSES:
+        p.error(f"--stop-after reward: --reward {args.reward} has no stage 1")
     return args
 
 
@@ -62,8 +72,9 @@ def reward_of(model, logp_or_reward, ref_logp, beta):
 def train_reward(args, out, train, test, tokenizer_name, device):
     """Bradley-Terry maximum likelihood over the class --reward. Writes a run of its own, OUT/reward."""
     (prompts, pairs), (test_prompts, test_pairs) = train, test
-    args = Namespace(**vars(args) | {"out": out / "reward", "lr": args.reward_lr, "batch_size": args.reward_batch_size})
-    args.steps, args.epochs = None, args.reward_epochs
+    flags = {name: value for name, value in vars(args).items() if name not in RL_FLAGS}
+    flags |= {"out": out / "reward", "lr": args.reward_lr, "batch_size": args.reward_batch_size}
+    args = Namespace(**flags, steps=None, epochs=args.reward_epochs)
     out = common.open_run(args, "reward")
     if is_finished(out):
         return
@@ -79,7 +90,7 @@ def train_reward(args, out, train, test, tokenizer_name, device):
     common.compile_trunk(args, model)
     for step in (bar := common.progress(start, steps, f"{args.reward} reward")):
         some = common.batch_indices(len(prompts), args.batch_size, step, args.seed)
-        loss = correct = 0.0
+        loss, margins = 0.0, []
         for micro in common.chunks(some, args.micro_batch_size):
             batch = pack([prompts[i] for i in micro], [pairs[i] for i in micro], device=device)
             ref = upload(ref_logp[micro], device).flatten()
@@ -87,15 +98,16 @@ def train_reward(args, out, train, test, tokenizer_name, device):
                 reward = reward_of(model, model(batch), ref, args.beta).view(-1, 2)  # (P, 2): chosen, rejected
             part = losses.bradley_terry(*reward.unbind(1)).sum() / len(some)
             part.backward()
-            loss, correct = loss + part.detach(), correct + (reward[:, 0] > reward[:, 1]).sum()
+            loss = loss + part.detach()
+            margins.append((reward[:, 0] - reward[:, 1]).detach())
         grad_norm = common.update(args, model, optimizer, step, steps)
         done = step + 1
-        row = {"loss": loss, "accuracy": correct / len(some), "grad_norm": grad_norm}
+        row = {"loss": loss, "accuracy": evaluate.accuracy(torch.cat(margins)), "grad_norm": grad_norm}
         if done % args.eval_every == 0 or done == steps:
             value = evaluate.score(model, test_prompts, test_pairs, args, device)
             value = reward_of(model, value if model.config.head == "scalar" else [value], test_ref_logp, args.beta)
             row["eval_loss"] = losses.bradley_terry(*value.unbind(1)).mean()
-            row["eval_accuracy"] = (value[:, 0] > value[:, 1]).float().mean()
+            row["eval_accuracy"] = evaluate.accuracy(value[:, 0] - value[:, 1])
         if done % args.log_every == 0 or "eval_loss" in row:
             row = common.log_metrics(out, done, row)
             bar.set_postfix(loss=row["loss"], accuracy=row["accuracy"])
@@ -110,11 +122,11 @@ def train_reward(args, out, train, test, tokenizer_name, device):
 
 def rl_loss(args, kl, logp, token_logp, old, ref, reward, lengths):
     """One loss for each sequence (S,), S = prompts x k. logp (S,), token_logp (R,); old and ref are (logp, token_logp) of
-    the policy that sampled and of the reference; reward (S,). Returns (loss (S,), clip fraction)."""
+    the policy that sampled and of the reference; reward (S,). Returns (loss (S,), share that is clipped)."""
     k, none = args.samples, logp.new_zeros(())
     # k1 inside the reward: its gradient is that of the KL (Ahmadian et al., 2402.14740). Never whitened: that would change
     # the balance of reward and KL, and with it the optimum of Theorem 2.2.
-    regularised = (reward - kl * losses.kl_k1(logp, ref[0]).detach()).view(-1, k)
+    regularised = (reward - kl * losses.kl_k1(old[0], ref[0])).view(-1, k)
     if args.algo == "online-dpo":
         return losses.online_dpo(logp.view(-1, k), ref[0].view(-1, k), reward.view(-1, k), kl).repeat_interleave(k), none
     if args.algo == "rebel":
@@ -128,38 +140,38 @@ def rl_loss(args, kl, logp, token_logp, old, ref, reward, lengths):
         cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
         return kernels.segment_sum(loss * weight, cu_seqlens), clipped.mean()
     advantage = losses.rloo_advantage(regularised) if args.algo == "rloo" else losses.reinforce_advantage(regularised)
-    return losses.policy_gradient(logp, advantage.flatten()), none
+    if args.updates == 1:
+        return losses.policy_gradient(logp, advantage.flatten()), none
+    loss, clipped = losses.clipped_policy_gradient(logp, old[0], advantage.flatten())  # the ratio of whole responses
+    return loss, clipped.mean()
 
 
-def load_reward(args, out, device):
+def load_reward(args, out, reference, device):
     """(model or None, beta of a local reward, function or None)."""
     if ":" in args.reward:
         return None, None, evaluate.rule(args.reward)
     folder = out / "reward" if args.reward in CLASSES else Path(args.reward)
     config = common.read_config(folder)
-    model = load_model(folder, device=device).requires_grad_(False)
-    if model.config.head == "lm" and "beta" not in config:
-        raise common.InputError(f"--reward {folder}: a policy without a beta, so its log-probs have no scale as a reward")
+    model = load_fitting(folder, device, like=reference, head=None).requires_grad_(False)
+    if model.config.head == "lm":
+        evaluate.check_local(folder, config, args.init)
     return model, config.get("beta"), None
 
 
 def main(argv=None):
     args = flags(argv)
     device = common.pick_device(args)
-    if args.algo != "reinforce" and args.samples < 2 or args.algo == "rebel" and args.samples % 2:
-        least = "an even number" if args.algo == "rebel" else "at least 2"
-        raise common.InputError(f"--samples {args.samples}: --algo {args.algo} compares samples, give {least}")
-    for folder in filter(None, (args.start, args.compare)):
-        common.read_config(folder)  # a missing one is said now, not after stage 1
+    common.set_kernel(args, device)
     out = common.open_run(args, "rlhf")
-    kernels.set_backend(args.kernel)
     if is_finished(out):
         print(f"{out} is finished")
         return export(out, args.export_hf)
 
     world = roadmap.WORLDS.get(args.data)
     train_path, test_path = common.make_map_inputs(args) if world else (Path(args.data), args.eval_data)
-    reference = load_model(args.init, device=device).requires_grad_(False)
+    reference = load_fitting(args.init, device).requires_grad_(False)
+    for folder in filter(None, (args.start, args.compare)):
+        load_fitting(folder, like=reference)  # what is wrong with it is said now, not after stage 1
     tokenizer_name, encoding = tokenizer.of(args.init, reference)
     limits = reference.config.block_size, args.max_prompt_tokens, args.max_response_tokens, args.skip_bad_rows
     read = data.preference_texts if args.reward in CLASSES else data.prompt_texts
@@ -178,7 +190,7 @@ def main(argv=None):
         train_reward(args, out, *rows, tokenizer_name, device)
         if args.stop_after == "reward":
             return
-    reward_model, beta, function = load_reward(args, out, device)
+    reward_model, beta, function = load_reward(args, out, reference, device)
     kl = args.kl or (beta if reward_model is not None and reward_model.config.head == "lm" else 0.5)
 
     texts, prompts = zip(*dict(zip(texts, prompts, strict=True)).items(), strict=True)  # RL: each prompt of the pairs once
@@ -201,10 +213,10 @@ def main(argv=None):
         timer = common.Timer()
         for step in (bar := common.progress(start, steps, args.algo)):
             if step % args.updates == 0 or step == start:  # sample and score: the batch serves `updates` optimizer steps
-                round_ = step // args.updates
-                some = common.batch_indices(len(prompts), args.batch_size, round_, args.seed)
+                sample_round = step // args.updates
+                some = common.batch_indices(len(prompts), args.batch_size, sample_round, args.seed)
                 with timer("sampling"), common.autocast(args, device):
-                    seed = args.seed * 1_000_003 + round_
+                    seed = args.seed * 1_000_003 + sample_round
                     responses = generate(policy, [prompts[i] for i in some], k, length, args.temperature, eos=eos, seed=seed)
                 micros = []
                 with timer("scoring"), torch.no_grad(), common.autocast(args, device):
@@ -244,16 +256,16 @@ def main(argv=None):
                 row |= {"length": tokens / count, "grad_norm": grad_norm}
                 row |= {f"seconds_{name}": seconds for name, seconds in timer.seconds.items()}
                 if world:  # the true reward of the samples at hand: what the reward model is a model of
-                    pairs_ = [(texts[i], a) for i, g in zip(some, responses, strict=True) for a in evaluate.texts(encoding, g)]
-                    row["true_reward"] = sum(world.reward(p, a) for p, a in pairs_) / len(pairs_)
+                    said = [(texts[i], a) for i, g in zip(some, responses, strict=True) for a in evaluate.texts(encoding, g)]
+                    row["true_reward"] = sum(world.reward(p, a) for p, a in said) / len(said)
                 if evaluating and args.compare:
                     row["kl_compare"] = (their_logp - evaluate.score(policy, asked_of, theirs, args, device)).mean()
                 if evaluating and world:
                     seen = evaluate.on_map(policy, reference, world, encoding, test_texts, args, device)
-                    row |= {f"map_{k}": sum(v) / len(v) for k, v in seen.items()}
+                    row |= {f"map_{name}": sum(v) / len(v) for name, v in seen.items()}
                 row = common.log_metrics(out, done, row)
                 bar.set_postfix(reward=row["reward"], kl=row["kl"])
-            if done % args.save_every == 0 and done < steps and done % args.updates == 0:
+            if done % args.updates == 0 and done % args.save_every < args.updates and done < steps:  # between two batches
                 save_state(out, policy, optimizer, done)
     finish(out, policy)
     export(out, args.export_hf)

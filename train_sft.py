@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 
-import kernels
 from nanoroads import common, data, evaluate, roadmap, tokenizer
 from nanoroads.batch import pack
-from nanoroads.checkpoint import finish, is_finished, load_model, load_state, save_config, save_state
+from nanoroads.checkpoint import finish, is_finished, load_fitting, load_state, save_config, save_state
 from nanoroads.hf import export
 from nanoroads.model import GPT, GPTConfig
 
@@ -33,7 +32,7 @@ def flags(argv):
 def build(args):
     """The model, the name of its tokenizer, and the tokenizer."""
     if args.init:
-        model = load_model(args.init)
+        model = load_fitting(args.init)
         return model, *tokenizer.of(args.init, model)
     encoding = tokenizer.get(args.tokenizer)
     if args.n_embd % args.n_head:
@@ -57,8 +56,8 @@ def held_out_nll(model, prompts, responses, args, device):
 def main(argv=None):
     args = flags(argv)
     device = common.pick_device(args)
+    common.set_kernel(args, device)
     out = common.open_run(args, "sft")
-    kernels.set_backend(args.kernel)
     if is_finished(out):
         print(f"{out} is finished")
         return export(out, args.export_hf)

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nanoroads import common, evaluate, losses, roadmap, tokenizer  # noqa: E402
 from nanoroads.batch import pack  # noqa: E402
-from nanoroads.checkpoint import finish, load_model, save_config  # noqa: E402
+from nanoroads.checkpoint import finish, load_fitting, load_model, save_config  # noqa: E402
 from nanoroads.generate import generate  # noqa: E402
 
 
@@ -37,11 +37,11 @@ def gae(reward, value, gamma, lam):
 def values(critic, batch):
     """V(s_t) of the state before each response token, (R,)."""
     hidden = critic.trunk(batch.tokens, batch.position, batch.mask()).flatten(0, 1)  # (B*T, D)
-    return critic.scalar_head(hidden[batch.rows]).squeeze(-1)
+    return (hidden[batch.rows] * critic.scalar_head.weight).sum(-1)  # fp32, also under autocast
 
 
 def flags(argv):
-    p = common.parser(__doc__, out=Path("out/ppo"), lr=1e-3, steps=300, batch_size=32)
+    p = common.parser(__doc__, out=Path("out/ppo"), lr=1e-3, batch_size=32)
     p.add_argument("--init", type=Path, default=Path("out/sft"), help="reference and first policy (default: %(default)s)")
     p.add_argument("--reward", type=Path, default=Path("out/rlhf/reward"), help="reward model (default: %(default)s)")
     p.add_argument("--samples", type=common.positive(int), default=8, help="responses a prompt (default: %(default)s)")
@@ -50,7 +50,9 @@ def flags(argv):
     p.add_argument("--critic-lr", type=common.positive(float), default=1e-3, help="(default: %(default)s)")
     p.add_argument("--gamma", type=common.positive(float), default=1.0, help="discount (default: %(default)s)")
     p.add_argument("--gae-lambda", type=common.positive(float), default=0.95, help="(default: %(default)s)")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    args.steps = args.steps or 300
+    return args
 
 
 def main(argv=None):
@@ -66,7 +68,7 @@ def main(argv=None):
     out = common.open_run(args, "ppo")
     torch.manual_seed(args.seed)
     policy, reference = (load_model(args.init, device=device) for _ in range(2))
-    critic, reward_model = (load_model(args.reward, device=device) for _ in range(2))
+    critic, reward_model = (load_fitting(args.reward, device, like=policy, head="scalar") for _ in range(2))
     save_config(out, args, "ppo", policy, "roadmap", kl=args.kl, reference=str(args.init))
     optimizers = [(policy, common.make_optimizer(args, policy))]
     critic_args = argparse.Namespace(**vars(args) | {"lr": args.critic_lr})
@@ -79,7 +81,8 @@ def main(argv=None):
             round_ = step // args.updates
             some = common.batch_indices(len(ids), args.batch_size, round_, args.seed)
             seed = args.seed * 1_000_003 + round_
-            responses = generate(policy, [ids[i] for i in some], k, world.max_moves + 1, eos=eos, seed=seed)
+            with common.autocast(args, device):
+                responses = generate(policy, [ids[i] for i in some], k, world.max_moves + 1, eos=eos, seed=seed)
             batch = pack([ids[i] for i in some], responses, device=device)
             lengths, real = batch.lengths.tolist(), pad_sequence([torch.ones(n) for n in batch.lengths], batch_first=True) > 0
             with torch.no_grad(), common.autocast(args, device):

@@ -6,6 +6,8 @@ from E, kept in fp32 if it is small, in fp16 if that fits the budget (then p is 
 the largest; the true class by nothing), or else computed again. The products are out= or in place: autocast leaves those in fp32.
 """
 
+from functools import cache
+
 import torch
 
 WHOLE = 8 << 20  # bytes of E that are kept in fp32
@@ -17,9 +19,15 @@ def wide(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+@cache
+def quarter_of_free(device):
+    """Asked once: later answers would follow what torch's allocator happens to hold."""
+    return torch.cuda.mem_get_info(device)[0] // 4
+
+
 def default_budget(device):
     if device.type == "cuda" and not torch.compiler.is_compiling():
-        return min(4 << 30, torch.cuda.mem_get_info(device)[0] // 4)
+        return min(4 << 30, quarter_of_free(device))
     return 4 << 30
 
 
@@ -210,4 +218,6 @@ def _row_spans(logits):
 
 
 def segment_sum(x, cu_seqlens):
+    if x.device.type == "mps":  # where torch has no segment_reduce
+        return segment_sum(x.cpu(), cu_seqlens.cpu()).to(x.device)
     return torch.segment_reduce(x.to(wide(x.dtype)), "sum", offsets=cu_seqlens.long(), initial=0)

@@ -125,6 +125,21 @@ def fill(model, tensors, path, new=()):
     model.load_state_dict({k: v for k, v in tensors.items() if k in own}, strict=False)
 
 
+def load_fitting(folder, device="cpu", like=None, head="lm"):
+    """load_model for the place of a policy (head None: or of a reward model). Raises InputError if it is something else, or
+    if it does not share the vocabulary or the context of `like`, a model that reads the same batches."""
+    model = load_model(folder, device=device)
+    if head and model.config.head != head:
+        raise InputError(
+            f"{folder}: a reward model, where a policy is wanted" if head == "lm" else f"{folder}: not a reward model"
+        )
+    for name in ("vocab_size", "block_size") if like is not None else ():
+        mine, wanted = getattr(model.config, name), getattr(like.config, name)
+        if mine < wanted or (name == "vocab_size" and mine != wanted):
+            raise InputError(f"{folder}: its {name} is {mine}, that of the policy {wanted}")
+    return model
+
+
 def load_model(folder, dtype=None, device="cpu", head=None, readout=None):
     """A GPT from one of our runs or a Hugging Face folder.
 

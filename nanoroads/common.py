@@ -22,6 +22,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import kernels
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -38,7 +40,7 @@ def run_script(main):
         print(f"error: {' '.join(str(error).split())}{hint}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstopped; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+        print("\nstopped; a run goes on from its last checkpoint with the same command and --resume", file=sys.stderr)
         sys.exit(130)
 
 
@@ -119,6 +121,15 @@ def autocast(args, device):
     return torch.autocast(device.type, torch.bfloat16, enabled=low)
 
 
+def set_kernel(args, device):
+    """--kernel. Raises InputError if that backend cannot work on the device."""
+    try:
+        kernels.set_backend(args.kernel)
+        kernels.pick("auto", torch.empty(0, device=device))
+    except ValueError as error:
+        raise InputError(f"--kernel {args.kernel}: {error}") from None
+
+
 # Free of these, two runs are the same run: they say where and how often, not what.
 NOT_THE_RUN = (
     "out",
@@ -136,7 +147,9 @@ NOT_THE_RUN = (
 
 def open_run(args, stage):
     """Make --out, or refuse: a directory with another run is never written to. Returns the path."""
-    out = args.out
+    out, given = args.out, getattr(args, "export_hf", None)
+    if given and given.exists() and any(given.iterdir()):
+        raise InputError(f"--export-hf {given}: exists, and is not empty")
     if (out / "config.json").exists():
         theirs = read_object(out / "config.json")
         if not args.resume:
@@ -204,6 +217,10 @@ def make_with(command, path):
 
 def make_map_inputs(args):
     """On the built-in map: the reference policy --init and its labelled pairs, made if missing. Returns both files of pairs."""
+    if str(args.init).startswith("hf:"):
+        raise InputError(f"--init {args.init}: a policy of the map is wanted; --data gives other pairs")
+    if getattr(args, "eval_data", None):
+        raise InputError("--eval-data: the map has its own held-out pairs; it goes with --data FILE")
     policy = args.init / "model.safetensors"
     make_with(["train_sft.py", "--data", args.data, "--out", args.init, "--resume", "--seed", args.seed], policy)
     theirs = read_object(args.init / "config.json").get("args", {}).get("data", args.data)

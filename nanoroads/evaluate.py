@@ -2,12 +2,13 @@
 
 import importlib
 import math
+import sys
 
 import torch
 
 from nanoroads import tokenizer
 from nanoroads.batch import pack
-from nanoroads.common import InputError, autocast, chunks
+from nanoroads.common import InputError, autocast, chunks, local
 from nanoroads.generate import generate
 from nanoroads.losses import implicit_reward
 
@@ -22,6 +23,11 @@ def score(model, prompts, responses, args, device):
             value = model(batch)
         parts.append(value if model.config.head == "scalar" else value[0])
     return torch.cat(parts).view(len(prompts), -1).cpu()
+
+
+def accuracy(margin):
+    """Share of pairs (P,) that are ranked right, as a tensor; a tie, also one but for rounding, is half right."""
+    return (0.5 + 0.5 * margin.sign() * (margin.abs() > 1e-5)).mean()
 
 
 def mean_se(values):
@@ -59,6 +65,15 @@ def on_map(model, ref, world, encoding, prompts, args, device, samples=1, seed=0
     return result
 
 
+def check_local(folder, config, init):
+    """A policy is a reward model of the local class only with a scale and against the reference that it was fitted with.
+    config: its config.json; init: the reference at hand. Raises InputError."""
+    if "beta" not in config or config.get("args", {}).get("loss") in ("reference-free", "simpo"):
+        raise InputError(f"--reward {folder}: its log-ratio to a reference was not fitted to anything, so it is no reward")
+    if local(config["reference"]).resolve() != local(init).resolve():
+        raise InputError(f"--reward {folder}: was fitted against {config['reference']}, not against {init}")
+
+
 def rewards_of(model, ref, prompts, responses, args, device, beta=None):
     """Rewards (G, K) of either class: a scalar head's, or the local beta (log pi - log pi_ref); ref None: log pi alone."""
     value = score(model, prompts, responses, args, device)
@@ -70,10 +85,13 @@ def rewards_of(model, ref, prompts, responses, args, device, beta=None):
 def rule(name):
     """`module:function` -> a function of texts, (prompts, responses) -> rewards (S,). What it raises becomes one line."""
     module, _, function = name.partition(":")
+    sys.path.insert(0, "")  # the user's own directory
     try:
         given = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"--reward {name}: {error}") from None
+    except Exception as error:  # whatever a module does when it is imported
+        raise InputError(f"--reward {name}: {type(error).__name__}: {error}") from None
+    finally:
+        sys.path.remove("")
 
     def rewards(prompts, responses):
         try:

@@ -60,6 +60,7 @@ def stream(model, prompts, k, max_new_tokens, temperature=1.0, top_k=0, top_p=1.
     if k > 1:
         cache.repeat(k)
         hidden, padding, visible = (x.repeat_interleave(k, dim=0) for x in (hidden, padding, visible))
+    head = model.sampling_head()
     generator = torch.Generator(device=device).manual_seed(seed)
     token = torch.zeros(len(prompts) * k, dtype=torch.int64, device=device)
     finished = torch.zeros_like(token, dtype=torch.bool)
@@ -67,7 +68,7 @@ def stream(model, prompts, k, max_new_tokens, temperature=1.0, top_k=0, top_p=1.
     for step in range(max_new_tokens):
         # Drawn for all rows, so that a sample does not depend on when the others finish.
         u = torch.rand(len(token), generator=generator, device=device)
-        token = token.index_copy(0, rows, sample_token(model.next_logits(hidden), u[rows], temperature, top_k, top_p))
+        token = token.index_copy(0, rows, sample_token(head(hidden), u[rows], temperature, top_k, top_p))
         if eos is not None:
             token = torch.where(finished, eos, token)
             finished = finished | (token == eos)

@@ -17,7 +17,7 @@ import kernels
 
 @dataclass
 class GPTConfig:
-    vocab_size: int = 145
+    vocab_size: int = 98  # the map's
     block_size: int = 64  # longest sequence, in tokens
     n_layer: int = 2
     n_head: int = 2
@@ -239,14 +239,20 @@ class GPT(nn.Module):
             return_entropy=return_entropy,
         )
 
-    def next_logits(self, hidden):
-        """hidden (N, D) -> logits (N, V) to sample from. On CUDA in fp32 from the accumulator on: logits rounded to bf16 would
-        be those of another policy than the one whose log-probs are trained."""
-        low = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else hidden.dtype
-        if not hidden.is_cuda or low not in (torch.bfloat16, torch.float16):
-            return self.lm_head(hidden)
-        with torch.autocast("cuda", enabled=False):
-            return torch.mm(hidden.to(low), self.lm_head.weight.to(low).T, out_dtype=torch.float32)
+    def sampling_head(self):
+        """A function of hidden (N, D) -> logits (N, V) to sample from. On CUDA fp32 from the accumulator on: logits rounded to
+        bf16 would be those of another policy than the one whose log-probs are trained."""
+        weight = self.lm_head.weight
+        low = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else weight.dtype
+        if not weight.is_cuda or low not in (torch.bfloat16, torch.float16):
+            return self.lm_head
+        weight = weight.to(low).T  # cast once, not for every token
+
+        def project(hidden):
+            with torch.autocast("cuda", enabled=False):
+                return torch.mm(hidden.to(low), weight, out_dtype=torch.float32)
+
+        return project
 
     def logits(self, tokens):
         """tokens (B, T) -> (B, T, V): the plain causal forward, for reading and for parity tests."""

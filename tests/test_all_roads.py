@@ -169,3 +169,8 @@ def test_the_report_holds_the_numbers(tmp_path, monkeypatch):
     assert "| global | 0.600 | 0.600 | 0.100 | 0.550 |" in text
     for name in ("rewards", "best_of_n", "equivalence", "routes", "overoptimisation"):
         assert f"({name}.png)" in text and (tmp_path / f"{name}.png").stat().st_size > 5_000
+
+
+def test_a_lone_number_of_seeds_is_how_many():
+    seeds = lambda *words: all_roads.flags(["--seeds", *words]).seeds  # noqa: E731
+    assert (seeds("3"), seeds("0"), seeds("1"), seeds("4", "7")) == ([0, 1, 2], [0], [0], [4, 7])

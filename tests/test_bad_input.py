@@ -454,3 +454,51 @@ def test_a_hub_name_is_its_downloaded_folder(sft, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     theirs, ours = (load_model(folder).state_dict() for folder in ("hf:org/name", sft))
     assert all(torch.equal(theirs[k], ours[k]) for k in ours)
+
+
+def test_a_reward_model_is_no_policy(refuses, sft, rlhf, tmp_path):
+    model, out = rlhf / "reward", tmp_path / "out"
+    refuses(
+        train_sft, model, "reward model", out=out, init=model, rows=100, n_layer=None, n_embd=None, n_head=None, block_size=None
+    )
+    refuses(train_dpo, model, "reward model", out=out, init=model, data=row_file(tmp_path))
+    for name in ("start", "compare"):
+        refuses(train_rlhf, model, "reward model", out=tmp_path / name, init=sft, reward="conftest:brevity", **{name: model})
+    refuses(sample, model, "reward model", model=model)
+
+
+def row_file(tmp_path):
+    return write_jsonl(tmp_path / "rows.jsonl", [ROW] * 5)
+
+
+def test_a_local_reward_needs_its_scale_and_its_reference(refuses, sft, dpo, rlhf, tmp_path):
+    refuses(sample, rlhf, "no reward", model=sft, reward=rlhf, best_of=2)  # an RLHF policy was fitted to no pairs
+    free = tmp_path / "free"
+    shutil.copytree(dpo, free)
+    config = json.loads((free / "config.json").read_text())
+    (free / "config.json").write_text(json.dumps(config | {"args": config["args"] | {"loss": "reference-free"}}))
+    refuses(train_rlhf, free, "no reward", out=tmp_path / "out", init=sft, reward=free)
+    other = tmp_path / "other"
+    shutil.copytree(sft, other)
+    refuses(train_rlhf, dpo, sft, other, out=tmp_path / "out2", init=other, reward=dpo)
+
+
+def test_flags_that_do_not_go_together(refuses, sft, tmp_path):
+    out = tmp_path / "out"
+    refuses(train_rlhf, "--micro-batch-size", out=out, init=sft, algo="reinforce", micro_batch_size=2)
+    refuses(train_rlhf, "--stop-after", out=out, init=sft, reward="conftest:brevity", stop_after="reward")
+    refuses(train_rlhf, "--eval-data", out=out, init=sft, eval_data=tmp_path / "no.jsonl")
+    refuses(train_dpo, "--init hf:org/name", out=out, init="hf:org/name")
+    refuses(sample, "--best-of", model=sft, reward=sft, best_of=2, num_samples=2)
+    if not torch.cuda.is_available():
+        refuses(train_dpo, "--kernel triton", out=out, init=sft, kernel="triton")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "a").write_text("a")
+    refuses(train_dpo, full, "not empty", out=out, init=sft, export_hf=full)
+
+
+def test_a_rule_whose_module_is_broken(refuses, sft, tmp_path, monkeypatch):
+    (tmp_path / "brokenrule.py").write_text("def f(:\n")
+    monkeypatch.chdir(tmp_path)  # modules of the user's own directory are found
+    refuses(train_rlhf, "--reward brokenrule:f", "SyntaxError", out=tmp_path / "out", init=sft, reward="brokenrule:f")

@@ -94,3 +94,8 @@ def test_texts_leave_eos_out():
         ">OR>CA",
         ">OR",
     ]
+
+
+def test_a_tie_is_half_right():
+    assert evaluate.accuracy(torch.tensor([1.0, -1.0, 2.0, 0.0])).item() == 0.625
+    assert evaluate.accuracy(torch.tensor([1e-6, -1e-6, 0.0])).item() == 0.5

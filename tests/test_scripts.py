@@ -355,3 +355,14 @@ def iter_stdin(lines):
         readline = staticmethod(lambda: next(lines) + "\n")
 
     return Stdin
+
+
+def test_epochs_of_rl_are_passes_over_the_prompts():
+    steps = lambda *words: common.total_steps(train_rlhf.flags(list(words)), 320)  # noqa: E731
+    assert (steps(), steps("--epochs", "2"), steps("--steps", "7"), steps("--steps", "7", "--epochs", "2")) == (300, 20, 7, 7)
+
+
+def test_several_updates_of_rloo_are_clipped_ratios(sft, tmp_path):
+    """The second step on a batch is off policy: with lr large its ratio leaves the interval, and is clipped."""
+    log = metrics(run(train_rlhf, tmp_path / "out", init=sft, reward="conftest:brevity", updates=2, lr=0.05, steps=8))
+    assert all(row["clip_fraction"] == 0 for row in log[::2]) and max(row["clip_fraction"] for row in log[1::2]) > 0
