@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 READOUT = {"roadmap": "last", "roadmap-short": "last", "roadmap-hidden": "sum"}  # F1 is a sum over the states named
 # What experiments/sweep.md found best, where that is not the scripts' default, which is the main world's.
 DPO = {"roadmap": [], "roadmap-short": ["--lr", 3e-4], "roadmap-hidden": ["--lr", 1e-3]}
-RLHF = {"roadmap": [], "roadmap-short": ["--kl", 0.3], "roadmap-hidden": ["--kl", 0.3]}
+RLHF = {"roadmap": [], "roadmap-short": ["--kl", 0.3, "--lr", 5e-4], "roadmap-hidden": ["--kl", 0.3, "--reward-lr", 1e-3]}
 LOW_BETA, LOW_KL = 0.05, 0.05  # too weak a regulariser, to see over-optimisation
 
 

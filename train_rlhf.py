@@ -36,7 +36,7 @@ def flags(argv):
     p.add_argument("--readout", default="last", choices=["last", "sum"], help="global: read at the last token, or summed")
     p.add_argument("--beta", type=common.positive(float), default=0.3, help="local: scale of the reward (default: %(default)s)")
     p.add_argument("--reward-epochs", type=common.positive(float), default=4.0, help="stage 1 (default: %(default)s)")
-    p.add_argument("--reward-lr", type=common.positive(float), help="stage 1 (default: global 1e-3, local 1e-4 as in DPO)")
+    p.add_argument("--reward-lr", type=common.positive(float), help="stage 1 (default: global 3e-4, local 1e-4 as in DPO)")
     p.add_argument("--reward-batch-size", type=common.positive(int), default=32, help="pairs a step (default: %(default)s)")
     p.add_argument("--stop-after", choices=["reward"], help="stop when stage 1 is done")
     p.add_argument("--eval-data", type=Path, help="held-out pairs (default: the last 5 %% of --data)")
@@ -48,7 +48,7 @@ def flags(argv):
     p.add_argument("--compare", type=Path, help="a policy, e.g. DPO's: log KL(it || ours) at each evaluation")
     p.add_argument("--max-new-tokens", type=common.positive(int), help="(default: the map's longest route; 64 elsewhere)")
     args = p.parse_args(argv)
-    args.reward_lr = args.reward_lr or (1e-4 if args.reward == "local" else 1e-3)
+    args.reward_lr = args.reward_lr or (1e-4 if args.reward == "local" else 3e-4)
     args.steps = args.steps or (None if args.epochs else 300)
     if args.algo != "reinforce" and args.samples < 2 or args.algo == "rebel" and args.samples % 2:
         p.error(

@@ -79,7 +79,9 @@ def main(argv=None):
     text = [
         f"# What was tuned\n\n`python experiments/sweep.py`, seed {SEED}. In each world nine settings for DPO; for RLHF three"
     ]
-    text[0] += " for its reward\nmodel and six for RL. A standard error of the main world's rewards is about 0.025.\n"
+    text[0] += (
+        " for its reward\nmodel and six for RL. A standard error of the main world's rewards is about 0.025. The prompts are those\nthat the results are reported on; policies, pairs and samples are not.\n"
+    )
     for world in args.worlds:
         text += sweep(args.out / world, world)
     write_atomic(args.report, lambda path: path.write_text("\n".join(text)))
