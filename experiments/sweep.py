@@ -77,11 +77,10 @@ def main(argv=None):
     p.add_argument("--worlds", nargs="+", default=list(roadmap.WORLDS), choices=list(roadmap.WORLDS))
     args = p.parse_args(argv)
     text = [
-        f"# What was tuned\n\n`python experiments/sweep.py`, seed {SEED}. In each world nine settings for DPO; for RLHF three"
+        f"# What was tuned\n\n`python experiments/sweep.py`, seed {SEED}. In each world nine settings for DPO; for RLHF three "
+        "for its reward\nmodel and six for RL. The main world's rewards have a standard error of 0.025. The prompts are those\n"
+        "that the results are reported on; policies, pairs and samples are not.\n"
     ]
-    text[0] += (
-        " for its reward\nmodel and six for RL. A standard error of the main world's rewards is about 0.025. The prompts are those\nthat the results are reported on; policies, pairs and samples are not.\n"
-    )
     for world in args.worlds:
         text += sweep(args.out / world, world)
     write_atomic(args.report, lambda path: path.write_text("\n".join(text)))
