@@ -1,9 +1,11 @@
 """Time, memory and error of linear_logp, forward and backward, beside every other implementation that is installed.
 
-    python -m kernels.bench --json bench.json --figure bench.png     on a GPU: GPT-2, Pythia and Llama heads, 1k .. 32k tokens
-    python -m kernels.bench --quick                                  a minute, on a CPU as well
+    python -m kernels.bench                              on a GPU: GPT-2, Pythia and Llama heads, 1k .. 32k tokens
+    python -m kernels.bench --quick                      a minute, on a CPU as well
     python -m kernels.bench --shape 8192 4096 131072 --dtype bf16
-    python -m kernels.bench --tune                                   GPU only: writes the fastest tiles to kernels/tiles.json
+    python -m kernels.bench --tune                       GPU only: writes the fastest tiles to kernels/tiles.json
+
+It prints its figures and writes them to out/bench.json and out/bench.png, a roofline.
 
 All contenders of a shape run in turn, round after round; figures are medians over the rounds. On CUDA: events, the L2 cache
 flushed before each run. TFLOP/s counts 6 N D V operations, whatever an implementation computes again. The ceiling is the time
@@ -312,15 +314,16 @@ def main():
     parser.add_argument("--quick", action="store_true", help="fewer shapes and rounds")
     parser.add_argument("--shape", type=int, nargs=3, action="append", metavar=("N", "D", "V"), help="this one; may be repeated")
     parser.add_argument("--dtype", choices=DTYPES, help="of hidden and weight (default: bf16 on CUDA, fp32 on a CPU)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="where the picture goes, a PNG")
+    parser.add_argument("--json", type=Path, default=Path("out/bench.json"), metavar="FILE", help="(default: %(default)s)")
+    parser.add_argument("--figure", type=Path, default=Path("out/bench.png"), metavar="FILE", help="(default: %(default)s)")
     parser.add_argument("--tune", action="store_true", help="time the Triton kernels' tiles and write kernels/tiles.json")
     args = parser.parse_args()
     cuda = torch.cuda.is_available()
     if args.tune and not cuda:
         fail("--tune: there is no CUDA device")
+    Path("out").mkdir(exist_ok=True)
     for path in (args.json, args.figure):
-        if path and not path.absolute().parent.is_dir():
+        if not path.absolute().parent.is_dir():
             fail(f"{path}: no such folder")
     if any(min(shape) < 1 for shape in args.shape or []):
         fail("--shape takes positive numbers")
@@ -336,10 +339,9 @@ def main():
         ceiling, rows = measure(tuple(shape), DTYPES[dtype], "cuda" if cuda else "cpu", found, reps)
         show(shape, ceiling, rows)
         results.append(dict(zip("NDV", shape, strict=True)) | {"ceiling_tflops": ceiling, "rows": rows})
-        if args.json:
-            args.json.write_text(json.dumps(head | {"results": results}, indent=1) + "\n")
-    if args.figure:
-        draw(results, args.figure)
+        args.json.write_text(json.dumps(head | {"results": results}, indent=1) + "\n")
+    draw(results, args.figure)
+    print(f"{args.json} and {args.figure} hold these figures")
 
 
 def cpu_name():
