@@ -116,11 +116,11 @@ class Attention(nn.Module):
 
     def forward(self, x, mask, rotary, cache):
         c = self.config
-        q, k, v = (
-            y.unflatten(-1, (-1, c.head_size)).transpose(1, 2) for y in self.qkv(x).split(self.sizes, dim=-1)
-        )  # q (B, H, T, C), k and v (B, n_kv_head, T, C)
+        heads = self.qkv(x).unflatten(-1, (-1, c.head_size)).transpose(1, 2)  # (B, n_head + 2 n_kv_head, T, C)
+        turned, v = heads.split((c.n_head + c.n_kv_head, c.n_kv_head), dim=1)
         if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
+            turned = rotate(turned, *rotary)
+        q, k = turned.split((c.n_head, c.n_kv_head), dim=1)  # (B, H, T, C), (B, n_kv_head, T, C)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         y = attend(q, k, v, mask)  # (B, H, T, C)
