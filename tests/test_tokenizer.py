@@ -99,3 +99,13 @@ def test_ids_that_no_text_has_are_left_out():
     encoding = tokenizer.get("roadmap")
     assert tokenizer.decode(encoding, [*tokenizer.encode(encoding, ">OR"), 120, *tokenizer.encode(encoding, ">CA")]) == ">OR>CA"
     assert tokenizer.piece(encoding, 120) == b"" and tokenizer.piece(encoding, 96) == b":"
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
+    from types import SimpleNamespace
+
+    (tmp_path / "config.json").write_text('{"tokenizer": "roadmap"}')
+    sized = lambda n: SimpleNamespace(config=SimpleNamespace(vocab_size=n))  # noqa: E731
+    assert tokenizer.of(tmp_path, sized(98))[0] == tokenizer.of(tmp_path, sized(128))[0] == "roadmap"
+    with pytest.raises(InputError, match="98 tokens, its model 97"):
+        tokenizer.of(tmp_path, sized(97))
