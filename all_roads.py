@@ -1,7 +1,7 @@
 """Every road on the built-in map, and where they meet: SFT, DPO, RLHF, best-of-N, Theorem 2.2, the gap closed both ways.
 
     python all_roads.py --quick              a first look: under a minute on two CPU cores
-    python all_roads.py                      one seed: under five minutes
+    python all_roads.py                      one seed: two minutes
     python all_roads.py --seeds 0 1 2        means and standard errors
 
 It runs the commands that you would type and prints them, two at a time. A finished phase is not run again; a phase that

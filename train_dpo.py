@@ -1,6 +1,6 @@
 """Road 1, offline: preference pairs -> policy, in one stage. DPO (Rafailov et al., 2305.18290) and its variants.
 
-    python train_dpo.py                                        the built-in map: about 30 s on two CPU cores
+    python train_dpo.py                                        the built-in map: about 15 s on two CPU cores
     python train_dpo.py --init FOLDER --data pairs.jsonl --lr 5e-7 --beta 0.1 --epochs 1       your model, your pairs
     python train_dpo.py --loss ipo|hinge|simpo|cdpo|reference-free
 

@@ -1,7 +1,7 @@
 """PPO with a critic (Schulman et al., 1707.06347): stage 2 of train_rlhf.py with a second network in place of the other
 samples of a prompt as the baseline. It needs more code and more memory; does it earn more?
 
-    python experiments/ppo.py                                         about a minute on two CPU cores
+    python experiments/ppo.py                                         about 25 s on two CPU cores
     python experiments/ppo.py --init out/sft --reward out/rlhf/reward --kl 0.5 --updates 2
 
 What differs from train_rlhf.py --algo rloo: the KL term is paid token by token, the critic V(s_t) starts as the reward

@@ -9,6 +9,7 @@ x is the prompt, y+ the chosen response, y- the rejected one; step 0 is where pi
 import torch
 from torch.nn.functional import logsigmoid
 
+import kernels
 from nanoroads.common import InputError
 
 # ---------------------------------------------------------------- pairs
@@ -126,6 +127,15 @@ def clipped_policy_gradient(logp, old_logp, advantage, clip=0.2, clip_high=None)
     bounded = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
     free, held = ratio * advantage, bounded * advantage
     return -torch.minimum(free, held), (held < free).to(logp.dtype)
+
+
+def grpo(logp, old_logp, ref_logp, advantage, lengths, beta, clip=0.2):
+    """GRPO's objective, negated: (1/|y|) sum over tokens of [clipped_policy_gradient + beta kl_k3] (Shao et al., 2402.03300,
+    eq. 3). logp, old_logp, ref_logp (R,) per token; advantage, lengths (S,) per response. Returns loss (S,) and clipped (R,)."""
+    spread = lambda x: x.repeat_interleave(lengths, output_size=len(logp))  # noqa: E731  (S,) -> (R,)
+    loss, clipped = clipped_policy_gradient(logp, old_logp, spread(advantage), clip)
+    loss = (loss + beta * kl_k3(logp, ref_logp)) / spread(lengths)
+    return kernels.segment_sum(loss, torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()), clipped
 
 
 def online_dpo(logp, ref_logp, reward, beta, label="hard"):

@@ -426,3 +426,24 @@ def test_policy_gradient_reaches_the_soft_optimum(dpo_fit, tau):
     # the value there is the soft value tau log E_ref[exp(r/tau)]
     close(regularised_value(reached, ref, local, tau), tau * (ref + local / tau).logsumexp(0), atol=1e-9)
     assert (kl(reached, dpo) < 1e-9) == (tau == BETA)
+
+
+def test_grpo_is_its_mean_over_each_response():
+    torch.manual_seed(0)
+    lengths, advantage, beta = torch.tensor([2, 1, 3]), t(0.7, -1.3, 0.4), 0.3
+    logp, old, ref = (torch.randn(6, dtype=torch.float64) for _ in range(3))
+    loss, clipped = losses.grpo(logp, old, ref, advantage, lengths, beta)
+    expected, at = [], 0
+    for n, a in zip(lengths.tolist(), advantage.tolist(), strict=True):
+        total = 0.0
+        for i in range(at, at + n):
+            w = math.exp(logp[i] - old[i])
+            total += -min(w * a, min(max(w, 0.8), 1.2) * a) + beta * (math.exp(ref[i] - logp[i]) - 1 - (ref[i] - logp[i]).item())
+        expected.append(total / n)
+        at += n
+    close(loss, expected)
+    assert clipped.shape == (6,) and 0 < clipped.sum() < 6
+    first, none = losses.grpo(old, old, old, advantage, lengths, beta)  # on policy, at the reference
+    close(first, -advantage)
+    assert not none.any()
+    gradcheck(lambda x: losses.grpo(x, old, ref, advantage, lengths, beta)[0], logp.clone().requires_grad_())
