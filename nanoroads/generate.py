@@ -1,8 +1,43 @@
 """Batched sampling with a KV cache. Each prompt is prefilled once, whatever the number of its samples."""
 
+import copy
+
 import torch
+from torch import nn
 
 from nanoroads.model import KVCache
+
+PACK = 1 << 20  # parameters; below, packing takes longer than it saves
+
+
+class PackedLinear(nn.Module):
+    """A matrix product whose weight is in the layout that oneDNN multiplies with: for the few rows of a decoding step it takes a
+    third (fp32) or half (bf16) of the time of nn.Linear, which works through a plain weight at a fraction of memory's speed."""
+
+    def __init__(self, linear, dtype, rows):
+        super().__init__()
+        self.dtype, self.bias = dtype, None if linear.bias is None else linear.bias.to(dtype)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), rows)
+
+    def forward(self, x):
+        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias, "none", [], "")
+
+
+def packed(model, dtype, rows):
+    """The model to decode `rows` rows with in `dtype`: on a CPU a twin with PackedLinear modules, elsewhere itself.
+
+    The twin shares all parameters but the matrices, of which it holds a copy; the model stays as it is."""
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    onednn = model.embedding.weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    onednn = onednn and (dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if not onednn or "trunk" in vars(model) or sum(w.numel() for w in weights) < PACK:  # trunk: a compiled one
+        return model
+    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    for module in list(twin.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, PackedLinear(child, dtype, rows))
+    return twin
 
 
 def sample_token(logits, u, temperature, top_k, top_p):
@@ -54,6 +89,7 @@ def stream(model, prompts, k, max_new_tokens, temperature=1.0, top_k=0, top_p=1.
         itself = torch.eye(width, dtype=torch.bool, device=device)  # a padding query must see something, or it is NaN
         mask = ((causal & visible[:, None, :width]) | itself).unsqueeze(1)  # (P, 1, width, width)
 
+    model = packed(model, dtype, len(prompts) * k)
     cache = KVCache(model.config, len(prompts), width + max_new_tokens, device, dtype)
     position = (column[:width] - padding[:, None]).clamp(min=0)
     hidden = model.trunk(tokens, position, mask, cache)[:, -1]  # (P, D)

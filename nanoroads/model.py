@@ -130,8 +130,10 @@ class Attention(nn.Module):
 def attend(q, k, v, mask):
     """q (B, H, T, C) looks at k, v (B, n_kv_head, L, C). mask: (B, 1, T, L) bool; None: causal, with T = L or T = 1."""
     grouped = q.shape[1] != k.shape[1]
-    causal = mask is None and q.shape[2] > 1  # a single query is the newest token, it sees all there is
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+    if q.shape[2] == 1:  # a single query is the newest token, it sees all there is; heads that share keys are one head's queries
+        y = F.scaled_dot_product_attention(q.view(*k.shape[:2], -1, q.shape[3]), k, v, attn_mask=mask)
+        return y.reshape(q.shape)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
 
 
 class MLP(nn.Module):
@@ -242,11 +244,10 @@ class GPT(nn.Module):
     def sampling_head(self):
         """A function of hidden (N, D) -> logits (N, V) to sample from. On CUDA fp32 from the accumulator on: logits rounded to
         bf16 would be those of another policy than the one whose log-probs are trained."""
-        weight = self.lm_head.weight
-        low = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else weight.dtype
-        if not weight.is_cuda or low not in (torch.bfloat16, torch.float16):
+        low = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else self.embedding.weight.dtype
+        if not self.embedding.weight.is_cuda or low not in (torch.bfloat16, torch.float16):
             return self.lm_head
-        weight = weight.to(low).T  # cast once, not for every token
+        weight = self.lm_head.weight.to(low).T  # cast once, not for every token
 
         def project(hidden):
             with torch.autocast("cuda", enabled=False):

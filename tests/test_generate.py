@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny import SHAPES, tiny
 
-from nanoroads.generate import generate, sample_token, stream
+from nanoroads import generate as module
+from nanoroads.generate import PackedLinear, generate, packed, sample_token, stream
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5], [8, 9, 7, 9]]
 PROMPTS_7 = [[t % 7 for t in prompt] for prompt in PROMPTS]
@@ -138,6 +139,36 @@ def test_a_prompt_is_prefilled_once(monkeypatch):
     monkeypatch.setattr(model, "trunk", lambda tokens, *a: shapes.append(tuple(tokens.shape)) or trunk(tokens, *a))
     generate(model, PROMPTS, 6, 5)
     assert shapes == [(4, 7)] + [(24, 1)] * 4
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_packed_twin_is_the_model(kind, dtype, monkeypatch):
+    """The same logits and samples, from a model that is left as it was; small models, fp64 and compiled trunks are not packed."""
+    model = tiny(kind).to(dtype)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    assert packed(model, dtype, 4) is model
+    wanted = generate(model, PROMPTS, 2, 8, temperature=0)
+    monkeypatch.setattr(module, "PACK", 1)
+    twin = packed(model, dtype, 4)
+    assert (
+        sum(isinstance(m, PackedLinear) for m in twin.modules()) == sum(type(m) is torch.nn.Linear for m in model.modules()) > 8
+    )
+    tokens = torch.tensor([PROMPTS[0], PROMPTS[0][::-1]])
+    with torch.no_grad():
+        expected = model.logits(tokens)
+        apart = (twin.logits(tokens) - expected).abs().max() / expected.abs().max()
+    assert apart < (1e-5 if dtype == torch.float32 else 0.03)
+    assert twin.embedding.weight is model.embedding.weight
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    if dtype == torch.float32:
+        assert generate(model, PROMPTS, 2, 8, temperature=0) == wanted
+        with torch.autocast("cpu", torch.bfloat16):
+            assert next(stream(model, PROMPTS, 2, 8))[0].shape == (8,)
+    assert packed(model.double(), torch.float64, 4) is model
+    model.trunk = model.trunk
+    assert packed(model.to(dtype), dtype, 4) is model
 
 
 @pytest.mark.parametrize(

