@@ -27,11 +27,12 @@ from nanoroads.checkpoint import (
 )
 from nanoroads.hf import export
 
+PRETRAINED = {"lr": 1e-6, "epochs": 1.0, "beta": 0.1, "micro_batch_size": 4}  # 5e-5 wrecks a pretrained model
 LOSSES = ["dpo", "cdpo", "ipo", "hinge", "simpo", "reference-free"]
 
 
 def flags(argv):
-    p = common.parser(__doc__, out=Path("out/dpo"), lr=1e-4, epochs=4.0, batch_size=32)
+    p = common.parser(__doc__, PRETRAINED, out=Path("out/dpo"), lr=1e-4, epochs=4.0, batch_size=32)
     p.add_argument("--init", type=Path, default=Path("out/sft"), help="the reference policy (default: %(default)s)")
     p.add_argument("--loss", default="dpo", choices=LOSSES, help="(default: %(default)s)")
     p.add_argument("--beta", type=common.positive(float), default=0.3, help="strength of the regulariser (default: %(default)s)")

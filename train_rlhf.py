@@ -22,39 +22,41 @@ from nanoroads.checkpoint import finish, is_finished, load_fitting, load_model, 
 from nanoroads.generate import generate
 from nanoroads.hf import export
 
+PRETRAINED = {"lr": 1e-6, "epochs": 1.0, "reward_epochs": 1.0, "beta": 0.1, "micro_batch_size": 2}
 ALGOS = ["rloo", "grpo", "online-dpo", "rebel", "reinforce"]
 CLASSES = ["global", "local"]  # of reward models
 RL_FLAGS = ("start", "algo", "samples", "kl", "updates", "temperature", "compare", "max_new_tokens", "steps", "epochs")
 
 
 def flags(argv):
-    p = common.parser(__doc__, out=Path("out/rlhf"), lr=1e-3, batch_size=32)
+    p = common.parser(__doc__, PRETRAINED, out=Path("out/rlhf"), lr=1e-3, batch_size=32)
     p.add_argument("--init", type=Path, default=Path("out/sft"), help="the reference policy (default: %(default)s)")
     p.add_argument("--start", type=Path, help="policy that RL starts from, e.g. DPO's (default: --init)")
     p.add_argument("--reward", default="global", help="global | local | a run of either | module:function (default: %(default)s)")
     p.add_argument("--readout", default="last", choices=["last", "sum"], help="global: read at the last token, or summed")
     p.add_argument("--beta", type=common.positive(float), default=0.3, help="local: scale of the reward (default: %(default)s)")
     p.add_argument("--reward-epochs", type=common.positive(float), default=4.0, help="stage 1 (default: %(default)s)")
-    p.add_argument("--reward-lr", type=common.positive(float), help="stage 1 (default: global 3e-4, local 1e-4 as in DPO)")
+    p.add_argument("--reward-lr", type=common.positive(float), help="stage 1 (default: local as in DPO, global thrice that)")
     p.add_argument("--reward-batch-size", type=common.positive(int), default=32, help="pairs a step (default: %(default)s)")
     p.add_argument("--stop-after", choices=["reward"], help="stop when stage 1 is done")
     p.add_argument("--eval-data", type=Path, help="held-out pairs (default: the last 5 %% of --data)")
     p.add_argument("--algo", default="rloo", choices=ALGOS, help="(default: %(default)s)")
     p.add_argument("--samples", type=common.positive(int), default=8, help="responses a prompt (default: %(default)s)")
-    p.add_argument("--kl", type=common.positive(float), help="strength of the KL regulariser (default: 0.5; --beta with local)")
+    p.add_argument("--kl", type=common.positive(float), help="strength of the regulariser (default: 0.5, on a file 0.05; local: --beta)")
     p.add_argument("--updates", type=common.positive(int), default=1, help="optimizer steps on each batch of samples")
     p.add_argument("--temperature", type=common.positive(float), default=1.0, help="of samples and of all log-probs")
     p.add_argument("--compare", type=Path, help="a policy, e.g. DPO's: log KL(it || ours) at each evaluation")
     p.add_argument("--max-new-tokens", type=common.positive(int), help="(default: the map's longest route; 64 elsewhere)")
     args = p.parse_args(argv)
-    args.reward_lr = args.reward_lr or (1e-4 if args.reward == "local" else 3e-4)
+    rates = (1e-4, 1e-6) if args.reward == "local" else (3e-4, 3e-6)  # of the map's small model, of a pretrained one
+    args.reward_lr = args.reward_lr or rates[args.data not in roadmap.WORLDS]
     args.steps = args.steps or (None if args.epochs else 300)
     if args.algo != "reinforce" and args.samples < 2 or args.algo == "rebel" and args.samples % 2:
         p.error(
             f"--samples {args.samples}: --algo {args.algo} takes {'an even number' if args.algo == 'rebel' else 'at least 2'}"
         )
-    if args.algo == "reinforce" and args.micro_batch_size:
-        p.error("--micro-batch-size: the baseline of --algo reinforce is the mean of the whole batch")
+    if args.algo == "reinforce" and (args.micro_batch_size or args.batch_size) < args.batch_size:
+        p.error("--micro-batch-size: the baseline of --algo reinforce is the mean of the whole batch, give it the --batch-size")
     if args.stop_after and args.reward not in CLASSES:
         p.error(f"--stop-after reward: --reward {args.reward} has no stage 1")
     return args
@@ -187,7 +189,7 @@ def main(argv=None):
         if args.stop_after == "reward":
             return
     reward_model, beta, function = load_reward(args, out, reference, device)
-    kl = args.kl or (beta if reward_model is not None and reward_model.config.head == "lm" else 0.5)
+    kl = args.kl or (beta if reward_model is not None and reward_model.config.head == "lm" else 0.5 if world else 0.05)
 
     texts, prompts = zip(*dict(zip(texts, prompts, strict=True)).items(), strict=True)  # RL: each prompt of the pairs once
     torch.manual_seed(args.seed)

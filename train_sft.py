@@ -16,8 +16,11 @@ from nanoroads.hf import export
 from nanoroads.model import GPT, GPTConfig
 
 
+PRETRAINED = {"lr": 1e-5, "epochs": 1.0, "batch_size": 32, "micro_batch_size": 4}
+
+
 def flags(argv):
-    p = common.parser(__doc__, out=Path("out/sft"), lr=3e-3, epochs=2.5, batch_size=96)
+    p = common.parser(__doc__, PRETRAINED, out=Path("out/sft"), lr=3e-3, epochs=2.5, batch_size=96)
     p.add_argument("--init", help="run directory or Hugging Face folder to start from (default: a new model)")
     p.add_argument("--tokenizer", default="roadmap", help="of a new model: roadmap | gpt2 | a folder (default: %(default)s)")
     p.add_argument("--n-layer", type=common.positive(int), default=2, help="of a new model (default: %(default)s)")

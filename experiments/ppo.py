@@ -41,7 +41,7 @@ def values(critic, batch):
 
 
 def flags(argv):
-    p = common.parser(__doc__, out=Path("out/ppo"), lr=1e-3, batch_size=32)
+    p = common.parser(__doc__, {}, out=Path("out/ppo"), lr=1e-3, batch_size=32)
     p.add_argument("--init", type=Path, default=Path("out/sft"), help="reference and first policy (default: %(default)s)")
     p.add_argument("--reward", type=Path, default=Path("out/rlhf/reward"), help="reward model (default: %(default)s)")
     p.add_argument("--samples", type=common.positive(int), default=8, help="responses a prompt (default: %(default)s)")

@@ -45,8 +45,15 @@ def run_script(main):
 
 
 class Parser(argparse.ArgumentParser):
+    pretrained = {}  # defaults of flags where a model and data of one's own are given; the usual ones suit the map's small model
+
     def parse_args(self, *argv):
+        from nanoroads.roadmap import WORLDS  # which imports this file
+
         args = super().parse_args(*argv)
+        if self.pretrained and args.init and args.data not in WORLDS:
+            self.set_defaults(**self.pretrained)
+            args = super().parse_args(*argv)
         if getattr(args, "inspect", False):  # nothing of it is kept
             args.out = Path(tempfile.mkdtemp(prefix="nanoroads-"))
             atexit.register(shutil.rmtree, args.out, ignore_errors=True)
@@ -72,9 +79,13 @@ def positive(kind, or_zero=False, below=math.inf):
 seed = positive(int, or_zero=True, below=2**32)  # NumPy takes no negative ones; times 1_000_003 it must fit 64 bits
 
 
-def parser(doc, **defaults):
-    """An argument parser with the flags that every training script has. defaults: out, epochs, steps, lr, ..."""
-    p = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(doc, pretrained, **defaults):
+    """An argument parser with the flags that every training script has. defaults: out, epochs, steps, lr, ...; pretrained: those
+    that differ where --init and --data are the user's own."""
+    words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in pretrained.items())
+    epilog = f"With --init and --data of your own the defaults are {words}" if pretrained else None
+    p = Parser(description=doc, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.pretrained = pretrained
     add = p.add_argument
     add("--out", type=Path, help="directory of the run (default: %(default)s)")
     add("--data", default="roadmap", help="roadmap[-short|-hidden], a .jsonl[.gz] or .parquet file, or hf:org/name[:split]")
@@ -92,7 +103,7 @@ def parser(doc, **defaults):
     add("--weight-decay", type=positive(float, or_zero=True), default=0.0, help="AdamW's (default: %(default)s)")
     add("--clip", type=positive(float), default=1.0, help="largest gradient norm (default: %(default)s)")
     add("--batch-size", type=positive(int), help="prompts an optimizer step (default: %(default)s)")
-    add("--micro-batch-size", type=positive(int), help="prompts a forward pass (default: the batch size)")
+    add("--micro-batch-size", type=positive(int), help="prompts a forward pass; bounds the memory (default: the batch size)")
     add("--eval-every", type=positive(int), default=100, help="steps between evaluations (default: %(default)s)")
     add("--save-every", type=positive(int), default=100, help="steps between checkpoints (default: %(default)s)")
     add("--log-every", type=positive(int), default=10, help="steps between lines of metrics.jsonl (default: %(default)s)")

@@ -5,6 +5,7 @@ import math
 import sys
 
 import torch
+from tqdm import tqdm
 
 from nanoroads import tokenizer
 from nanoroads.batch import pack
@@ -17,7 +18,8 @@ from nanoroads.losses import implicit_reward
 def score(model, prompts, responses, args, device):
     """A reward model's rewards, or a policy's sequence log-probs, of G groups of K responses -> (G, K) fp32 on the CPU."""
     parts = []
-    for some in chunks(range(len(prompts)), args.micro_batch_size or args.batch_size):
+    rows = chunks(range(len(prompts)), args.micro_batch_size or args.batch_size)
+    for some in tqdm(rows, desc="scoring", unit="batch", disable=None, delay=3, leave=False):
         batch = pack([prompts[i] for i in some], [responses[i] for i in some], device=device)
         with autocast(args, device):
             value = model(batch)

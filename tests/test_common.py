@@ -125,11 +125,11 @@ def test_numbers_of_flags():
 
 
 def test_defaults_of_a_stage_are_in_its_help(capsys):
-    p = common.parser("doc", out=Path("out/x"), lr=3e-3, epochs=2.5, batch_size=96)
+    p = common.parser("doc", {"lr": 1e-6, "epochs": 1.0}, out=Path("out/x"), lr=3e-3, epochs=2.5, batch_size=96)
     with pytest.raises(SystemExit) as stopped:
         p.parse_args(["--help"])
     text = capsys.readouterr().out
-    assert stopped.value.code == 0 and all(word in text for word in ("out/x", "0.003", "2.5", "96"))
+    assert stopped.value.code == 0 and all(word in text for word in ("out/x", "0.003", "2.5", "96", "--lr 1e-06 --epochs 1.0"))
 
 
 def test_devices_and_autocast():

@@ -63,7 +63,7 @@ def test_sft_on_own_rows(rows, sft, tmp_path):
     # from a policy that exists, the first loss is the policy's own on that batch, not a new model's
     log = metrics(run(train_sft, tmp_path / "more", data=rows / "sft.jsonl", init=sft, steps=3, lr=1e-4))
     prompts, responses, _ = data.load(rows / "sft.jsonl", data.sft_texts, tokenizer.get("roadmap"), 32)
-    some = common.batch_indices(114, 96, 0, 0)  # 120 rows, 5% of them held out
+    some = common.batch_indices(114, 32, 0, 0)  # 120 rows, 5% of them held out
     chosen = [responses[i] for i in some]
     logp = evaluate.score(load_model(sft), [prompts[i] for i in some], chosen, sizes(), torch.device("cpu"))
     assert log[0]["loss"] == pytest.approx(-logp.sum().item() / sum(len(r[0]) for r in chosen), abs=1e-5)
@@ -284,6 +284,18 @@ def test_defaults_need_no_flag():
     """On the map, each stage finds the one before it."""
     assert train_dpo.flags([]).init == train_rlhf.flags([]).init == train_sft.flags([]).out
     assert all(script.flags([]).data == "roadmap" for script in (train_sft, train_dpo, train_rlhf))
+
+
+def test_defaults_for_a_model_and_data_of_ones_own():
+    """What suits the map's small model would wreck a pretrained one; what is given stands."""
+    own = ["--init", "folder", "--data", "pairs.jsonl"]
+    for script in (train_sft, train_dpo, train_rlhf):
+        small, large = script.flags([]), script.flags(own)
+        assert small.lr >= 1e-4 and small.micro_batch_size is None and large.lr <= 1e-5 and large.micro_batch_size <= 4
+        assert large.epochs == 1 and script.flags([*own, "--lr", "3e-3"]).lr == 3e-3 and large.data == "pairs.jsonl"
+    assert train_sft.flags(["--data", "rows.jsonl"]).lr == train_sft.flags([]).lr  # a new model is small
+    rates = [train_rlhf.flags([*w, "--reward", r]).reward_lr for w in ([], own) for r in ("global", "local")]
+    assert rates == [3e-4, 1e-4, 3e-6, 1e-6] and rates[1::2] == [train_dpo.flags(w).lr for w in ([], own)]
 
 
 def test_pairs_are_for_the_seed(sft, tmp_path):
