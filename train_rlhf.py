@@ -42,7 +42,7 @@ def flags(argv):
     p.add_argument("--eval-data", type=Path, help="held-out pairs (default: the last 5 %% of --data)")
     p.add_argument("--algo", default="rloo", choices=ALGOS, help="(default: %(default)s)")
     p.add_argument("--samples", type=common.positive(int), default=8, help="responses a prompt (default: %(default)s)")
-    p.add_argument("--kl", type=common.positive(float), help="strength of the regulariser (default: 0.5, on a file 0.05; local: --beta)")
+    p.add_argument("--kl", type=common.positive(float), help="regulariser (default: 0.5, on a file 0.05; local: --beta)")
     p.add_argument("--updates", type=common.positive(int), default=1, help="optimizer steps on each batch of samples")
     p.add_argument("--temperature", type=common.positive(float), default=1.0, help="of samples and of all log-probs")
     p.add_argument("--compare", type=Path, help="a policy, e.g. DPO's: log KL(it || ours) at each evaluation")

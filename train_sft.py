@@ -15,7 +15,6 @@ from nanoroads.checkpoint import finish, is_finished, load_fitting, load_state, 
 from nanoroads.hf import export
 from nanoroads.model import GPT, GPTConfig
 
-
 PRETRAINED = {"lr": 1e-5, "epochs": 1.0, "batch_size": 32, "micro_batch_size": 4}
 
 
