@@ -9,7 +9,7 @@ import functools
 import json
 
 import jinja2
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nanoroads import tokenizer
@@ -25,6 +25,16 @@ def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=Fa
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+class Generation(Extension):
+    """{% generation %} ... {% endgeneration %} marks what an assistant said; to the text it adds nothing."""
+
+    tags = {"generation"}
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        return jinja2.nodes.Scope(parser.parse_statements(["name:endgeneration"], drop_needle=True), lineno=line)
+
+
 @functools.cache
 def template(encoding):
     """The compiled template of the encoding's folder (chat_template.jinja, else tokenizer_config.json), or None."""
@@ -37,7 +47,7 @@ def template(encoding):
         source = {named["name"]: named["template"] for named in source}.get("default")
     if source is None:
         return None
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
@@ -66,7 +76,8 @@ def encode(encoding, messages, answer=()):
     mark = next(chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in said)  # parts what looks like a special token
 
     def quote(message):
-        return message | {"content": encoding.special.sub(lambda m: m[0][0] + mark + m[0][1:], message["content"])}
+        part = lambda text: encoding.special.sub(lambda m: m[0][0] + mark + m[0][1:], text)  # noqa: E731
+        return {key: part(value) if isinstance(value, str) else value for key, value in message.items()}
 
     def ids(text):
         pieces = cut(text, encoding.special)
