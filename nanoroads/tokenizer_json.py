@@ -31,8 +31,9 @@ ONLY = {
 class FolderEncoding(tiktoken.Encoding):
     """tokenizer.json as a tiktoken Encoding, whose encode_ordinary first does what the file asks for before the merges.
 
-    added: patterns of the added tokens that plain text may hold (NeoX: runs of spaces), before and after NFC; special: of the others;
-    bos: ids that start a text; eos: the id that ends a response, or None. Special tokens in plain text stay text."""
+    added: patterns of the added tokens that plain text may hold (NeoX: runs of spaces), before and after NFC; special: a
+    pattern of the others; bos: ids that start a text; eos: the id that ends a response, or None. Special tokens in plain text
+    stay text."""
 
     def __init__(self, folder):
         self.folder, path = folder, folder / "tokenizer.json"
