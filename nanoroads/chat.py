@@ -41,19 +41,17 @@ def template(encoding):
     if (folder := getattr(encoding, "folder", None)) is None:
         return None
     path, source = folder / "chat_template.jinja", encoding.config.get("chat_template")
-    if path.is_file():
-        source = path.read_text(encoding="utf-8")
-    if isinstance(source, list):  # several by name
-        source = {named["name"]: named["template"] for named in source}.get("default")
-    if source is None:
-        return None
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
+        if path.is_file():
+            source = path.read_text(encoding="utf-8")
+        if isinstance(source, list):  # several by name
+            source = {named["name"]: named["template"] for named in source}.get("default")
+        return None if source is None else environment.from_string(source)
+    except (jinja2.TemplateError, ValueError, KeyError, TypeError) as error:  # also: not UTF-8, no text
         raise InputError(f"{folder}: its chat template cannot be read ({error})") from None
 
 

@@ -86,7 +86,8 @@ class FolderEncoding(tiktoken.Encoding):
         for file in ("generation_config.json", "config.json"):  # a list there: the first is the one
             if self.eos is None:
                 eos = read_json(folder / file).get("eos_token_id")
-                self.eos = eos[0] if isinstance(eos, list) and eos else eos
+                eos = eos[0] if isinstance(eos, list) and eos else eos
+                self.eos = eos if type(eos) is int and 0 <= eos < self.known else None
 
     def decode_single_token_bytes(self, token):
         """The bytes of one token. Raises KeyError for an id that is none."""

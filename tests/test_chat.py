@@ -179,6 +179,9 @@ def test_where_the_template_is_found(tmp_path):
     assert chat.render(make(tmp_path, several), [USER]) == "one"
     (tmp_path / "chat_template.jinja").write_text("two")
     assert chat.render(make(tmp_path, several), [USER]) == "two"
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(InputError, match="its chat template cannot be read"):
+        chat.template(make(tmp_path, several))
     (tmp_path / "chat_template.jinja").unlink()
     assert chat.template(make(tmp_path, None)) is None and chat.template(make(tmp_path, several[:1])) is None
     assert chat.template(tokenizer.get("roadmap")) is None
@@ -193,6 +196,8 @@ def test_dates(tmp_path):
     "template, says",
     [
         ("{% for m in %}", "its chat template cannot be read"),
+        (3, "its chat template cannot be read"),
+        ([{"name": "default"}], "its chat template cannot be read"),
         ("{{ raise_exception('no system role') }}", "refuses the messages .no system role"),
         ("{{ messages[0].nothing.more }}", "refuses the messages"),
         ("{{ messages.append(1) }}", "refuses the messages"),  # immutable

@@ -264,6 +264,7 @@ def test_broken_files(tmp_path):
         ({"generation_config.json": {"eos_token_id": [1, 0]}}, "<|im_start|>"),
         ({"config.json": {"eos_token_id": 1}}, "<|im_start|>"),
         ({"tokenizer_config.json": {"eos_token": None}}, "<|endoftext|>"),
+        ({"generation_config.json": {"eos_token_id": "1"}, "config.json": {"eos_token_id": 10**6}}, "<|endoftext|>"),
         ({}, "<|endoftext|>"),
     ],
 )
