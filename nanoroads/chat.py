@@ -62,7 +62,7 @@ def render(encoding, messages, add_generation_prompt=False):
         return template(encoding).render(
             messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **names
         )
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # a template is a program: whatever it raises, it could not read them
         raise InputError(f"the chat template refuses the messages ({error})") from None
 
 

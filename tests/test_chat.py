@@ -203,6 +203,7 @@ def test_dates(tmp_path):
         ("{{ messages.append(1) }}", "refuses the messages"),  # immutable
         ("{{ ''.__class__.__mro__ }}", "refuses the messages"),  # sandboxed
         ("{{ messages[0].content + 1 }}", "refuses the messages"),
+        ("{{ 1 // 0 }}", "refuses the messages"),
         ("{% if add_generation_prompt %}A{% else %}B{% endif %}", "writes the prompt differently"),
     ],
 )
