@@ -95,7 +95,7 @@ def chat(model, encoding, args, settings):
         messages.append({"role": "user", "content": line})
         prompt = data.encode(encoding, messages)[0]  # by the folder's chat template, if it has one
         room = model.config.block_size - settings["max_new_tokens"]
-        answer = say(model, encoding, prompt[-room:], args.seed + len(messages), settings)
+        answer = say(model, encoding, data.cut_prompt(encoding, prompt, room), args.seed + len(messages), settings)
         messages.append({"role": "assistant", "content": answer.strip()})
 
 

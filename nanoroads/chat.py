@@ -9,7 +9,7 @@ import functools
 import json
 
 import jinja2
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nanoroads import tokenizer
@@ -25,25 +25,33 @@ def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=Fa
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+class Generation(Extension):
+    """{% generation %} ... {% endgeneration %} marks what an assistant said; to the text it adds nothing."""
+
+    tags = {"generation"}
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        return jinja2.nodes.Scope(parser.parse_statements(["name:endgeneration"], drop_needle=True), lineno=line)
+
+
 @functools.cache
 def template(encoding):
     """The compiled template of the encoding's folder (chat_template.jinja, else tokenizer_config.json), or None."""
     if (folder := getattr(encoding, "folder", None)) is None:
         return None
     path, source = folder / "chat_template.jinja", encoding.config.get("chat_template")
-    if path.is_file():
-        source = path.read_text(encoding="utf-8")
-    if isinstance(source, list):  # several by name
-        source = {named["name"]: named["template"] for named in source}.get("default")
-    if source is None:
-        return None
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
+        if path.is_file():
+            source = path.read_text(encoding="utf-8")
+        if isinstance(source, list):  # several by name
+            source = {named["name"]: named["template"] for named in source}.get("default")
+        return None if source is None else environment.from_string(source)
+    except (jinja2.TemplateError, ValueError, KeyError, TypeError) as error:  # also: not UTF-8, no text
         raise InputError(f"{folder}: its chat template cannot be read ({error})") from None
 
 
@@ -54,7 +62,7 @@ def render(encoding, messages, add_generation_prompt=False):
         return template(encoding).render(
             messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **names
         )
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # a template is a program: whatever it raises, it could not read them
         raise InputError(f"the chat template refuses the messages ({error})") from None
 
 
@@ -66,7 +74,8 @@ def encode(encoding, messages, answer=()):
     mark = next(chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in said)  # parts what looks like a special token
 
     def quote(message):
-        return message | {"content": encoding.special.sub(lambda m: m[0][0] + mark + m[0][1:], message["content"])}
+        part = lambda text: encoding.special.sub(lambda m: m[0][0] + mark + m[0][1:], text)  # noqa: E731
+        return {key: part(value) if isinstance(value, str) else value for key, value in message.items()}
 
     def ids(text):
         pieces = cut(text, encoding.special)

@@ -14,6 +14,7 @@ import json
 import zlib
 from array import array
 from pathlib import Path
+from string import Formatter
 
 from tqdm import tqdm
 
@@ -60,7 +61,7 @@ def parquet_rows(path):
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(1000):
                 yield from batch.to_pylist()
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a whole parquet file ({error})") from None
 
 
@@ -89,11 +90,13 @@ def parse(row):
 
 def field(row, *names):
     """The first of `names` that the row has: text, or a message list. Raises InputError."""
-    for name in names:
+    if not isinstance(row, dict):
+        raise InputError(f"{row!r:.40}: an object with the field {' or '.join(map(repr, names))} is wanted")
+    for name in sorted(names, key=lambda name: row.get(name) is None):  # a column of parquet that has no value is null
         if name in row:
             value = row[name]
             if isinstance(value, list):
-                return checked(value)
+                return checked(value, name)
             if not isinstance(value, str):
                 raise InputError(f"field {name!r} is {type(value).__name__}, not text")
             if not value:
@@ -102,12 +105,13 @@ def field(row, *names):
     raise InputError(f"has no field {' or '.join(map(repr, names))}, only {', '.join(map(repr, row)) or 'nothing'}")
 
 
-def checked(messages):
-    """The messages themselves. Raises InputError unless they are a list of {"role", "content"} with text in both."""
+def checked(messages, name="prompt"):
+    """The messages without what is null in them. Raises InputError unless they are a list of {"role", "content"} with text
+    in both. name: of their field."""
     good = isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages)
     if not good or not all(isinstance(m.get(key), str) for m in messages for key in ("role", "content")):
-        raise InputError("a message list must hold objects with 'role' and 'content', and at least one")
-    return messages
+        raise InputError(f"field {name!r}: a message list must hold objects with text in 'role' and 'content', and at least one")
+    return [{key: value for key, value in m.items() if value is not None} for m in messages]  # parquet has all keys in all
 
 
 def chat_text(messages):
@@ -119,13 +123,17 @@ def chat_text(messages):
 
 def dialogue(prompt, answers):
     """(prompt, answers) as they are if all are text, else all as message lists."""
-    if isinstance(prompt, str) and all(isinstance(a, str) for a in answers):
-        return prompt, answers
     turn = lambda role, x: checked([{"role": role, "content": x}] if isinstance(x, str) else x)  # noqa: E731
-    prompt, answers = turn("user", prompt), [turn("assistant", a) for a in answers]
-    if not all(any(m["content"] for m in a) for a in answers):
+    if not isinstance(prompt, str) or not all(isinstance(a, str) for a in answers):
+        prompt, answers = turn("user", prompt), [turn("assistant", a) for a in answers]
+    if not all(a if isinstance(a, str) else any(m["content"] for m in a) for a in answers):
         raise InputError("an answer is empty")
     return prompt, answers
+
+
+def in_messages(row):
+    """Whether a row is one message list; UltraChat and UltraFeedback have their prompt as text beside it."""
+    return "messages" in row and "response" not in row and "completion" not in row
 
 
 def sft_texts(row, template=None):
@@ -133,12 +141,15 @@ def sft_texts(row, template=None):
     the response may then be `summary`."""
     if template:
         try:
-            prompt = template.format(**row)
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            prompt, names = template.format(**row), [name for _, name, _, _ in Formatter().parse(template)]
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             raise InputError(f"--prompt-template {template!r} does not fit the row ({error!r})") from None
+        for name in names:  # a number can be written out, null and lists would be noise
+            if name in row and not isinstance(row[name], (int, float)) and isinstance(field(row, name), list):
+                raise InputError(f"field {name!r} is list, not text")
         return dialogue(prompt, [field(row, "response", "completion", "summary")])
-    if "messages" in row and "prompt" not in row:  # the last turn is the one that is learned
-        messages = checked(row["messages"])
+    if in_messages(row):  # the last turn is the one that is learned
+        messages = checked(row["messages"], "messages")
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
             raise InputError("'messages' must end in an answer of the assistant's")
         return dialogue(messages[:-1], [messages[-1:]])
@@ -149,11 +160,12 @@ def preference_texts(row):
     """(prompt, [chosen, rejected]) of one row in any of the layouts, each text or a message list."""
     if "summaries" in row and "choice" in row:  # summarize-from-feedback
         info, summaries, choice = row.get("info") or {}, row["summaries"], row["choice"]
-        if choice not in (0, 1) or not isinstance(summaries, list) or len(summaries) != 2:
+        if choice not in (0, 1) or isinstance(choice, float) or not isinstance(summaries, list) or len(summaries) != 2:
             raise InputError("'choice' must be 0 or 1 and 'summaries' two")
-        head = f"SUBREDDIT: r/{info.get('subreddit', '')}\n\nTITLE: {info.get('title', '')}\n\n"
-        prompt = f"{head}POST: {field(info, 'post', 'article')}\n\nTL;DR:"
-        return prompt, [field(summaries[choice], "text"), field(summaries[1 - choice], "text")]
+        post = field(info, "post", "article")
+        head = f"SUBREDDIT: r/{info.get('subreddit') or ''}\n\nTITLE: {info.get('title') or ''}\n\n"
+        prompt = f"{head}POST: {post}\n\nTL;DR:"
+        return dialogue(prompt, [field(summaries[choice], "text"), field(summaries[1 - choice], "text")])
     chosen, rejected = field(row, "chosen"), field(row, "rejected")
     if chosen == rejected:
         raise InputError("'chosen' and 'rejected' are the same")
@@ -171,14 +183,14 @@ def preference_texts(row):
     end = chosen.rfind(marker) + len(marker)
     if end < len(marker) or chosen[:end] != rejected[:end]:
         raise InputError("has no 'prompt', and 'chosen' and 'rejected' do not share a dialogue up to the last turn")
-    return chosen[:end], [chosen[end:], rejected[end:]]
+    return dialogue(chosen[:end], [chosen[end:], rejected[end:]])
 
 
 def prompt_texts(row):
     """(prompt, [])."""
     if isinstance(row.get("chosen"), list) or ("prompt" not in row and ("chosen" in row or "summaries" in row)):
         return preference_texts(row)[0], []
-    return (sft_texts(row)[0] if "messages" in row and "prompt" not in row else field(row, "prompt")), []
+    return (sft_texts(row)[0] if in_messages(row) else field(row, "prompt")), []
 
 
 def encode(encoding, prompt, answers=()):

@@ -5,7 +5,6 @@ never approximated. Only safetensors files are read; nothing is unpickled.
 """
 
 import json
-import math
 import re
 import shutil
 from dataclasses import asdict
@@ -79,8 +78,15 @@ def to_gpt_config(theirs, path):
     def refuse(key, value):
         raise InputError(f"{path}: {kind} with {key} {value!r} is not supported")
 
+    def check(key, value, kind):
+        number = type(value) in (int, float) and 0 < value < 2**31  # to isinstance a bool would be a number
+        fits = {int: number and type(value) is int, float: number, bool: type(value) is bool, str: type(value) is str}
+        if not fits[kind]:
+            wanted = {int: "a positive integer", float: "a positive number", bool: "true or false", str: "text"}
+            raise InputError(f"{path}: {key} is {value!r}, not {wanted[kind]}")
+
     kind = theirs["model_type"]
-    if kind not in FIXED:
+    if str(kind) not in FIXED:
         raise InputError(f"{path}: model_type {kind!r} is not one of {', '.join(FIXED)}")
     keys, silent = column(FIELDS, kind)
     family = {"mistral": {"num_key_value_heads": 8, "sliding_window": 4096}, "qwen2": {"num_key_value_heads": 32}}
@@ -88,6 +94,8 @@ def to_gpt_config(theirs, path):
 
     # Newer configs keep all settings of the rotary embedding in rope_parameters; older ones have rope_scaling.
     rope = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
+    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):  # one for each type of layer
+        refuse("rope_scaling or rope_parameters", rope)
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     share = keys.get("rotary_pct", "partial_rotary_factor")
     moved = {"rope_theta": keys.get("rope_theta"), "partial_rotary_factor": share}
@@ -98,19 +106,24 @@ def to_gpt_config(theirs, path):
         theirs["rope_scaling"] = {key: rope.get(key) for key in LLAMA3}
         if missing := [key for key in LLAMA3 if rope.get(key) is None]:
             raise InputError(f"{path}: its llama3 rope_scaling has no {missing[0]}")
+        for key in LLAMA3:
+            check(key, rope[key], float)
     elif rope_type != "default":
         refuse("rope type", rope_type)
 
     ours = {field: theirs.get(key) for field, key in keys.items()}
     for field, key in keys.items():
-        if key not in silent and not (isinstance(ours[field], int) and ours[field] > 0):  # all of these are sizes
-            raise InputError(f"{path}: {key} is {ours[field]!r}, not a positive integer")
+        if field != "rope_scaling" and not (ours[field] is None and silent.get(key, 0) is None):  # null is the default
+            annotation = GPTConfig.__annotations__[field]
+            check(key, ours[field], next(t for t in (int, float, bool, str) if annotation in (t, t | None)))
     for key, value in {**ONLY, "attention_bias": kind == "gpt_neox"}.items():
         if theirs.get(key, value) not in (value, None):
             refuse(key, theirs[key])
-    if kind == "mistral" and (theirs["sliding_window"] or math.inf) < ours["block_size"]:
-        refuse("sliding_window", theirs["sliding_window"])
-    if set(theirs.get("layer_types") or ()) - {"full_attention"}:
+    if kind == "mistral" and (window := theirs["sliding_window"]) is not None:
+        check("sliding_window", window, int)
+        if window < ours["block_size"]:
+            refuse("sliding_window", window)
+    if theirs.get("layer_types") not in (None, ["full_attention"] * ours["n_layer"]):
         refuse("layer_types", theirs["layer_types"])
     if ours["mlp"] not in (GELU if kind in ("gpt2", "gpt_neox") else SILU):
         refuse(keys["mlp"], ours["mlp"])
@@ -147,10 +160,10 @@ def read_folder(folder):
             raise InputError(f"{pickles[0]}: a pickle is never read; convert it to {path.name}")
         return read_safetensors(path)[0], path
     try:
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        shards = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{index}: not an index of safetensors files") from None
-    return {k: x for shard in shards for k, x in read_safetensors(folder / shard)[0].items()}, index
+    return {k: x for shard in shards for k, x in read_safetensors(shard)[0].items()}, index
 
 
 def load_hf(folder, theirs):

@@ -13,6 +13,7 @@ from nanoroads.common import InputError, local, read_config
 from nanoroads.roadmap import STATES
 from nanoroads.tokenizer_json import FolderEncoding
 
+LONGEST = 100_000  # blanks in a row: at some 500,000 the regex engine of tiktoken runs out of stack, and panics
 EOS = ("<|end|>", "<|endoftext|>")  # of the map; of GPT-2 and Pythia
 
 
@@ -34,7 +35,14 @@ def get(name):
         except OSError as error:
             raise InputError(f"tokenizer gpt2: its files are not in TIKTOKEN_CACHE_DIR ({error})") from None
     if Path(name).is_dir():
-        return FolderEncoding(Path(name))
+        try:
+            return FolderEncoding(Path(name))
+        except InputError:
+            raise
+        except (
+            Exception
+        ) as error:  # a value is missing or of another type, or a pattern is none: whatever it is, it is the file's
+            raise InputError(f"{name}/tokenizer.json: not a tokenizer that can be read ({error!r})") from None
     raise InputError(f"tokenizer {str(name)!r} is neither roadmap nor gpt2 nor a folder")
 
 
@@ -61,6 +69,8 @@ def eos_id(encoding):
 def encode(encoding, text):
     """Text -> list of ids, special tokens read as plain text. tiktoken silently drops what its pattern does not match,
     so the way back is checked: raises InputError with the text that was lost."""
+    if len(text) > LONGEST and (run := re.search(rf"\s{{{LONGEST}}}", text)):
+        raise InputError(f"{LONGEST:,} blanks or more in a row (character {run.start() + 1})")
     ids = encoding.encode_ordinary(text)
     back = encoding.decode(ids)
     if isinstance(encoding, FolderEncoding):

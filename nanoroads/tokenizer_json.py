@@ -31,21 +31,19 @@ ONLY = {
 class FolderEncoding(tiktoken.Encoding):
     """tokenizer.json as a tiktoken Encoding, whose encode_ordinary first does what the file asks for before the merges.
 
-    added: patterns of the added tokens that plain text may hold (NeoX: runs of spaces), before and after NFC; special: of all;
-    bos: ids that start a text; eos: the id that ends a response, or None. Special tokens in plain text stay text."""
+    added: patterns of the added tokens that plain text may hold (NeoX: runs of spaces), before and after NFC; special: a
+    pattern of the others; bos: ids that start a text; eos: the id that ends a response, or None. Special tokens in plain text
+    stay text."""
 
     def __init__(self, folder):
         self.folder, path = folder, folder / "tokenizer.json"
         try:
             theirs = json.loads(path.read_bytes())
-            model, added = theirs["model"], theirs.get("added_tokens") or []
-            merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", ())]
-            vocab = dict(model["vocab"])
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; of Hugging Face tokenizers only this form can be read") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{path}: not a tokenizer that can be read (a BPE with a vocabulary and merges)") from None
-
+        model, added = theirs["model"], theirs.get("added_tokens") or []
+        merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", ())]
+        vocab = dict(model["vocab"])
         only(path, "model", model)
         normalizers = flat(theirs.get("normalizer"), "normalizers")
         for normalizer in normalizers:
@@ -70,6 +68,7 @@ class FolderEncoding(tiktoken.Encoding):
         ranks = {b: vocab[token] for token, b in spelled.items() if len(b) == 1 or token in whole}
         # The rest no text can reach, but a model may sample it. Named so that it does not clash with a true added token.
         rest = {f"{token}\0": vocab[token] for token, b in spelled.items() if b not in ranks}
+        self.unreached = {vocab[token]: b for token, b in spelled.items() if b not in ranks}
         self.known = max([*vocab.values(), *names.values()]) + 1
         for byte in range(256):  # a byte without a token would crash tiktoken: it gets an id that encode_ordinary takes out
             ranks.setdefault(bytes([byte]), self.known + byte)
@@ -78,7 +77,7 @@ class FolderEncoding(tiktoken.Encoding):
         super().__init__(str(folder), pat_str=split, mergeable_ranks=ranks, special_tokens=names | rest)
         self.max_token_value = self.known - 1
 
-        self.special = any_of(names)
+        self.special = any_of(t["content"] for t in added if t.get("special")) or re.compile("(?!)")
         plain = [t for t in added if not t.get("special")]
         self.added = {late: any_of(t["content"] for t in plain if t["normalized"] == late) for late in (False, True)}
         self.bos = start_of_text(theirs.get("post_processor"), names)
@@ -87,7 +86,14 @@ class FolderEncoding(tiktoken.Encoding):
         for file in ("generation_config.json", "config.json"):  # a list there: the first is the one
             if self.eos is None:
                 eos = read_json(folder / file).get("eos_token_id")
-                self.eos = eos[0] if isinstance(eos, list) and eos else eos
+                eos = eos[0] if isinstance(eos, list) and eos else eos
+                self.eos = eos if type(eos) is int and 0 <= eos < self.known else None
+
+    def decode_single_token_bytes(self, token):
+        """The bytes of one token. Raises KeyError for an id that is none."""
+        if token >= self.known:
+            raise KeyError(token)
+        return self.unreached[token] if token in self.unreached else super().decode_single_token_bytes(token)
 
     def encode_ordinary(self, text):
         """Text -> list of ids. A byte that has no token is left out, as the `tokenizers` library does; `encode` below raises."""

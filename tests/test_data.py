@@ -63,7 +63,11 @@ def test_prompt_template(encoding, rows):
     path = rows({"document": "long {text}", "summary": "short"}, {"document": "d", "response": "r"})
     found, _ = load(path, lambda row: data.sft_texts(row, "{document}\n\nTL;DR:"), encoding)
     assert found == [("long {text}\n\nTL;DR:", ["short"]), ("d\n\nTL;DR:", ["r"])]
-    for template in ("{nothing}", "{", "{0}"):
+    assert data.sft_texts({"id": 7, "summary": "s"}, "{id}:") == ("7:", ["s"])
+    for value, says in ((None, "NoneType, not text"), ("", "empty"), ([USER], "list, not text"), ({}, "dict, not text")):
+        with pytest.raises(InputError, match=f"field 'document' is {says}"):
+            data.sft_texts({"document": value, "summary": "s"}, "{document}\n\nTL;DR:")
+    for template in ("{nothing}", "{", "{0}", "{summary.x}", "{summary[x]}"):
         with pytest.raises(InputError, match="rows.jsonl:1: --prompt-template .* does not fit"):
             load(path, lambda row, t=template: data.sft_texts(row, t), encoding)
 
@@ -88,6 +92,8 @@ def test_summarize_from_feedback(encoding, rows):
     prompt = "SUBREDDIT: r/cats\n\nTITLE: T\n\nPOST: P\n\nTL;DR:"
     assert load(rows(row), data.preference_texts, encoding)[0] == [(prompt, [" b", " a"])]
     assert load(rows(row | {"choice": 0}), data.preference_texts, encoding)[0] == [(prompt, [" a", " b"])]
+    article = {"subreddit": None, "title": None, "post": None, "article": "A"}  # as the news articles among them have it
+    assert data.preference_texts(row | {"info": article})[0] == "SUBREDDIT: r/\n\nTITLE: \n\nPOST: A\n\nTL;DR:"
     for bad in ({"choice": 2}, {"choice": -1}, {"summaries": row["summaries"][:1]}):
         with pytest.raises(InputError, match=":1: 'choice' must be 0 or 1"):
             load(rows(row | bad), data.preference_texts, encoding)
@@ -219,6 +225,11 @@ def test_bad_rows_are_named(encoding, rows, bad, says):
     [
         ({"prompt": "Q", "chosen": "A"}, "has no field 'rejected'"),
         ({"prompt": "Q", "chosen": "A", "rejected": "A"}, "the same"),
+        ({"chosen": "\n\nHuman: Q\n\nAssistant: A", "rejected": "\n\nHuman: Q\n\nAssistant:"}, "an answer is empty"),
+        ({"chosen": [HELLO], "rejected": [BYE]}, "field 'prompt': a message list must hold"),
+        ({"prompt": [USER], "chosen": [HELLO], "rejected": [BYE | {"content": None}]}, "field 'rejected': a message list"),
+        ({"info": "x", "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0}, "'x': an object with the field 'post' or"),
+        ({"info": {"post": "P"}, "summaries": ["text", "b"], "choice": 0}, "'text': an object with the field 'text' is wanted"),
         ({"chosen": [USER, HELLO], "rejected": [USER, HELLO]}, "the same"),
         ({"prompt": [USER], "chosen": [HELLO], "rejected": [HELLO | {"content": ""}]}, "an answer is empty"),
         ({"prompt": 7, "chosen": [HELLO], "rejected": [BYE]}, "field 'prompt' is int"),
@@ -327,6 +338,7 @@ def test_missing_libraries_are_named(encoding, tmp_path, monkeypatch):
     "row",
     [
         {"messages": [USER, HELLO]},
+        {"messages": [USER, HELLO | {"tool_calls": None}], "prompt": "hi"},
         {"prompt": [USER], "completion": [HELLO]},
         {"prompt": "hi", "completion": [HELLO]},
         {"prompt": [USER], "response": "hello"},
@@ -337,7 +349,7 @@ def test_chat_rows_of_sft(encoding, rows, tmp_path, row):
     folder = chat_folder(tmp_path)
     [prompt], [[response]], [text_] = data.load(rows(row), data.sft_texts, folder, 99)
     assert folder.decode(prompt) == text_ == "<s>user:hi<e>assistant:" and folder.decode(response) == "hello<e>"
-    if row.get("prompt") != "hi":
+    if row.get("prompt") != "hi" or "messages" in row:
         assert list(data.load(rows(row), data.prompt_texts, folder, 99)[0][0]) == list(prompt)
 
 

@@ -73,6 +73,19 @@ REFUSED = [
     ("mistral", {"sliding_window": "REMOVE", "max_position_embeddings": 8192}, "sliding_window 4096"),
     ("qwen2", {"use_sliding_window": True}, "use_sliding_window True"),
     ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+    ("gpt2", {"model_type": ["gpt2"]}, "model_type ['gpt2'] is not one of"),
+    ("gpt2", {"n_inner": 0.5}, "n_inner is 0.5, not a positive integer"),
+    ("gpt2", {"n_layer": True}, "n_layer is True, not a positive integer"),
+    ("neox", {"rope_parameters": {"rope_theta": "1e4"}}, "rotary_emb_base is '1e4', not a positive number"),
+    ("neox", {"use_parallel_residual": "yes"}, "use_parallel_residual is 'yes', not true or false"),
+    ("llama-gqa", {"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5', not a positive number"),
+    ("llama-gqa", {"hidden_act": ["silu"]}, "hidden_act is ['silu'], not text"),
+    ("llama-gqa", {"tie_word_embeddings": None}, "tie_word_embeddings is None, not true or false"),
+    ("llama-gqa", {"rope_parameters": "llama3"}, "rope_scaling or rope_parameters 'llama3'"),
+    ("llama-gqa", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "{'full_attention': {'rope_type': 'yarn'}}"),
+    ("llama-gqa", {"rope_parameters": ROPE | {"factor": "8"}}, "factor is '8', not a positive number"),
+    ("mistral", {"sliding_window": "64"}, "sliding_window is '64', not a positive integer"),
+    ("qwen2", {"layer_types": 7}, "layer_types 7"),
 ]
 
 
@@ -171,9 +184,10 @@ def test_broken_folders(copy, tmp_path):
     second.unlink()
     with pytest.raises(InputError, match=second.name):
         load(folder)
-    (folder / "model.safetensors.index.json").write_text('{"weights": 1}')
-    with pytest.raises(InputError, match="index.json: not an index"):
-        load(folder)
+    for text in ('{"weights": 1}', '{"weight_map": {"wte": 3}}', "[", '{"weight_map": [1]}'):
+        (folder / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(InputError, match="index.json: not an index"):
+            load(folder)
     (folder / "model.safetensors.index.json").unlink()
     with pytest.raises(InputError, match=re.escape(str(folder / "model.safetensors"))):
         load(folder)

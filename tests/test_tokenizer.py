@@ -109,3 +109,10 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
     assert tokenizer.of(tmp_path, sized(98))[0] == tokenizer.of(tmp_path, sized(128))[0] == "roadmap"
     with pytest.raises(InputError, match="98 tokens, its model 97"):
         tokenizer.of(tmp_path, sized(97))
+
+
+def test_more_blanks_than_tiktoken_can_read():
+    """Its regex engine would run out of stack, and panic."""
+    with pytest.raises(InputError, match="100,000 blanks or more in a row .character 2"):
+        tokenizer.encode(gpt2(), "a" + " " * 1_000_000)
+    assert len(tokenizer.encode(gpt2(), "a " * 60_000)) > 60_000

@@ -52,7 +52,7 @@ def word_tokenizer():
 
 
 def theirs(name, seed, **options):
-    """A Hugging Face model in fp32, dropout off; with larger weights fp32 itself would be over 1e-6 apart."""
+    """A Hugging Face model, dropout off. It is trained in fp64: fp32's own rounding is 1e-6 on some processors."""
     dropout = {f"{part}_pdrop": 0.0 for part in ("resid", "embd", "attn")} if name == "gpt2" else {}
     model = make(name, seed=seed, **dropout, **options).float()
     with torch.no_grad():
@@ -73,7 +73,7 @@ def models_(request, tmp_path_factory):
 
 def load_theirs(folder, kind="CausalLM", **options):
     load = getattr(transformers, f"AutoModelFor{kind}").from_pretrained
-    return load(folder, dtype=torch.float32, attn_implementation="sdpa", **options)
+    return load(folder, dtype=torch.float64, attn_implementation="sdpa", **options)
 
 
 def first_loss_and_gradients(trainer):
@@ -141,11 +141,11 @@ def test_preference_losses(loss, models_, tmp_path):
     trainer = DPOTrainer(*models, config, train_dataset=dataset(), processing_class=word_tokenizer())
     wanted, gradients = first_loss_and_gradients(trainer)
 
-    model, batch = load_model(policy), pack(PROMPTS, PAIRS)
+    model, batch = load_model(policy, dtype=torch.float64), pack(PROMPTS, PAIRS)
     lengths = batch.lengths.view(-1, 2)
     per = lengths if loss == "ipo" else 1  # TRL and IPO's authors average over tokens: losses.ipo says how
     with torch.no_grad():
-        ref_logp = load_model(reference)(batch)[0].view(-1, 2)
+        ref_logp = load_model(reference, dtype=torch.float64)(batch)[0].view(-1, 2)
     args = Namespace(loss=loss, beta=BETA, label_smoothing=0.0)
     loss_of = lambda m: train_dpo.preference_loss(args, m(batch)[0].view(-1, 2) / per, ref_logp / per, lengths)  # noqa: E731
     ours, first = train_ours(model, loss_of)
@@ -157,7 +157,7 @@ def test_preference_losses(loss, models_, tmp_path):
 def test_reward_model(models_, tmp_path):
     name, policy, _ = models_
     torch.manual_seed(0)
-    model, batch = load_model(policy, head="scalar"), pack(PROMPTS, PAIRS)
+    model, batch = load_model(policy, dtype=torch.float64, head="scalar"), pack(PROMPTS, PAIRS)
     reward = load_theirs(policy, "SequenceClassification", num_labels=1)
     reward.score.weight.data.copy_(model.scalar_head.weight)
     settings = RewardConfig(str(tmp_path), **SETTINGS)
