@@ -94,7 +94,7 @@ def test_without_a_gpu(results):
 WRONG = "--dtype int8, --shape 1 2 0, --json no/such.json, --json ., --figure x.gif, --fast".split(", ")
 
 
-@pytest.mark.parametrize("arguments", map(str.split, WRONG))
+@pytest.mark.parametrize("arguments", [wrong.split() for wrong in WRONG])
 def test_bad_arguments(arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench", *arguments])
     with pytest.raises(SystemExit) as left:
