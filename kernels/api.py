@@ -17,6 +17,7 @@ from kernels import torch_backend
 
 BACKENDS = ("auto", "torch", "triton")
 HAS_TRITON = find_spec("triton") is not None
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 IGNORE = -100  # a target that counts for nothing
 _default = "auto"
 
@@ -81,8 +82,8 @@ def logp_from_logits(logits, target, *, backend="auto"):
     """log softmax(logits)[target] in one pass: logits (N, V), target (N,) int -> logp (N,) fp32 (fp64 for fp64 logits).
 
     target -100: 0 and no gradient. Differentiable in logits. Raises ValueError naming the argument."""
-    if logits.ndim != 2 or not logits.dtype.is_floating_point:
-        raise ValueError(f"logits must be (N, V) floats, not {tuple(logits.shape)} {logits.dtype}")
+    if logits.ndim != 2 or not logits.shape[1] or logits.dtype not in FLOATS:
+        raise ValueError(f"logits must be (N, V) floats, V > 0, not {tuple(logits.shape)} {logits.dtype}")
     _check_target(target, logits, logits.shape[1], "logits")
     return logits_op(logits, target, pick(backend, logits))[0]
 
@@ -91,7 +92,7 @@ def segment_sum(x, cu_seqlens, *, backend="auto"):
     """x (N,) float, cu_seqlens (B+1,) int32 rising from 0 to N -> sums (B,) fp32 (fp64 for fp64 x).
 
     Each sum is taken in an order that depends on the sequence's length alone. Raises ValueError naming the argument."""
-    if x.ndim != 1 or not x.dtype.is_floating_point:
+    if x.ndim != 1 or x.dtype not in FLOATS:
         raise ValueError(f"x must be (N,) floats, not {tuple(x.shape)} {x.dtype}")
     if cu_seqlens.ndim != 1 or not len(cu_seqlens) or cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"cu_seqlens must be (B+1,) int32, not {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}")
@@ -104,8 +105,8 @@ def segment_sum(x, cu_seqlens, *, backend="auto"):
 
 
 def _check_linear(hidden, weight, target, bias, temperature, softcap):
-    if hidden.ndim != 2 or hidden.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        raise ValueError(f"hidden must be (N, D) floats, not {tuple(hidden.shape)} {hidden.dtype}")
+    if hidden.ndim != 2 or not hidden.shape[1] or hidden.dtype not in FLOATS:
+        raise ValueError(f"hidden must be (N, D) floats, D > 0, not {tuple(hidden.shape)} {hidden.dtype}")
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[1] or not weight.shape[0]:
         raise ValueError(f"weight must be (V, {hidden.shape[1]}), V > 0, not {tuple(weight.shape)}")
     if bias is not None and bias.shape != weight.shape[:1]:
@@ -183,7 +184,11 @@ def _linear_backward(
     need: list[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> d_hidden, d_weight, d_bias; empty where need says no. Overwrites store, which is used once: see _linear_grad."""
+    """-> d_hidden, d_weight, d_bias; empty where need says no. Overwrites store, whose storage remembers it: a second pass over
+    the same graph, compiled or not, computes the probabilities again."""
+    storage = store.untyped_storage()
+    store = store.new_empty(0) if hasattr(storage, "spent") else store
+    storage.spent = True
     return _module(backend).backward(
         g_logp, g_entropy, hidden, weight, bias, target, logp, entropy, lse, peak, store, temperature, softcap, need
     )
@@ -224,17 +229,13 @@ def _linear_save(ctx, inputs, output):
     ctx.save_for_backward(hidden, weight, bias, target, *output)
     ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
-    ctx.spent = False
 
 
 def _linear_grad(run, ctx, g_logp, g_entropy, *_):
-    *saved, store = ctx.saved_tensors
-    if ctx.spent:  # a second pass over the same graph: store was overwritten, so compute it again
-        store = store.new_empty(0)
-    ctx.spent = True
+    saved = ctx.saved_tensors
     g_logp = torch.zeros_like(saved[4]) if g_logp is None else g_logp
     need = list(ctx.needs_input_grad[:3])
-    grads = run(g_logp, g_entropy, *saved, store, ctx.temperature, ctx.softcap, need, ctx.backend)
+    grads = run(g_logp, g_entropy, *saved, ctx.temperature, ctx.softcap, need, ctx.backend)
     return *(g if wanted else None for g, wanted in zip(grads, need, strict=True)), *[None] * 6
 
 

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.logp import FUSE, LN2, LOG2E, PER_BATCH, aligned, logits_of, operands, precision, product, tile_of, tiles
+from kernels.logp import FUSE, LN2, LOG2E, LOW, PER_BATCH, aligned, logits_of, operands, precision, product, tile_of, tiles
 from kernels.logp import forward as forward  # these four with backward and logits_backward are what api.py calls
 from kernels.logp import kept as kept
 from kernels.logp import logits_forward as logits_forward
@@ -25,18 +25,15 @@ SLICE = 8192  # columns of d logits that live at a time when they are computed a
 
 @triton.jit
 def dlogits(
-    log_p, p, rows, cols, target, first, logp, lse, entropy, g, h, N, ratio,
-    SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr,
+    log_p, p, rows, cols, target, first, lse, entropy, g, h, N, ratio, SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr
 ):  # fmt: skip
     """log2 p and p of a tile -> dz, fp32. cols count from column first of the vocabulary; ratio = temperature / softcap."""
     live = rows < N
-    lp = tl.load(logp + rows, mask=live, other=0.0)
     gain = tl.load(g + rows, mask=live, other=0.0)
     true = cols[None, :] == (tl.load(target + rows, mask=live, other=-1) - first).to(tl.int32)[:, None]
     rest = tl.load(g + N + rows, mask=live, other=0.0)  # -expm1(logp)
     dz = gain[:, None] * tl.where(true, rest[:, None], -p)
-    if ENTROPY or SOFTCAP:
-        log_p = tl.where(true, lp[:, None], log_p * LN2)
+    log_p *= LN2
     if ENTROPY:
         slope = tl.load(h + rows, mask=live, other=0.0)
         dz -= slope[:, None] * p * (log_p + tl.load(entropy + rows, mask=live, other=0.0)[:, None])
@@ -57,19 +54,22 @@ def kept_kernel(
     slot = tl.program_id(0) % slots
     cols = slot * WIDTH + tl.arange(0, WIDTH)
     at = store + rows.to(tl.int64)[:, None] * store_stride + cols[None, :]
-    inside = (rows < N)[:, None] & (cols < V)[None, :]
+    inside = (rows < N)[:, None] & (cols < store_stride)[None, :]
     e = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     m = tl.load(peak + slot.to(tl.int64) * peak_stride + rows, mask=rows < N, other=0.0)
     m -= tl.load(lse + rows, mask=rows < N, other=0.0) * LOG2E
     p = e * tl.exp2(m)[:, None]
     log_p = tl.log2(tl.maximum(e, 1e-38)) + m[:, None]
-    dz = dlogits(log_p, p, rows, cols, target, 0, logp, lse, entropy, g, h, N, ratio, SOFTCAP, ENTROPY)
-    tl.store(at, dz.to(store.dtype.element_ty), mask=inside)
+    true = cols[None, :] == tl.load(target + rows, mask=rows < N, other=-1).to(tl.int32)[:, None]
+    own = tl.maximum(tl.load(logp + rows, mask=rows < N, other=0.0), LOW)  # where e is 0; of a banned target, p log p = 0
+    log_p = tl.where(true, own[:, None] * LOG2E, log_p)
+    dz = dlogits(log_p, p, rows, cols, target, 0, lse, entropy, g, h, N, ratio, SOFTCAP, ENTROPY)
+    tl.store(at, dz.to(store.dtype.element_ty), mask=inside)  # up to the stride: whole vectors, whatever V
 
 
 @triton.jit
 def write_tile(
-    z, bias, target, first, logp, lse, entropy, g, h, out, row, col, N, V, out_stride, scale, softcap, ratio,
+    z, bias, target, first, lse, entropy, g, h, out, row, col, N, V, out_stride, scale, softcap, ratio,
     BIAS: tl.constexpr, SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     rows, cols = row + tl.arange(0, BLOCK_N), col + tl.arange(0, WIDTH)
@@ -78,14 +78,14 @@ def write_tile(
     if BIAS:  # a banned token: p log p = 0
         log_p = tl.maximum(log_p, -1e30, propagate_nan=tl.PropagateNan.ALL)
     p = tl.exp2(log_p)
-    dz = dlogits(log_p, p, rows, cols, target, first, logp, lse, entropy, g, h, N, ratio, SOFTCAP, ENTROPY)
+    dz = dlogits(log_p, p, rows, cols, target, first, lse, entropy, g, h, N, ratio, SOFTCAP, ENTROPY)
     at = out + rows.to(tl.int64)[:, None] * out_stride + cols[None, :]
-    tl.store(at, dz.to(out.dtype.element_ty), mask=(rows < N)[:, None] & (cols < V)[None, :])
+    tl.store(at, dz.to(out.dtype.element_ty), mask=(rows < N)[:, None] & (cols < out_stride)[None, :])
 
 
 @triton.jit(do_not_specialize=PER_BATCH)
 def slice_kernel(
-    x, w, bias, target, logp, lse, entropy, g, h, out, N, V, D, first, out_stride, scale, softcap, ratio,
+    x, w, bias, target, lse, entropy, g, h, out, N, V, D, first, out_stride, scale, softcap, ratio,
     BIAS: tl.constexpr, SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, TMA: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
@@ -94,11 +94,11 @@ def slice_kernel(
     row, col = row_block * BLOCK_N, tile * BLOCK_V
     left, right = product(x, w, row, col, N, V, D, TMA, PRECISION, BLOCK_N, BLOCK_V, BLOCK_D)
     write_tile(
-        left, bias, target, first, logp, lse, entropy, g, h, out, row, col, N, V, out_stride, scale, softcap, ratio,
+        left, bias, target, first, lse, entropy, g, h, out, row, col, N, V, out_stride, scale, softcap, ratio,
         BIAS, SOFTCAP, ENTROPY, BLOCK_N, BLOCK_V // 2,
     )  # fmt: skip
     write_tile(
-        right, bias, target, first, logp, lse, entropy, g, h, out, row, col + BLOCK_V // 2, N, V, out_stride, scale, softcap,
+        right, bias, target, first, lse, entropy, g, h, out, row, col + BLOCK_V // 2, N, V, out_stride, scale, softcap,
         ratio, BIAS, SOFTCAP, ENTROPY, BLOCK_N, BLOCK_V // 2,
     )  # fmt: skip
 
@@ -142,7 +142,7 @@ def backward(
         torch.zeros_like(lse) if x is None else (x.float() / temperature).masked_fill_(ignored, 0.0) for x in (g_logp, g_entropy)
     )
     g = torch.stack([g, -torch.expm1(logp)])  # the true class rides along
-    rows = (target, logp, lse, entropy, g, h)
+    rows = (lse, entropy, g, h)
     ratio = temperature / softcap if softcap else 0.0
     options = {"SOFTCAP": softcap > 0, "ENTROPY": g_entropy is not None}
     d_hidden = torch.empty_like(hidden, dtype=torch.float32, memory_format=torch.contiguous_format) if need_hidden else None
@@ -151,8 +151,9 @@ def backward(
     if keep:
         width = tile["BLOCK_V"] // 2
         kept_kernel[(triton.cdiv(n, 32) * triton.cdiv(v, width),)](
-            store, peak, *rows, n, v, peak.stride(0), store.stride(0), ratio, **options, **FUSE, BLOCK_N=32, WIDTH=width
-        )
+            store, peak, target, logp, *rows, n, v, peak.stride(0), store.stride(0), ratio,
+            BLOCK_N=32, WIDTH=width, **options, **FUSE,
+        )  # fmt: skip
         step = v
     else:
         x, w = aligned(hidden), aligned(weight)
@@ -163,7 +164,7 @@ def backward(
         dz = store[:, : b - a]
         if not keep:
             slice_kernel[(triton.cdiv(n, tile["BLOCK_N"]) * triton.cdiv(b - a, tile["BLOCK_V"]),)](
-                *operands(x, w[a:b], tile), None if bias is None else bias[a:b].contiguous(), *rows, dz,
+                *operands(x, w[a:b], tile), None if bias is None else bias[a:b].contiguous(), target, *rows, dz,
                 n, b - a, x.shape[1], a, dz.stride(0), LOG2E.value / temperature, softcap, ratio,
                 BIAS=bias is not None, PRECISION=precision(hidden.dtype), **options, **tile, **FUSE,
             )  # fmt: skip

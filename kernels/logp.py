@@ -22,6 +22,7 @@ from kernels.torch_backend import wide
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LOW = tl.constexpr(-1e30)  # stands for log 0: unlike -inf, it can be subtracted from itself
+TILES = Path(__file__).with_name("tiles.json")
 CHUNK = 16384  # rows per launch: bounds the memory of the tiles' statistics
 IGNORE = tl.constexpr(-100)
 PER_BATCH = ("N", "peak_stride", "stats_stride")  # arguments for whose values Triton must not make another binary
@@ -198,7 +199,7 @@ def segment_kernel(x, cu_seqlens, out, BLOCK: tl.constexpr):
 
 @cache
 def table():
-    return json.loads(Path(__file__).with_name("tiles.json").read_text())
+    return json.loads(TILES.read_text())
 
 
 @cache

@@ -39,9 +39,13 @@ def main():
     args = parser.parse_args()
     if min(args.shape) < 1:
         fail("--shape takes positive numbers")
-    if not args.out.absolute().parent.is_dir():
-        fail(f"--out {args.out}: no such folder")
+    if args.out.is_dir() or not args.out.absolute().parent.is_dir():
+        fail(f"--out {args.out}: no such folder, or a folder itself")
     hidden, weight, target = problem(*args.shape, DTYPES[args.dtype], "cuda" if cuda else "cpu")
+    try:
+        kernels.pick(args.backend, hidden)
+    except ValueError as error:
+        fail(f"--{error}")
 
     def step():
         hidden.grad = weight.grad = None

@@ -138,6 +138,8 @@ def forward(hidden, weight, bias, target, temperature, softcap, with_entropy, bu
                 store[a:e, b:c] = z.mul_(HALF)
         blocks.append(merge(*(cat(x, 1) for x in zip(*parts, strict=True))))
     logp, lse, top, *entropy = (cat(x, 0) for x in zip(*blocks, strict=True))
+    if bias is not None:
+        logp.masked_fill_(logp < -1e29, -float("inf"))  # a target whose bias is -inf
     entropy = entropy[0][:, 0].masked_fill_(ignored, 0.0) if with_entropy else lse.new_empty(0)
     return masked(logp[:, 0], ignored, index, target), entropy, lse[:, 0], top if len(peak) else peak, store
 
@@ -171,7 +173,7 @@ def backward(g_logp, g_entropy, hidden, weight, bias, target, logp, entropy, lse
                 q.copy_(store[a:e, b:c])
             if h is not None or softcap:
                 p = q * share[a:e, i, None]
-                log_p = put(p.clamp_min(1e-38).log_(), index[a:e], b, v, logp[a:e, None])
+                log_p = put(p.clamp_min(1e-38).log_(), index[a:e], b, v, logp[a:e, None].clamp_min(-1e30))
             put(q.mul_(factor[a:e, i, None]), index[a:e], b, v, own[a:e])
             if h is not None:  # dH/dz = -p (log p + H)
                 q += h[a:e] * p * (log_p + entropy[a:e, None])

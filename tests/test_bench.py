@@ -91,7 +91,10 @@ def test_without_a_gpu(results):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--tune" in done.stderr and not done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--dtype", "int8"], ["--shape", "1", "2", "0"], ["--json", "no/such.json"], ["--fast"]])
+WRONG = "--dtype int8, --shape 1 2 0, --json no/such.json, --json ., --figure x.gif, --fast".split(", ")
+
+
+@pytest.mark.parametrize("arguments", [wrong.split() for wrong in WRONG])
 def test_bad_arguments(arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench", *arguments])
     with pytest.raises(SystemExit) as left:
