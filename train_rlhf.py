@@ -55,8 +55,9 @@ def flags(argv):
         )
     if args.algo == "reinforce" and args.micro_batch_size:
         p.error("--micro-batch-size: the baseline of --algo reinforce is the mean of the whole batch")
-    if args.stop_after and args.reward not in CLASSES:
-        p.error(f"--stop-after reward: --reward {args.reward} has no stage 1")
+    for flag in ("stop_after", "eval_data"):
+        if getattr(args, flag) and args.reward not in CLASSES:
+            p.error(f"--{flag.replace('_', '-')}: --reward {args.reward} has no stage 1")
     return args
 
 

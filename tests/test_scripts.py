@@ -278,6 +278,9 @@ def test_missing_policy_and_pairs_are_made(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(common.subprocess, "run", lambda command, env: Done)
     with pytest.raises(common.InputError, match="sft2/model.safetensors: the command above failed"):
         run(train_dpo, tmp_path / "dpo2", init=tmp_path / "sft2")
+    Done.returncode = 2  # it has said why in a line of its own
+    with pytest.raises(SystemExit, match="2"):
+        run(train_dpo, tmp_path / "dpo2", init=tmp_path / "sft2")
 
 
 def test_defaults_need_no_flag():
