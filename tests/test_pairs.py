@@ -46,6 +46,18 @@ def test_a_policy_that_says_one_thing_gives_no_pairs(policy, monkeypatch):
         pairs.draw(policy, ENCODING, WORLD, PROMPTS, 10, seed=0)
 
 
+def test_each_draw_has_a_seed_of_its_own_and_room_for_the_longest_route(monkeypatch):
+    seen = []
+
+    def generate(model, ids, k, length, eos, seed):
+        seen.append((length, seed))
+        return [[[5, EOS], [6, EOS]]] * len(ids)
+
+    monkeypatch.setattr(pairs, "generate", generate)
+    assert len(pairs.draw(None, ENCODING, WORLD, PROMPTS, 60_000, seed=3)) == 60_000
+    assert seen == [(WORLD.max_moves + 1, 3_000 + i) for i in range(118)]
+
+
 def test_the_command_writes_rows_that_the_training_scripts_read(policy, tmp_path, capsys):
     from argparse import Namespace
 
