@@ -171,7 +171,7 @@ def open_run(args, stage):
         raise InputError(f"{out} exists and is not a run of nanoroads")
     for folder in filter(None, (given, out)):  # what is wrong with either is said now, not after the training
         folder.mkdir(parents=True, exist_ok=True)
-    for half_written in out.glob("*.tmp"):  # by a run that was killed
+    for half_written in (*out.glob("*.tmp"), *out.glob(".tmp??????")):  # by a run that was killed; the second by safetensors
         half_written.unlink()
     return out
 

@@ -168,7 +168,10 @@ def test_open_run(tmp_path):
     config = {"stage": "dpo", "args": common.plain(arguments(out))}
     assert config["args"]["init"] == "a/b"
     (out / "config.json").write_text(json.dumps(config))
+    for name in ("model.safetensors.7.tmp", ".tmpX4fp0Q", "notes.txt"):  # half written, the second by safetensors; the user's
+        (out / name).touch()
     assert common.open_run(arguments(out, resume=True, log_every=3), "dpo") == out
+    assert {p.name for p in out.iterdir()} == {"config.json", "notes.txt"}
     for flags, stage, words in [
         ({}, "dpo", "already holds a run: --resume"),
         ({"resume": True}, "sft", "stage 'dpo', not 'sft'"),
