@@ -49,6 +49,7 @@ def flags(argv):
     args = p.parse_args(argv)
     if len(args.seeds) == 1:
         args.seeds = list(range(max(1, args.seeds[0])))
+    args.seeds = list(dict.fromkeys(args.seeds))  # twice the same one would be two runs in one directory
     args.out = args.out or Path("out/quick" if args.quick else "out/all_roads")
     return args
 

@@ -365,6 +365,13 @@ def test_epochs_of_rl_are_passes_over_the_prompts():
     assert (steps(), steps("--epochs", "2"), steps("--steps", "7"), steps("--steps", "7", "--epochs", "2")) == (300, 20, 7, 7)
 
 
+def test_an_epoch_of_rl_samples_each_prompt_once_whatever_the_updates(sft, tmp_path):
+    data = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"WA>{goal}:"} for goal in ("FL", "GA", "ME", "NY", "TX")])
+    flags = {"init": sft, "data": data, "reward": "conftest:brevity", "max_new_tokens": 12, "batch_size": 2, "steps": None}
+    out = run(train_rlhf, tmp_path / "out", epochs=1, updates=3, **flags)
+    assert metrics(out)[-1]["step"] == 3 * 3
+
+
 def test_several_updates_of_rloo_are_clipped_ratios(sft, tmp_path):
     """The second step on a batch is off policy: with lr large its ratio leaves the interval, and is clipped."""
     log = metrics(run(train_rlhf, tmp_path / "out", init=sft, reward="conftest:brevity", updates=2, lr=0.05, steps=8))
