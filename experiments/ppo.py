@@ -37,7 +37,7 @@ def gae(reward, value, gamma, lam):
 def values(critic, batch):
     """V(s_t) of the state before each response token, (R,)."""
     hidden = critic.trunk(batch.tokens, batch.position, batch.mask()).flatten(0, 1)  # (B*T, D)
-    return (hidden[batch.rows] * critic.scalar_head.weight).sum(-1)  # fp32, also under autocast
+    return (torch.nn.functional.embedding(batch.rows, hidden) * critic.scalar_head.weight).sum(-1)  # fp32, also under autocast
 
 
 def flags(argv):

@@ -87,6 +87,16 @@ def test_log_probs_at_a_temperature():
     torch.testing.assert_close(token_logp.double(), logp.gather(1, torch.tensor(r)[:, None])[:, 0], rtol=0, atol=1e-5)
 
 
+def test_no_gradient_is_summed_in_the_order_of_threads():
+    """As the backward of x[rows] does on several CPU threads where rows repeat: here, a prompt's last token k times."""
+    names, todo = set(), [tiny()(pack([[1, 2]], [[[3], [4], [5]]]))[0].grad_fn]
+    while todo:
+        node = todo.pop()
+        names.add(node.name())
+        todo += [n for n, _ in node.next_functions if n]
+    assert "EmbeddingBackward0" in names and "IndexBackward0" not in names
+
+
 def test_initialisation():
     """GPT-2's: 0.02, less on what is added to the residual stream, and a head that is small where a reward is read."""
     torch.manual_seed(0)
