@@ -49,6 +49,7 @@ def flags(argv):
     args = p.parse_args(argv)
     if len(args.seeds) == 1:
         args.seeds = list(range(max(1, args.seeds[0])))
+    args.seeds = list(dict.fromkeys(args.seeds))  # twice the same one would be two runs in one directory
     args.out = args.out or Path("out/quick" if args.quick else "out/all_roads")
     return args
 
@@ -92,7 +93,7 @@ def plan(at, seed, world, quick):
 def run_phases(phases, out, jobs):
     """Run the commands, `jobs` at a time, each when those it needs are done. Returns {name: seconds}; finished ones are kept."""
     ledger = out / "phases.json"
-    known = json.loads(ledger.read_text()) if ledger.exists() else {}
+    known = common.read_object(ledger) if ledger.exists() else {}
     target = lambda command: Path(command[command.index("--out") + 1])  # noqa: E731
     done = {name: known.get(name) for name, _, c in phases if known.get(name, {}).get("command") == c and target(c).exists()}
     height = {}  # of a phase: the longest chain of phases that wait for it; the highest start first

@@ -89,7 +89,10 @@ def reference_logps(out, name, prompts, responses, args, device):
         reference = load_model(args.init, device=device)
         logp = evaluate.score(reference, prompts, responses, args, device)
         write_atomic(path, lambda p: save_file({"logp": logp}, p))
-    return read_safetensors(path)[0]["logp"]
+    logp = read_safetensors(path)[0]["logp"]
+    if len(logp) != len(prompts):
+        raise common.InputError(f"{path}: is of {len(logp)} pairs, the data has {len(prompts)} now")
+    return logp
 
 
 def main(argv=None):

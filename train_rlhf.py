@@ -57,8 +57,9 @@ def flags(argv):
         )
     if args.algo == "reinforce" and (args.micro_batch_size or args.batch_size) < args.batch_size:
         p.error("--micro-batch-size: the baseline of --algo reinforce is the mean of the whole batch, give it the --batch-size")
-    if args.stop_after and args.reward not in CLASSES:
-        p.error(f"--stop-after reward: --reward {args.reward} has no stage 1")
+    for flag in ("stop_after", "eval_data"):
+        if getattr(args, flag) and args.reward not in CLASSES:
+            p.error(f"--{flag.replace('_', '-')}: --reward {args.reward} has no stage 1")
     return args
 
 
@@ -196,7 +197,7 @@ def main(argv=None):
     policy = load_model(args.start or args.init, device=device)
     save_config(out, args, "rlhf", policy, tokenizer_name, kl=kl, reference=str(args.init))
     optimizer = common.make_optimizer(args, policy)
-    steps = common.total_steps(args, len(prompts))
+    steps = args.steps or args.updates * common.total_steps(args, len(prompts))  # an epoch samples each prompt once
     start = load_state(out, policy, optimizer)
     common.compile_trunk(args, policy)
     eos, k = tokenizer.eos_id(encoding), args.samples

@@ -37,7 +37,7 @@ def gae(reward, value, gamma, lam):
 def values(critic, batch):
     """V(s_t) of the state before each response token, (R,)."""
     hidden = critic.trunk(batch.tokens, batch.position, batch.mask()).flatten(0, 1)  # (B*T, D)
-    return (hidden[batch.rows] * critic.scalar_head.weight).sum(-1)  # fp32, also under autocast
+    return (torch.nn.functional.embedding(batch.rows, hidden) * critic.scalar_head.weight).sum(-1)  # fp32, also under autocast
 
 
 def flags(argv):
@@ -51,6 +51,9 @@ def flags(argv):
     p.add_argument("--gamma", type=common.positive(float), default=1.0, help="discount (default: %(default)s)")
     p.add_argument("--gae-lambda", type=common.positive(float), default=0.95, help="(default: %(default)s)")
     args = p.parse_args(argv)
+    for flag in ("resume", "inspect", "epochs", "micro_batch_size", "compile", "profile", "export_hf"):
+        if getattr(args, flag):
+            p.error(f"--{flag.replace('_', '-')}: not in this experiment, which runs from the beginning to the end in one piece")
     args.steps = args.steps or 300
     return args
 
@@ -60,11 +63,10 @@ def main(argv=None):
     device, world = common.pick_device(args), roadmap.WORLDS.get(args.data)
     if world is None:
         raise common.InputError(f"--data {args.data}: this experiment runs on the built-in map")
-    if args.resume:
-        raise common.InputError("--resume: this experiment starts from the beginning; give it another --out")
     common.make_map_inputs(args)
     stage_1 = ["train_rlhf.py", "--data", args.data, "--init", args.init, "--stop-after", "reward", "--out", args.reward.parent]
-    common.make_with([*stage_1, "--resume", "--seed", args.seed], args.reward / "model.safetensors")
+    if args.reward.name == "reward":  # what train_rlhf.py calls it
+        common.make_with([*stage_1, "--resume", "--seed", args.seed], args.reward / "model.safetensors")
     out = common.open_run(args, "ppo")
     torch.manual_seed(args.seed)
     policy, reference = (load_model(args.init, device=device) for _ in range(2))

@@ -29,6 +29,8 @@ def write_atomic(path, write):
             os.fsync(f.fileno())
         temporary.chmod(0o666 & ~UMASK)  # safetensors makes its files private
         os.replace(temporary, path)
+    except SafetensorError as error:  # the disk is full, or may not be written to
+        raise InputError(f"{path}: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -86,7 +88,10 @@ def load_state(out, model, optimizer):
     log = Path(out) / "metrics.jsonl"
     if log.exists():  # the last line of a killed run may be cut in half
         lines = [line for line in log.read_text().splitlines() if line.endswith("}")]
-        kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
+        try:
+            kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{log}: a line of it is not a JSON object with a step") from None
         write_atomic(log, lambda p: p.write_text("".join(kept)))
     return step
 
@@ -163,12 +168,15 @@ def load_model(folder, dtype=None, device="cpu", head=None, readout=None):
             raise InputError(f"{folder}/config.json: {error}") from None
         tensors, _ = read_safetensors(path)
     model_config.head, model_config.readout = head or model_config.head, readout or model_config.readout
-    with torch.device("meta"):  # no time or memory for initial values, which the file replaces
-        model = GPT(model_config)
+    try:
+        with torch.device("meta"):  # no time or memory for initial values, which the file replaces
+            model = GPT(model_config).to(dtype or torch.float32)
+    except (TypeError, RuntimeError) as error:  # a size that is none
+        raise InputError(f"{folder}/config.json: {error}") from None
     model.to_empty(device="cpu")
     if model_config.head == "scalar":
         model.init_scalar_head()
     elif model_config.tied:
         model.lm_head.weight = model.embedding.weight
     fill(model, tensors, path, new=("scalar_head.weight",) if head == "scalar" else ())
-    return model.to(device=device, dtype=dtype or torch.float32)
+    return model.to(device)

@@ -35,9 +35,16 @@ def run_script(main):
     """Run main(); what a user can cause becomes one line on stderr and exit code 2."""
     try:
         main()
-    except (InputError, OSError, torch.cuda.OutOfMemoryError) as error:
-        hint = " (try a smaller --micro-batch-size)" if isinstance(error, torch.cuda.OutOfMemoryError) else ""
-        print(f"error: {' '.join(str(error).split())}{hint}", file=sys.stderr)
+    except BrokenPipeError:  # the reader has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (InputError, OSError, MemoryError, RuntimeError) as error:
+        # On a CPU torch has no exception of its own for this.
+        full = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "can't allocate memory" in str(error)
+        if isinstance(error, RuntimeError) and not full:
+            raise
+        text = " ".join(str(error).split()) or "out of memory"
+        print(f"error: {text}{' (try a smaller --micro-batch-size)' * full}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; a run goes on from its last checkpoint with the same command and --resume", file=sys.stderr)
@@ -159,10 +166,12 @@ NOT_THE_RUN = (
 def open_run(args, stage):
     """Make --out, or refuse: a directory with another run is never written to. Returns the path."""
     out, given = args.out, getattr(args, "export_hf", None)
-    if given and given.exists() and any(given.iterdir()):
+    if given and given.resolve() == out.resolve():
+        raise InputError(f"--export-hf {given}: is --out itself")
+    if given and given.exists() and any(given.iterdir()) and not args.resume:
         raise InputError(f"--export-hf {given}: exists, and is not empty")
     if (out / "config.json").exists():
-        theirs = read_object(out / "config.json")
+        theirs = read_config(out)
         if not args.resume:
             raise InputError(f"{out} already holds a run: --resume continues it, --out DIR starts another")
         if theirs.get("stage") != stage:
@@ -174,8 +183,9 @@ def open_run(args, stage):
                 raise InputError(f"{out}: its run had {flag} {had.get(name)}, this one has {value}")
     elif out.exists() and (not out.is_dir() or ((out / "model.safetensors").exists())):
         raise InputError(f"{out} exists and is not a run of nanoroads")
-    out.mkdir(parents=True, exist_ok=True)
-    for half_written in out.glob("*.tmp"):  # by a run that was killed
+    for folder in filter(None, (given, out)):  # what is wrong with either is said now, not after the training
+        folder.mkdir(parents=True, exist_ok=True)
+    for half_written in (*out.glob("*.tmp"), *out.glob(".tmp??????")):  # by a run that was killed; the second by safetensors
         half_written.unlink()
     return out
 
@@ -184,7 +194,7 @@ def read_object(path):
     """The JSON object in a file. Raises InputError."""
     try:
         value = json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{path}: not JSON") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object, but {type(value).__name__}")
@@ -210,7 +220,12 @@ def read_config(folder):
     path = local(folder) / "config.json"
     if not path.exists():
         raise InputError(f"{folder}: no such run (it has no config.json)")
-    return read_object(path)
+    config = read_object(path)
+    kinds = {"args": dict, "model": dict, "tokenizer": str, "reference": str, "beta": (int, float)}  # of our own
+    for name in kinds if "model_type" not in config else ():
+        if name in config and not isinstance(config[name], kinds[name]):
+            raise InputError(f"{path}: {name} is {config[name]!r}")
+    return config
 
 
 def plain(args):
@@ -222,7 +237,10 @@ def make_with(command, path):
     if not Path(path).exists():
         command = [str(word) for word in command]
         print(f"{path} is missing; making it:\n  python {shlex.join(command)}", flush=True)
-        if subprocess.run(python(command), env=environment()).returncode:
+        code = subprocess.run(python(command), env=environment()).returncode
+        if code == 2:  # it has said why
+            sys.exit(2)
+        if code:
             raise InputError(f"{path}: the command above failed")
 
 
@@ -234,7 +252,7 @@ def make_map_inputs(args):
         raise InputError("--eval-data: the map has its own held-out pairs; it goes with --data FILE")
     policy = args.init / "model.safetensors"
     make_with(["train_sft.py", "--data", args.data, "--out", args.init, "--resume", "--seed", args.seed], policy)
-    theirs = read_object(args.init / "config.json").get("args", {}).get("data", args.data)
+    theirs = read_config(args.init).get("args", {}).get("data", args.data)
     if theirs != args.data:  # its pairs would be of another world
         raise InputError(f"{args.init}: a policy of --data {theirs}, not of {args.data}; --init DIR names (or makes) another")
     train, test = args.init / "pairs.jsonl", args.init / "pairs_test.jsonl"

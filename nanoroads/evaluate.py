@@ -90,15 +90,19 @@ def rule(name):
     sys.path.insert(0, "")  # the user's own directory
     try:
         given = getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever a module does when it is imported
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
         raise InputError(f"--reward {name}: {type(error).__name__}: {error}") from None
     finally:
         sys.path.remove("")
 
     def rewards(prompts, responses):
         try:
-            return torch.tensor([float(given(p, r)) for p, r in zip(prompts, responses, strict=True)])
-        except Exception as error:
+            values = [float(given(p, r)) for p, r in zip(prompts, responses, strict=True)]
+        except (Exception, SystemExit) as error:
             raise InputError(f"--reward {name} raised {type(error).__name__}: {error}") from error
+        for prompt, response, value in zip(prompts, responses, values, strict=True):
+            if not abs(value) < 1e30:  # NaN, or too large for fp32 and its sums
+                raise InputError(f"--reward {name} says {value} of {response!r} after {prompt!r}")
+        return torch.tensor(values)
 
     return rewards

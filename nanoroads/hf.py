@@ -61,6 +61,7 @@ ONLY = {"mlp_bias": False, "scale_attn_weights": True, "scale_attn_by_inverse_la
 ONLY |= {"use_sliding_window": False, "rope_interleaved": False, "partial_rotary_factor": 1.0, "quantization_config": None}
 LENGTH = "original_max_position_embeddings"
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", LENGTH)
+TOKENIZER = ("tokenizer", "special_tokens", "chat_template", "vocab", "merges", "generation_config")  # files of a folder
 BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")  # constants that older files carry
 
 
@@ -232,14 +233,19 @@ def save_hf(folder, model, eos=None):
 def export(run, folder):
     """--export-hf: a finished run as a Hugging Face folder, with the tokenizer files of the folder that it began with.
 
-    folder None: nothing is asked for. Raises InputError, also for a folder that holds something already."""
+    folder None: nothing is asked for. A killed export is written anew, a whole one stays. Raises InputError, also for a folder
+    that holds something else."""
     if folder is None:
         return
-    if folder.exists() and any(folder.iterdir()):
+    if (folder / "config.json").exists():  # the last file of an export
+        print(f"{folder} holds a model already and is left as it is")
+        return
+    if any(not path.name.startswith(("model.safetensors", *TOKENIZER)) for path in folder.glob("*")):  # not a killed export
         raise InputError(f"--export-hf {folder}: exists, and is not empty")
     name = read_config(run)["tokenizer"]
-    save_hf(folder, load_model(run), tokenizer.eos_id(tokenizer.get(name)))
+    folder.mkdir(parents=True, exist_ok=True)
     for path in Path(name).glob("*") if Path(name).is_dir() else ():
-        if path.name.startswith(("tokenizer", "special_tokens", "chat_template", "vocab", "merges", "generation_config")):
+        if path.name.startswith(TOKENIZER):
             shutil.copy(path, folder)
+    save_hf(folder, load_model(run), tokenizer.eos_id(tokenizer.get(name)))
     print(f"{folder}: {run} for transformers, vLLM and others")

@@ -232,8 +232,10 @@ class GPT(nn.Module):
             if self.config.readout == "last":
                 return (hidden[batch.last] * weight).sum(-1)
             return kernels.segment_sum((hidden[batch.own] * weight).sum(-1), batch.cu_seqlens)
+        # (R, D): prompt and padding never reach the vocabulary projection. Not hidden[rows], whose backward on several CPU
+        # threads adds what the k samples send to the prompt's last token in whatever order they come.
         return kernels.sequence_logp(
-            hidden[batch.rows],  # (R, D): prompt and padding never reach the vocabulary projection
+            F.embedding(batch.rows, hidden),
             self.lm_head.weight,
             batch.target,
             batch.cu_seqlens,

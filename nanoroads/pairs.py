@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from nanoroads import common, data, roadmap, tokenizer
-from nanoroads.checkpoint import load_model, read_config
+from nanoroads.checkpoint import load_fitting, read_config
 from nanoroads.evaluate import texts
 from nanoroads.generate import generate
 
@@ -21,7 +21,7 @@ def draw(model, encoding, world, prompts, n, seed, chunk=512):
     generator = torch.Generator().manual_seed(seed)
     triples = []
     with tqdm(total=n, desc="pairs", unit="pair", disable=None) as bar:
-        for attempt in range(100):
+        for attempt in range(n // chunk * 20 + 20):
             some = [prompts[i] for i in torch.randint(len(prompts), (chunk,), generator=generator)]
             ids = [tokenizer.encode(encoding, p) for p in some]
             eos, length = tokenizer.eos_id(encoding), world.max_moves + 1
@@ -32,8 +32,6 @@ def draw(model, encoding, world, prompts, n, seed, chunk=512):
             bar.update(len(new))
             if len(triples) == n:
                 return triples
-            if attempt >= n // chunk * 20 + 20:
-                break
     raise common.InputError(f"the policy hardly ever gives two different responses: {len(triples)} pairs of {n}")
 
 
@@ -51,7 +49,7 @@ def main(argv=None):
         raise common.InputError(f"{args.policy}: not a policy of the built-in map, so its samples have no known reward")
     if args.out.exists():
         raise common.InputError(f"{args.out} exists; choose another --out")
-    model = load_model(args.policy)
+    model = load_fitting(args.policy)
     encoding = tokenizer.get(config["tokenizer"])
     seed = args.seed + 2**31 * (args.split == "test")  # in the hidden world both splits have the same prompts, not the same pairs
     triples = draw(model, encoding, world, roadmap.prompts(world, args.split), args.n, seed)

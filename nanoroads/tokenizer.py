@@ -39,9 +39,7 @@ def get(name):
             return FolderEncoding(Path(name))
         except InputError:
             raise
-        except (
-            Exception
-        ) as error:  # a value is missing or of another type, or a pattern is none: whatever it is, it is the file's
+        except Exception as error:  # a value is missing or of another type, a pattern is none: it is the file's fault
             raise InputError(f"{name}/tokenizer.json: not a tokenizer that can be read ({error!r})") from None
     raise InputError(f"tokenizer {str(name)!r} is neither roadmap nor gpt2 nor a folder")
 

@@ -174,3 +174,4 @@ def test_the_report_holds_the_numbers(tmp_path, monkeypatch):
 def test_a_lone_number_of_seeds_is_how_many():
     seeds = lambda *words: all_roads.flags(["--seeds", *words]).seeds  # noqa: E731
     assert (seeds("3"), seeds("0"), seeds("1"), seeds("4", "7")) == ([0, 1, 2], [0], [0], [4, 7])
+    assert seeds("4", "7", "4") == [4, 7]

@@ -502,3 +502,70 @@ def test_a_rule_whose_module_is_broken(refuses, sft, tmp_path, monkeypatch):
     (tmp_path / "brokenrule.py").write_text("def f(:\n")
     monkeypatch.chdir(tmp_path)  # modules of the user's own directory are found
     refuses(train_rlhf, "--reward brokenrule:f", "SyntaxError", out=tmp_path / "out", init=sft, reward="brokenrule:f")
+
+
+# ---------------------------------------------------------------- what was found by trying
+
+
+def test_an_export_that_could_not_be_written_is_refused_before_the_training(refuses, sft, tmp_path):
+    data, out = row_file(tmp_path), tmp_path / "out"
+    refuses(train_dpo, "--export-hf", out, "--out itself", out=out, init=sft, data=data, export_hf=out)
+    for folder in (data, data / "below"):
+        refuses(train_dpo, data, "directory", out=out, init=sft, data=data, export_hf=folder)
+
+
+def test_held_out_pairs_that_nothing_reads(refuses, sft, tmp_path):
+    flags = {"init": sft, "data": row_file(tmp_path), "reward": "conftest:brevity", "max_new_tokens": 12}
+    refuses(train_rlhf, "--eval-data", "no stage 1", out=tmp_path / "out", eval_data=row_file(tmp_path), **flags)
+
+
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        ("return float('nan')", ["says nan", "WA>FL:"]),
+        ("return 1e300", ["says 1e+300"]),
+        ("return None", ["raised TypeError"]),
+        ("raise SystemExit(1)", ["raised SystemExit"]),
+        ("pass\nraise SystemExit(3)", ["SystemExit: 3"]),  # when it is imported
+    ],
+)
+def test_a_rule_that_gives_no_number(body, words, refuses, sft, tmp_path, monkeypatch):
+    (tmp_path / "rule.py").write_text(f"def f(prompt, response): {body}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "rule", raising=False)
+    flags = {"init": sft, "data": row_file(tmp_path), "max_new_tokens": 12}
+    refuses(train_rlhf, "--reward rule:f", *words, out=tmp_path / "out", reward="rule:f", **flags)
+
+
+def test_a_reward_model_has_no_pairs(refuses, rlhf, tmp_path):
+    refuses(pairs, rlhf / "reward", "reward model", policy=rlhf / "reward", n=4, out=tmp_path / "pairs.jsonl")
+
+
+@pytest.mark.parametrize(
+    "entry", [{"tokenizer": 3}, {"args": None}, {"reference": 3}, {"beta": "x"}, {"n_layer": "2"}, {"n_embd": -16, "n_head": -1}]
+)
+def test_a_config_of_the_wrong_kinds(entry, refuses, sft, tmp_path):
+    folder = copy(sft, tmp_path / "sft")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model": config["model"] | entry} if "n_" in str(entry) else entry
+    (folder / "config.json").write_text(json.dumps(config))
+    for script, flags in users_of(folder, tmp_path):
+        refuses(script, folder / "config.json", **flags)
+
+
+def test_other_data_under_the_same_name(refuses, sft, tmp_path):
+    path, out = row_file(tmp_path), tmp_path / "out"
+    run(train_dpo, out, init=sft, data=path, resume=True)
+    (out / "model.safetensors").unlink()
+    write_jsonl(path, [ROW] * 9)
+    refuses(train_dpo, out / "ref_logp.safetensors", "4 pairs", "8 now", out=out, init=sft, data=path, resume=True)
+
+
+def test_a_ledger_that_is_none(refuses, tmp_path):
+    for text in ("{", "[]"):
+        (tmp_path / "phases.json").write_text(text)
+        refuses(all_roads, tmp_path / "phases.json", out=tmp_path, quick=True)
+
+
+def test_memory_that_is_not_there(refuses, sft, rlhf):
+    refuses(sample, "memory", "--micro-batch-size", model=sft, reward=rlhf / "reward", best_of=10**10, device="cpu")

@@ -48,6 +48,14 @@ def test_write_atomic_is_all_or_nothing(tmp_path):
     checkpoint.write_atomic(path, lambda p: p.write_text("two"))
     assert path.read_text() == "two" and os.listdir(tmp_path) == ["file"]
 
+    def fully(p):
+        raise checkpoint.SafetensorError("No space left on device")
+
+    with pytest.raises(InputError, match=f"{path}: No space left"):
+        checkpoint.write_atomic(path, fully)
+    checkpoint.write_atomic(path, lambda p: (p.touch(), p.chmod(0o600)))  # as safetensors makes its files
+    assert path.stat().st_mode & 0o777 == 0o666 & ~checkpoint.UMASK
+
 
 def test_write_atomic_reaches_the_disk_before_its_name(tmp_path, monkeypatch):
     done = []
@@ -248,3 +256,26 @@ def test_a_config_that_is_no_object(text, tmp_path):
     (tmp_path / "config.json").write_bytes(text.encode("latin1"))
     with pytest.raises(InputError, match="config.json: not "):
         checkpoint.read_config(tmp_path)
+
+
+def test_a_model_must_fit_its_place(tmp_path):
+    policy, narrow = saved(tmp_path, tiny()), tiny(block_size=24)
+    checkpoint.load_fitting(policy, like=narrow)
+    for like, words in (
+        (tiny(block_size=64), "block_size is 48, that of the policy 64"),
+        (tiny(vocab_size=22), "vocab_size is 23"),
+    ):
+        with pytest.raises(InputError, match=words):
+            checkpoint.load_fitting(policy, like=like)
+
+
+def test_a_reward_model_without_its_head_is_refused(tmp_path):
+    save_model(saved(tmp_path, tiny(head="scalar")), tiny())  # the weights of a policy
+    with pytest.raises(InputError, match="holds no tensor scalar_head.weight"):
+        load_model(tmp_path)
+
+
+def test_a_log_that_is_none(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"loss": 1}\n')
+    with pytest.raises(InputError, match="metrics.jsonl: a line of it"):
+        load_state(tmp_path, tiny(), None)

@@ -47,6 +47,10 @@ def test_update_clips_steps_and_forgets():
     assert common.update(args, model, optimizer, 0, 1).item() == 5.0
     assert torch.allclose(before - model.weight, torch.tensor([[0.3, 0.4]]), atol=1e-6)  # 0.5 x gradient of norm 1
     assert model.weight.grad is None
+    before, args.clip = model.weight.detach().clone(), 2.0
+    model.weight.grad = torch.tensor([[3.0, 4.0]])
+    common.update(args, model, optimizer, 0, 1)
+    assert torch.allclose(before - model.weight, torch.tensor([[0.6, 0.8]]), atol=1e-6)
 
 
 def test_only_matrices_decay():
@@ -76,6 +80,7 @@ def test_data_order_is_a_function_of_seed_and_step():
     common.epoch_order.cache_clear()
     assert order(3, reversed(range(10)))[::-1] == want == order(3)
     assert order(4) != want and want[:5] != want[5:]  # other seeds and epochs are other shuffles
+    assert order(4)[:5] != want[5:]  # also those that seed + epoch would confuse
     common.batch_indices(40, 8, 0, 3).clear()  # and a caller may do with it what he likes
     assert order(3) == want
 
@@ -163,7 +168,10 @@ def test_open_run(tmp_path):
     config = {"stage": "dpo", "args": common.plain(arguments(out))}
     assert config["args"]["init"] == "a/b"
     (out / "config.json").write_text(json.dumps(config))
+    for name in ("model.safetensors.7.tmp", ".tmpX4fp0Q", "notes.txt"):  # half written, the second by safetensors; the user's
+        (out / name).touch()
     assert common.open_run(arguments(out, resume=True, log_every=3), "dpo") == out
+    assert {p.name for p in out.iterdir()} == {"config.json", "notes.txt"}
     for flags, stage, words in [
         ({}, "dpo", "already holds a run: --resume"),
         ({"resume": True}, "sft", "stage 'dpo', not 'sft'"),

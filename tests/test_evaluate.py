@@ -75,11 +75,17 @@ def test_on_map_is_the_true_reward_of_its_own_samples(sampled):
 
 def test_a_perfect_policy_has_the_optimal_reward(monkeypatch):
     best = {p: tokenizer.encode(ENCODING, roadmap.shortest_routes(p)[0]) + [EOS] for p in PROMPTS}
-    monkeypatch.setattr(evaluate, "generate", lambda model, ids, k, *a, **b: [[best[p]] * k for p in PROMPTS])
+    temperatures = []
+
+    def generate(model, ids, k, *_, temperature=1.0, **more):
+        temperatures.append(temperature)
+        return [[best[p]] * k for p in PROMPTS]
+
+    monkeypatch.setattr(evaluate, "generate", generate)
     seen = evaluate.on_map(policy(0), policy(0), WORLD, ENCODING, PROMPTS, ARGS, CPU)
     assert seen["reward"] == seen["greedy_reward"] == [roadmap.optimal_reward(p) for p in PROMPTS]
     assert all(seen["legal"]) and all(seen["arrives"])
-    assert seen["kl"] == [0.0] * 7
+    assert seen["kl"] == [0.0] * 7 and temperatures == [1.0, 0]
 
 
 def test_mean_and_standard_error():
@@ -99,3 +105,4 @@ def test_texts_leave_eos_out():
 def test_a_tie_is_half_right():
     assert evaluate.accuracy(torch.tensor([1.0, -1.0, 2.0, 0.0])).item() == 0.625
     assert evaluate.accuracy(torch.tensor([1e-6, -1e-6, 0.0])).item() == 0.5
+    assert evaluate.accuracy(torch.tensor([1e-6, 2e-5])).item() == 0.75

@@ -101,6 +101,11 @@ def test_top_k_and_top_p_are_their_definitions(temperature):
             torch.testing.assert_close(share, wanted, rtol=0, atol=1.001 / n)
 
 
+def test_top_p_that_is_reached_exactly_cuts_the_rest():
+    u = torch.linspace(0, 0.99, 7)
+    assert sample_token(torch.zeros(7, 2), u, 1.0, 0, 0.5).unique().numel() == 1
+
+
 def test_the_ends_of_the_unit_interval():
     logits = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]] * 2)
     assert sample_token(logits, torch.tensor([0.0, 1 - 2**-24]), 1.0, 0, 1.0).tolist() == [1, 2]

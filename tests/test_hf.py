@@ -248,6 +248,25 @@ def test_a_run_is_exported_with_its_tokenizer_files(tmp_path):
     torch.testing.assert_close(theirs(x).logits, model.logits(x))
     assert theirs.config.eos_token_id == 97
     before = (folder / "model.safetensors").read_bytes()
+    (folder / "config.json").unlink()  # as if killed before its last file
+    (folder / "model.safetensors").write_bytes(b"half")
+    export(run, folder)
+    assert (folder / "model.safetensors").read_bytes() == before and (folder / "config.json").exists()
+    (folder / "model.safetensors").write_bytes(b"another model")
+    export(run, folder)  # whole: it stays
+    assert (folder / "model.safetensors").read_bytes() == b"another model"
+    (folder / "config.json").unlink()
+    (folder / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty"):
         export(run, folder)
-    assert (folder / "model.safetensors").read_bytes() == before
+    assert (folder / "model.safetensors").read_bytes() == b"another model"
+
+
+def test_fp64_weights_stay_fp64(tmp_path):
+    model = make("llama-gqa")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 1e-9)  # what fp32 cannot hold
+    model.save_pretrained(tmp_path)
+    embedding = GPT.from_pretrained(tmp_path, dtype=torch.float64).embedding.weight
+    assert torch.equal(embedding, model.model.embed_tokens.weight)

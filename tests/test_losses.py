@@ -179,6 +179,7 @@ def test_online_dpo_gradients(label):
     reward = t([1, 2, 3], [5, 5, 5]).requires_grad_()
     losses.online_dpo(logp, logp.detach() + 1, reward, 0.1, label).sum().backward()
     assert (logp.grad[1] == 0).all()  # a prompt with tied rewards
+    close(losses.online_dpo(logp, logp.detach() + 1, reward, 0.1, label)[1], 0)
     assert logp.grad[0, 2] < 0 == logp.grad[0, 1] < logp.grad[0, 0]  # descent raises the best, lowers the worst
     assert reward.grad is None
     # the soft label is met where the margin is the gap: sigmoid(m) = sigmoid(r_best - r_worst)
@@ -189,10 +190,11 @@ def test_online_dpo_gradients(label):
 
 def test_rebel_by_hand():
     # log ratios 1 and -2: 3/0.5 = 6; rewards 5 - 1 = 4: (6 - 4)^2
-    logp, old, reward = t([-3, -7]).requires_grad_(), t([-4, -5]), t([5, 1])
+    logp, old, reward = t([-3, -7]).requires_grad_(), t([-4, -5]).requires_grad_(), t([5, 1]).requires_grad_()
     loss = losses.rebel(logp, old, reward, 0.5)
     close(loss, [4])
     loss.sum().backward()
+    assert old.grad is None and reward.grad is None
     close(logp.grad, [[2 * 2 / 0.5, -2 * 2 / 0.5]])
     # its minimum is the mirror descent step pi_old exp(eta r)/Z
     old, reward = torch.log_softmax(t(0.3, -1, 2), 0), t(1, -0.5, 0.2)

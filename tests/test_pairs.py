@@ -46,6 +46,18 @@ def test_a_policy_that_says_one_thing_gives_no_pairs(policy, monkeypatch):
         pairs.draw(policy, ENCODING, WORLD, PROMPTS, 10, seed=0)
 
 
+def test_each_draw_has_a_seed_of_its_own_and_room_for_the_longest_route(monkeypatch):
+    seen = []
+
+    def generate(model, ids, k, length, eos, seed):
+        seen.append((length, seed))
+        return [[[5, EOS], [6, EOS]]] * len(ids)
+
+    monkeypatch.setattr(pairs, "generate", generate)
+    assert len(pairs.draw(None, ENCODING, WORLD, PROMPTS, 60_000, seed=3)) == 60_000
+    assert seen == [(WORLD.max_moves + 1, 3_000 + i) for i in range(118)]
+
+
 def test_the_command_writes_rows_that_the_training_scripts_read(policy, tmp_path, capsys):
     from argparse import Namespace
 
@@ -65,15 +77,17 @@ def test_the_command_writes_rows_that_the_training_scripts_read(policy, tmp_path
     assert out.read_bytes() == before
 
 
-def test_held_out_pairs_are_others_even_where_the_prompts_are_the_same(policy, tmp_path):
+def test_held_out_pairs_are_others_even_where_the_prompts_are_the_same(policy, tmp_path, monkeypatch):
     from argparse import Namespace
 
     from nanoroads.checkpoint import save_config, save_model
 
     save_config(tmp_path, Namespace(data="roadmap-hidden"), "sft", policy, "roadmap")
     save_model(tmp_path, policy)
-    rows = {}
+    rows, seeds, label = {}, [], roadmap.label_pairs
+    monkeypatch.setattr(roadmap, "label_pairs", lambda *a, seed: (seeds.append(seed), label(*a, seed=seed))[1])
     for split in ("train", "test"):
-        pairs.main(["--policy", str(tmp_path), "--n", "100", "--split", split, "--out", str(tmp_path / split)])
+        command = ["--policy", tmp_path, "--n", 100, "--split", split, "--seed", 7, "--out", tmp_path / split]
+        pairs.main([str(word) for word in command])
         rows[split] = (tmp_path / split).read_text().splitlines()
-    assert len(set(rows["train"]) & set(rows["test"])) < 5
+    assert len(set(rows["train"]) & set(rows["test"])) < 5 and seeds == [7, 7 + 2**31]

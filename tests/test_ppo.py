@@ -47,6 +47,13 @@ def test_values_are_read_before_each_token():
     torch.testing.assert_close(seen, alone[[2, 3, 2]])
 
 
+@pytest.mark.parametrize("flags", [["--epochs", "2"], ["--resume"], ["--export-hf", "x"], ["--micro-batch-size", "2"]])
+def test_flags_that_it_does_not_have(flags, capsys):
+    with pytest.raises(SystemExit):
+        ppo.flags(flags)
+    assert f"{flags[0]}: not in this experiment" in capsys.readouterr().err
+
+
 def test_the_critic_learns_and_the_reward_rises(tmp_path):
     """On a reward model that is any function of the response, with hardly any KL term."""
     torch.manual_seed(0)

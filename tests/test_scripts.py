@@ -278,6 +278,9 @@ def test_missing_policy_and_pairs_are_made(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(common.subprocess, "run", lambda command, env: Done)
     with pytest.raises(common.InputError, match="sft2/model.safetensors: the command above failed"):
         run(train_dpo, tmp_path / "dpo2", init=tmp_path / "sft2")
+    Done.returncode = 2  # it has said why in a line of its own
+    with pytest.raises(SystemExit, match="2"):
+        run(train_dpo, tmp_path / "dpo2", init=tmp_path / "sft2")
 
 
 def test_defaults_need_no_flag():
@@ -372,6 +375,13 @@ def iter_stdin(lines):
 def test_epochs_of_rl_are_passes_over_the_prompts():
     steps = lambda *words: common.total_steps(train_rlhf.flags(list(words)), 320)  # noqa: E731
     assert (steps(), steps("--epochs", "2"), steps("--steps", "7"), steps("--steps", "7", "--epochs", "2")) == (300, 20, 7, 7)
+
+
+def test_an_epoch_of_rl_samples_each_prompt_once_whatever_the_updates(sft, tmp_path):
+    data = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"WA>{goal}:"} for goal in ("FL", "GA", "ME", "NY", "TX")])
+    flags = {"init": sft, "data": data, "reward": "conftest:brevity", "max_new_tokens": 12, "batch_size": 2, "steps": None}
+    out = run(train_rlhf, tmp_path / "out", epochs=1, updates=3, **flags)
+    assert metrics(out)[-1]["step"] == 3 * 3
 
 
 def test_several_updates_of_rloo_are_clipped_ratios(sft, tmp_path):
