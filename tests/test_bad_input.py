@@ -243,7 +243,7 @@ def test_weights_of_another_shape(refuses, sft, tmp_path):
 
 @pytest.mark.parametrize(
     "config",
-    ["{", "[]", "3", "{}", '{"model": 3}', '{"model": {"depth": 3}}', '{"model": {"n_head": 5}}',
+    ["{", "[" * 100_000, "[]", "3", "{}", '{"model": 3}', '{"model": {"depth": 3}}', '{"model": {"n_head": 5}}',
      '{"model": {"norm": "batch"}}', '{"model_type": "bert"}'],
 )  # fmt: skip
 def test_a_config_that_is_none(config, refuses, sft, tmp_path):
