@@ -62,8 +62,8 @@ def implementation(name):
     """-> f(hidden, weight, target) -> log-probs (N,), or their sum where it knows no more. Raises whatever its import raises."""
     if name == "naive logits":
         return lambda x, w, t: torch.log_softmax(F.linear(x, w), 1).gather(1, t[:, None])[:, 0]
-    if name == "torch linear_cross_entropy":  # since torch 2.13
-        fused, options = F.linear_cross_entropy, torch.nn.LinearCrossEntropyOptions()
+    if name.startswith("torch linear_cross_entropy"):  # since torch 2.13; without options it has all logits in memory
+        fused, options = F.linear_cross_entropy, torch.nn.LinearCrossEntropyOptions() if "chunked" in name else None
         return lambda x, w, t: -fused(x, w, t, reduction="none", options=options)
     if name == "trl":
         from trl.kernels.chunked_logprob import ChunkedLogProbFunction
@@ -86,13 +86,14 @@ def implementation(name):
 
 
 OURS = [f"nanoroads {backend}{how}" for backend in kernels.BACKENDS[1:] for how in ("", " recompute")]
+TORCH = ["torch linear_cross_entropy", "torch linear_cross_entropy chunked"]
 CUDA_PEERS = ["liger-kernel", "cut-cross-entropy", "quack-kernels"]
 
 
 def contenders(cuda):
     """-> {name: f}; says in a line each what is not there."""
     found = {}
-    for name in (*OURS, "naive logits", "torch linear_cross_entropy", "trl", *CUDA_PEERS):
+    for name in (*OURS, "naive logits", *TORCH, "trl", *CUDA_PEERS):
         if not cuda and (name in CUDA_PEERS or "triton" in name):
             print(f"{name}: left out, needs a CUDA device")
             continue
@@ -254,9 +255,9 @@ def measure(shape, dtype, device, found, reps):
 
 def show(shape, ceiling, rows):
     print(f"\nN {shape[0]}, D {shape[1]}, V {shape[2]}: bare matrix products {ceiling:.4g} TFLOP/s")
-    print(f"{'':28}" + "".join(f"{name:>16}" for name in COLUMNS))
+    print(f"{'':36}" + "".join(f"{name:>16}" for name in COLUMNS))
     for name, row in rows.items():
-        print(f"{name:28}" + "".join(f"{'-' if row[c] is None else format(row[c], '.3g'):>16}" for c in COLUMNS), flush=True)
+        print(f"{name:36}" + "".join(f"{'-' if row[c] is None else format(row[c], '.3g'):>16}" for c in COLUMNS), flush=True)
 
 
 def draw(results, path):
