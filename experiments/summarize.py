@@ -2,7 +2,8 @@
 
     python experiments/summarize.py --model FOLDER --data FILE --reduced     SmolLM2-135M on two CPU cores: 18 minutes, 5.9 GiB
     python experiments/summarize.py --model FOLDER --data FILE               a model of about 1B parameters on one GPU: 40 GB for
-                                                                             three fp32 models and AdamW; time not measured yet
+                                                                             three fp32 models and AdamW; 400 PFLOP, by count half an
+                                                                             hour on an H100, and not measured yet
 
 FOLDER: a Hugging Face model. FILE: rows {"document", "summary"}, .jsonl or .jsonl.gz. In each setting: SFT on the summaries;
 pairs of the SFT policy's own samples, labelled by Bradley-Terry on the stated reward; DPO; a global reward model and RLOO, at
@@ -49,8 +50,8 @@ SCALE, PROMPT = 10.0, "{document}\n\nIn one line:"
 # documents: for SFT, for pairs, held out. words: of the longest document. tokens: of the longest response.
 FULL = {"sft": 6000, "pairs": 6000, "test": 400, "words": 250, "tokens": 48, "batch": 64, "micro": 16, "samples": 8}
 FULL |= {"sft_lr": 1e-5, "lr": 1e-6, "rm_lr": 5e-6, "kl": 0.1, "epochs": 1, "steps": 150, "dtype": "auto"}
-REDUCED = {"sft": 320, "pairs": 288, "test": 64, "words": 36, "tokens": 16, "batch": 8, "micro": 8, "samples": 4}
-REDUCED |= {"sft_lr": 1e-4, "lr": 2e-5, "rm_lr": 3e-5, "kl": 0.1, "epochs": 1, "steps": 16, "dtype": "bfloat16"}
+REDUCED = {"sft": 320, "pairs": 576, "test": 96, "words": 36, "tokens": 16, "batch": 8, "micro": 8, "samples": 4}
+REDUCED |= {"sft_lr": 1e-4, "lr": 2e-5, "rm_lr": 5e-5, "kl": 0.1, "epochs": 1, "steps": 30, "dtype": "bfloat16"}
 
 
 def flags(argv):
@@ -131,7 +132,7 @@ def sample(folder, args, rows, k, temperature=1.0, seed=0):
 
 def make_pairs(folder, args, rows, reward, path):
     """Two samples of each document, where they end and differ, labelled by Bradley-Terry on the reward."""
-    cache = folder / "samples.json"  # one-line and hidden label the same samples
+    cache = folder / f"samples_{path.stem}.json"  # one-line and hidden label the same samples
     if not cache.exists():
         encoding, _, groups = sample(folder, args, rows, 2, seed=args.seed)
         whole = [all(g[-1] == tokenizer.eos_id(encoding) and len(g) > 1 for g in group) for group in groups]
@@ -165,12 +166,12 @@ def train(setting, args, parts, reward):
     init = ["--init", args.model, "--data", demos, "--lr", size.sft_lr, "--epochs", size.epochs]
     add(sft.relative_to(args.out), "train_sft.py", *init)
     run_phases(phases, args.out, 1)
-    pairs = at / "pairs.jsonl"
-    begun = time.time()
-    if not pairs.exists():
-        make_pairs(sft, args, parts["pairs"], reward, pairs)
+    begun, pairs = time.time(), {name: at / f"{name}.jsonl" for name in ("pairs", "test")}
+    for name, path in pairs.items():
+        if not path.exists():
+            make_pairs(sft, args, parts[name], reward, path)
     seconds = {f"{setting}/pairs": round(time.time() - begun, 1)}
-    road = ["--init", sft, "--data", pairs, "--lr", size.lr]
+    road = ["--init", sft, "--data", pairs["pairs"], "--eval-data", pairs["test"], "--lr", size.lr]
     add(f"{setting}/dpo", "train_dpo.py", *road, "--beta", size.kl, "--epochs", size.epochs)
     rl = ["--kl", size.kl, "--samples", size.samples, "--steps", size.steps, "--max-new-tokens", size.tokens]
     rm = ["--reward-lr", size.rm_lr, "--reward-epochs", size.epochs, "--reward-batch-size", size.batch]
@@ -201,8 +202,8 @@ def measure(folders, args, rows, reward):
         row["example"] = greedy[0]
     gap = evaluate.mean_se(found["rlhf"].mean(1) - found["dpo"].mean(1))  # of the same documents
     reference = evaluate.mean_se([reward(row, row["summary"]) for row in rows])
-    seen = common.read_metrics(folders["rlhf"] / "reward")[-1]
-    model = {"nll": seen["eval_loss"], "accuracy": seen["eval_accuracy"]}
+    seen, pairs = common.read_metrics(folders["rlhf"] / "reward")[-1], (folders["dpo"].parent / "test.jsonl").read_text()
+    model = {"nll": seen["eval_loss"], "accuracy": seen["eval_accuracy"], "pairs": pairs.count("\n")}
     return {"policies": results, "rlhf_minus_dpo": gap, "reference": reference, "reward_model": model}
 
 
@@ -222,7 +223,7 @@ def report(results, args, parts):
         lines += [f"\n## {setting}\n", table(["policy", *columns.values(), "words"], rows)]
         lines += [f"The documents' own summaries: {show(found['reference'])}. RLHF - DPO, document by document: {show(gap)}."]
         model = found["reward_model"]
-        lines += ["Reward model: {nll:.3f} nats a held-out pair, accuracy {accuracy:.2f}.\n".format(**model)]
+        lines += ["Reward model: {nll:.3f} nats a pair, accuracy {accuracy:.2f}, {pairs} held-out pairs.\n".format(**model)]
         says = "RLHF is ahead" if setting == "one-line" else "there is no gap"
         seen = "RLHF is ahead" if gap["mean"] > 0 else "DPO is ahead"
         seen = "there is no gap beyond two standard errors" if abs(gap["mean"]) < 2 * gap["se"] else seen
