@@ -46,6 +46,8 @@ def flags(argv):
     )
     p.add_argument("--quick", action="store_true", help="half of the steps, the main world alone")
     p.add_argument("--jobs", type=common.positive(int), default=2, help="phases at a time, one core each (default: 2)")
+    p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], help="of the training scripts (default: theirs, auto)")
+    p.add_argument("--kernel", choices=["auto", "torch", "triton"], help="of the training scripts (default: theirs, auto)")
     args = p.parse_args(argv)
     if len(args.seeds) == 1:
         args.seeds = list(range(max(1, args.seeds[0])))
@@ -57,9 +59,9 @@ def flags(argv):
 # ---------------------------------------------------------------- the commands
 
 
-def plan(at, seed, world, quick):
-    """Phases of one seed in one world: a list of (name, names of the phases it needs, command)."""
-    phases, flags = [], ["--seed", seed, "--data", world]
+def plan(at, seed, world, quick, *more):
+    """Phases of one seed in one world: a list of (name, names of the phases it needs, command). more: flags of the scripts."""
+    phases, flags = [], ["--seed", seed, "--data", world, *more]
     if world != "roadmap":
         at = at / world.removeprefix("roadmap-")
     sft = at / "sft"
@@ -292,7 +294,8 @@ def main(argv=None):
     args = flags(argv)
     begun, out = time.time(), args.out
     worlds = ["roadmap"] if args.quick else ["roadmap", "roadmap-short", "roadmap-hidden"]
-    phases = [p for seed in args.seeds for world in worlds for p in plan(out / f"seed{seed}", seed, world, args.quick)]
+    more = [word for name in ("device", "kernel") if getattr(args, name) for word in (f"--{name}", getattr(args, name))]
+    phases = [p for seed in args.seeds for world in worlds for p in plan(out / f"seed{seed}", seed, world, args.quick, *more)]
     seconds = run_phases(phases, out, args.jobs)
     rows = []
     for seed in tqdm(args.seeds, desc="measuring", unit="seed", disable=None):

@@ -1,9 +1,9 @@
 """Both roads on a pretrained language model: one-line summaries, and the two settings with which the paper closes the gap.
 
-    python experiments/summarize.py --model FOLDER --data FILE --reduced     SmolLM2-135M on two CPU cores: 18 minutes, 5.9 GiB
+    python experiments/summarize.py --model FOLDER --data FILE --reduced     SmolLM2-135M on two CPU cores: MINUTES, GIB
     python experiments/summarize.py --model FOLDER --data FILE               a model of about 1B parameters on one GPU: 40 GB for
-                                                                             three fp32 models and AdamW; 400 PFLOP, by count half an
-                                                                             hour on an H100, and not measured yet
+                                                                             three fp32 models and AdamW; not measured yet, by its
+                                                                             count of 400 PFLOP half an hour on an H100
 
 FOLDER: a Hugging Face model. FILE: rows {"document", "summary"}, .jsonl or .jsonl.gz. In each setting: SFT on the summaries;
 pairs of the SFT policy's own samples, labelled by Bradley-Terry on the stated reward; DPO; a global reward model and RLOO, at

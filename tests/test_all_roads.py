@@ -83,6 +83,11 @@ def test_every_phase_comes_after_those_it_needs():
                 seen.add(name)
 
 
+def test_device_and_kernel_reach_the_training_scripts():
+    for _, _, command in all_roads.plan(all_roads.Path("o"), 0, "roadmap", False, "--device", "cpu", "--kernel", "torch"):
+        assert ("--kernel" in command and "--device" in command) == command[0].startswith("train_")
+
+
 def phase(tmp_path, name, text, needs=()):
     """A phase that appends a line to a file, through the pairs command's form: -m MODULE ... --out PATH."""
     (tmp_path / "mark.py").write_text(
