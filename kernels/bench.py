@@ -277,7 +277,7 @@ def draw(results, path):
             axis.plot(*(zip(*points, strict=True) if points else ([], [])), marker="o", label=name)
         axis.set(title=f"D {head[0]}, V {head[1]}", xlabel="tokens", ylabel="TFLOP/s, forward + backward", ylim=(0, None))
         axis.set_xscale("log", base=2)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(heads)), fontsize=8)
     figure.savefig(path, dpi=150)
 
 

@@ -156,12 +156,15 @@ def overoptimisation(rl, dpo):
     for label, rows in dpo.items():
         rows = [row for row in rows if "map_kl" in row]
         right.plot([row["map_kl"] for row in rows], [row["map_reward"] for row in rows], "o-", ms=4, label=label)
-    true.set(title="RLHF: what is wanted", ylabel="true reward", ylim=(0, None))
+    true.set(title="RLHF: what is wanted", ylabel="true reward")
     score.set(title="RLHF: what is maximised", ylabel="reward model's score")
-    right.set(title="DPO", ylabel="true reward", ylim=(0, None))
+    right.set(title="DPO", ylabel="true reward")
     for ax in (true, score, right):
+        ax.margins(y=0.1)
         ax.set_xlabel("KL(policy || SFT), nats")
         ax.legend()
+    for ax in (true, right):
+        ax.set_ylim(bottom=0)
     return fig
 
 
