@@ -275,7 +275,7 @@ def draw(results, path):
         for name in dict.fromkeys(name for r in results for name in r["rows"]):
             points = [(r["N"], r["rows"][name]["tflops"]) for r in here if name in r["rows"]]
             axis.plot(*(zip(*points, strict=True) if points else ([], [])), marker="o", label=name)
-        axis.set(title=f"D {head[0]}, V {head[1]}", xlabel="tokens", ylabel="TFLOP/s, forward + backward", ylim=(0, None))
+        axis.set(title=f"D {head[0]}, V {head[1]}", xlabel="tokens", ylabel="TFLOP/s", ylim=(0, None))
         axis.set_xscale("log", base=2)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(heads)), fontsize=8)
     figure.savefig(path, dpi=150)

@@ -24,11 +24,12 @@ class PackedLinear(nn.Module):
 
 
 def packed(model, dtype, rows):
-    """The model to decode `rows` rows with in `dtype`: on a CPU a twin with PackedLinear modules, elsewhere itself.
+    """The model to decode `rows` rows with in `dtype`: on an x86 CPU a twin with PackedLinear modules, elsewhere itself.
 
     The twin shares all parameters but the matrices, of which it holds a copy; the model stays as it is."""
     weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
-    onednn = model.embedding.weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")  # where it was measured
+    onednn = model.embedding.weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and x86
     onednn = onednn and (dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if not onednn or "trunk" in vars(model) or sum(w.numel() for w in weights) < PACK:  # trunk: a compiled one
         return model
