@@ -50,8 +50,8 @@ SCALE, PROMPT = 10.0, "{document}\n\nIn one line:"
 # documents: for SFT, for pairs, held out. words: of the longest document. tokens: of the longest response.
 FULL = {"sft": 6000, "pairs": 6000, "test": 400, "words": 250, "tokens": 48, "batch": 64, "micro": 16, "samples": 8}
 FULL |= {"sft_lr": 1e-5, "lr": 1e-6, "rm_lr": 5e-6, "kl": 0.1, "epochs": 1, "steps": 150, "dtype": "auto"}
-REDUCED = {"sft": 320, "pairs": 576, "test": 96, "words": 36, "tokens": 16, "batch": 8, "micro": 8, "samples": 4}
-REDUCED |= {"sft_lr": 1e-4, "lr": 2e-5, "rm_lr": 5e-5, "kl": 0.1, "epochs": 1, "steps": 30, "dtype": "bfloat16"}
+REDUCED = {"sft": 320, "pairs": 448, "test": 80, "words": 36, "tokens": 16, "batch": 8, "micro": 8, "samples": 4}
+REDUCED |= {"sft_lr": 1e-4, "lr": 2e-5, "rm_lr": 5e-5, "kl": 0.1, "epochs": 1, "steps": 24, "dtype": "bfloat16"}
 
 
 def flags(argv):
