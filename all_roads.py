@@ -231,7 +231,11 @@ def gap_closed_row(at, name):
     encoding, ref = tokenizer.get("roadmap"), load_model(at / "sft")
     rows = {n: policy_row(load_model(at / n), ref, world, encoding, prompts) for n in ("sft", "dpo", "rlhf_global")}
     result = {n: row["reward"] for n, row in rows.items()}
-    if name == "roadmap-short":  # the soft optimum that both roads aim at is exact here: how far is each from it?
+    if name == "roadmap-short":  # few prompts: is it new ones that a road is bad at?
+        seen = roadmap.prompts(world, "train")[:256]
+        for n in rows:
+            result[n]["on_training_prompts"] = policy_row(load_model(at / n), ref, world, encoding, seen)["reward"]
+        # The soft optimum that both roads aim at is exact here: how far is each from it?
         routes = [(p, r) for p in prompts for r in roadmap.routes(world, p)]
         logp = evaluate.score(ref, *route_tokens(encoding, routes), SIZES, CPU).flatten().double()
         for n in ("dpo", "rlhf_global"):

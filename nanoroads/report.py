@@ -83,7 +83,9 @@ def write(results, out, at):
     if gap:
         rows = [[name.replace("_", " "), *(pm(row[n]) for n in ("sft", "dpo", "rlhf_global"))] for name, row in gap.items()]
         apart = [f"{n} {gap['short_horizon'][n]['kl_to_optimum']:.2f}" for n in ("dpo", "rlhf_global")]
+        seen = [f"{n} {pm(row['on_training_prompts'])}" for n, row in gap["short_horizon"].items()]
         text += ["## The gap closed\n", table(["world", "SFT", "DPO", "RLHF"], rows)]
+        text += [f"Short horizon, on prompts of the training pairs: {', '.join(seen)}.\n"]
         text += [f"Short horizon, KL to the exact soft optimum of each one's beta, nats: {', '.join(apart)}.\n"]
         text += ["## Over-optimisation: too weak a regulariser\n\n![over-optimisation](overoptimisation.png)\n"]
     text += ["## Seconds\n", table(["phase", "s"], [[name, f"{s:.0f}"] for name, s in results["seconds"].items()])]

@@ -133,6 +133,8 @@ def results(sft=0.2, dpo=0.4, rlhf=0.5, short=(0.4, 0.41), hidden=(0.4, 0.41), k
     gap = {"short_horizon": row(short), "hidden_reference": row(hidden)}
     for n in ("dpo", "rlhf_global"):
         gap["short_horizon"][n]["kl_to_optimum"] = 3.0
+    for found in gap["short_horizon"].values():
+        found["on_training_prompts"] = cell(0.77)
     best = lambda x: {"1": 0.1, "16": x}  # noqa: E731
     return {
         "seeds": [0],
