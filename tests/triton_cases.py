@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
-from kernels import backward, bench, logp
+from kernels import backward, logp, tune
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1.2e-3}  # of gradients, relative to the norm: fp16 rounds d logits
 MODES = {"kept": 1 << 30, "recomputed": 0}
@@ -338,10 +338,10 @@ def test_tuning(tmp_path, monkeypatch, capsys):
     table = copy.deepcopy(logp.table())
     monkeypatch.setattr(logp, "TILES", tmp_path / "tiles.json")
     monkeypatch.setattr(logp, "table", lambda: table)
-    monkeypatch.setattr(bench, "TUNE", [(5, 8, 70)])
-    monkeypatch.setattr(bench, "SWEEP", [{"BLOCK_V": (32, 64), "num_warps": (4, 16)}, {"BLOCK_D": (16, 64)}])
+    monkeypatch.setattr(tune, "TUNE", [(5, 8, 70)])
+    monkeypatch.setattr(tune, "SWEEP", [{"BLOCK_V": (32, 64), "num_warps": (4, 16)}, {"BLOCK_D": (16, 64)}])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 1))
-    monkeypatch.setattr(bench, "timed", lambda f, clock: (f(), next(ms))[1])
+    monkeypatch.setattr(tune, "timed", lambda f, clock: (f(), next(ms))[1])
     real, ms = backward.forward, iter(range(10**6, 0, -1))  # each faster than the one before
 
     def forward(*args):
@@ -349,7 +349,7 @@ def test_tuning(tmp_path, monkeypatch, capsys):
         return logp_ + (0.01 if args[-1] and args[-1]["BLOCK_V"] == 64 else 0.0), *rest
 
     monkeypatch.setattr(backward, "forward", forward)
-    bench.tune(torch.float32, "fp32", "cpu")
+    tune.tune(torch.float32, "fp32", "cpu")
     tuned = json.loads((tmp_path / "tiles.json").read_text())
     assert tuned["sm_91"]["fp32"]["forward"]["BLOCK_V"] == 32 and tuned["sm_91"]["fp32"]["backward"]["BLOCK_V"] == 64
     assert tuned["sm_90"] == logp.table()["sm_90"] and [x.name for x in tmp_path.iterdir()] == ["tiles.json"]
