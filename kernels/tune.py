@@ -63,6 +63,7 @@ def trial(kind, tile, cases, clock):
 
 def attempt(kind, tile, x, w, t, logp, d_hidden, clock):
     """-> ms of the forward without and with E, or of d logits computed again. Raises ValueError where they are wrong."""
+
     def forward(budget):
         return backward.forward(x, w, None, t, 1.0, 0.0, False, budget, tile if kind == "forward" else None)
 
