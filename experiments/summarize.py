@@ -1,6 +1,6 @@
 """Both roads on a pretrained language model: one-line summaries, and the two settings with which the paper closes the gap.
 
-    python experiments/summarize.py --model FOLDER --data FILE --reduced     SmolLM2-135M on two CPU cores: MINUTES, GIB
+    python experiments/summarize.py --model FOLDER --data FILE --reduced     SmolLM2-135M on two CPU cores: 28 minutes, 5.7 GiB
     python experiments/summarize.py --model FOLDER --data FILE               a model of about 1B parameters on one GPU: 40 GB for
                                                                              three fp32 models and AdamW; not measured yet, by its
                                                                              count of 400 PFLOP half an hour on an H100
@@ -18,8 +18,8 @@ the same KL strength. Then held-out documents: reward, win rate against the SFT 
                 easier than writing. SFT policy and samples are those of one-line.
 
 r is in nats of Bradley-Terry: P(a beats b) = sigmoid(r(a) - r(b)). The paper (2503.01067, section 4) says: RLHF is ahead in the
-first setting, and in the other two it is not. --reduced shows that the pipeline runs and what moves: two hundred pairs and
-sixteen RL steps are too few to say which road is better.
+first setting, and in the other two it is not. --reduced shows that the pipeline runs and what moves: three hundred pairs
+and two dozen RL steps are too few to say which road is better.
 """
 
 import argparse
