@@ -27,7 +27,7 @@ from nanoroads.checkpoint import (
 )
 from nanoroads.hf import export
 
-PRETRAINED = {"lr": 1e-6, "epochs": 1.0, "beta": 0.1, "micro_batch_size": 4}  # 5e-5 wrecks a pretrained model
+PRETRAINED = {"lr": 1e-6, "epochs": 1.0, "beta": 0.1, "micro_batch_size": 2}  # 5e-5 wrecks a pretrained model
 LOSSES = ["dpo", "cdpo", "ipo", "hinge", "simpo", "reference-free"]
 
 
