@@ -22,7 +22,7 @@ from nanoroads.checkpoint import finish, is_finished, load_fitting, load_model, 
 from nanoroads.generate import generate
 from nanoroads.hf import export
 
-PRETRAINED = {"lr": 1e-6, "epochs": 1.0, "reward_epochs": 1.0, "beta": 0.1, "micro_batch_size": 2}
+PRETRAINED = {"lr": 1e-6, "epochs": 1.0, "reward_epochs": 1.0, "beta": 0.1, "micro_batch_size": 1}
 ALGOS = ["rloo", "grpo", "online-dpo", "rebel", "reinforce"]
 CLASSES = ["global", "local"]  # of reward models
 RL_FLAGS = ("start", "algo", "samples", "kl", "updates", "temperature", "compare", "max_new_tokens", "steps", "epochs")
