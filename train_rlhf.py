@@ -197,7 +197,7 @@ def main(argv=None):
     policy = load_model(args.start or args.init, device=device)
     save_config(out, args, "rlhf", policy, tokenizer_name, kl=kl, reference=str(args.init))
     optimizer = common.make_optimizer(args, policy)
-    steps = args.steps or args.updates * common.total_steps(args, len(prompts))  # an epoch samples each prompt once
+    steps = common.total_steps(args, len(prompts)) * (1 if args.steps else args.updates)  # an epoch samples each prompt once
     start = load_state(out, policy, optimizer)
     common.compile_trunk(args, policy)
     eos, k = tokenizer.eos_id(encoding), args.samples
