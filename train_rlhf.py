@@ -216,7 +216,10 @@ def main(argv=None):
                 some = common.batch_indices(len(prompts), args.batch_size, sample_round, args.seed)
                 with timer("sampling"), common.autocast(args, device):
                     seed = args.seed * 1_000_003 + sample_round
-                    responses = generate(policy, [prompts[i] for i in some], k, length, args.temperature, eos=eos, seed=seed)
+                    responses = []  # eight micro-batches at a time: the cache of all responses would be larger than the model
+                    for part, micro in enumerate(common.chunks(some, args.micro_batch_size and 8 * args.micro_batch_size)):
+                        asked = [prompts[i] for i in micro]
+                        responses += generate(policy, asked, k, length, args.temperature, eos=eos, seed=seed + (part << 53))
                 micros = []
                 with timer("scoring"), torch.no_grad(), common.autocast(args, device):
                     for micro in common.chunks(range(len(some)), args.micro_batch_size):
