@@ -217,9 +217,9 @@ def main(argv=None):
                 with timer("sampling"), common.autocast(args, device):
                     seed = args.seed * 1_000_003 + sample_round
                     responses = []  # eight micro-batches at a time: the cache of all responses would be larger than the model
-                    for part, micro in enumerate(common.chunks(some, args.micro_batch_size and 8 * args.micro_batch_size)):
-                        asked = [prompts[i] for i in micro]
-                        responses += generate(policy, asked, k, length, args.temperature, eos=eos, seed=seed + (part << 53))
+                    for part, rows in enumerate(common.chunks(some, args.micro_batch_size and 8 * args.micro_batch_size)):
+                        few, own_seed = [prompts[i] for i in rows], seed + (part << 53)  # seed itself is below 2^53
+                        responses += generate(policy, few, k, length, args.temperature, eos=eos, seed=own_seed)
                 micros = []
                 with timer("scoring"), torch.no_grad(), common.autocast(args, device):
                     for micro in common.chunks(range(len(some)), args.micro_batch_size):

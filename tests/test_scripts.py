@@ -388,3 +388,16 @@ def test_several_updates_of_rloo_are_clipped_ratios(sft, tmp_path):
     """The second step on a batch is off policy: with lr large its ratio leaves the interval, and is clipped."""
     log = metrics(run(train_rlhf, tmp_path / "out", init=sft, reward="conftest:brevity", updates=2, lr=0.05, steps=8))
     assert all(row["clip_fraction"] == 0 for row in log[::2]) and max(row["clip_fraction"] for row in log[1::2]) > 0
+
+
+def test_rl_samples_a_few_micro_batches_at_a_time(sft, tmp_path, monkeypatch):
+    """In order, and each with random numbers of its own."""
+    calls, generate = [], train_rlhf.generate
+
+    def recorded(policy, prompts, k, length, temperature, eos, seed):
+        calls.append((len(prompts), seed))
+        return generate(policy, prompts, k, length, temperature, eos=eos, seed=seed)
+
+    monkeypatch.setattr(train_rlhf, "generate", recorded)
+    run(train_rlhf, tmp_path / "out", init=sft, reward="conftest:brevity", batch_size=20, micro_batch_size=1, steps=1)
+    assert [size for size, _ in calls] == [8, 8, 4] and len({seed for _, seed in calls}) == 3
