@@ -6,39 +6,53 @@ python sample.py --model out/dpo --prompts prompts.jsonl --num-samples 4 --tempe
 python sample.py --model FOLDER --chat
 """
 
-import argparse
 import codecs
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import torch
 
-from nanoroads import common, data, evaluate, roadmap, tokenizer
-from nanoroads.checkpoint import load_fitting, read_config
+from nanoroads.errors import InputError
 from nanoroads.generate import generate, stream
+from nanoroads.run.flags import SEED, Parser, add_machine_flags, non_negative, positive, run_script
+from nanoroads.run.run import pick_device, pick_dtype, pick_kernel
+from nanoroads.score import check_local, rewards
+from nanoroads.text import data, layouts, tokenizer
+from nanoroads.weights.checkpoint import load_policy, load_reward_model
+from nanoroads.weights.files import read_config
+from nanoroads.world.task import task_of_run
 
 
 def flags(argv):
-    p = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command line -> args."""
+    p = Parser(description=__doc__)
     p.add_argument("--model", type=Path, required=True, help="run directory or Hugging Face folder")
     source = p.add_mutually_exclusive_group()
-    source.add_argument("--prompt", help="one prompt (default: WA>FL: for a policy on the map)")
-    source.add_argument("--prompts", type=Path, help='.jsonl file of {"prompt"} rows')
+    source.add_argument("--prompt", help="one prompt (default: WA>FL: for a policy of the map)")
+    source.add_argument("--prompts", type=Path, help='.jsonl file of rows {"prompt"}')
     source.add_argument("--chat", action="store_true", help="a conversation; an empty line ends it")
-    p.add_argument("--num-samples", type=common.positive(int), default=1, help="of each prompt (default: %(default)s)")
+    p.add_argument("--num-samples", type=positive(int), default=1, help="responses per prompt (default: 1)")
+    p.add_argument("--temperature", type=non_negative(float), default=1.0, help="0 is greedy (default: 1)")
     p.add_argument(
-        "--temperature", type=common.positive(float, or_zero=True), default=1.0, help="0 is greedy (default: %(default)s)"
+        "--top-k", type=int, default=0, help="sample from the k likeliest tokens; 0: from all (default: 0)"
     )
-    p.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens; 0: all")
-    p.add_argument("--top-p", type=float, default=1.0, help="only the likeliest tokens that make up this probability")
-    p.add_argument("--max-new-tokens", type=common.positive(int), help="(default: the map's longest route; 128 elsewhere)")
-    p.add_argument("--seed", type=common.seed, default=0)
-    p.add_argument("--reward", type=Path, help="a reward model's run, or a policy's whose log-ratio is the reward")
-    p.add_argument("--best-of", type=common.positive(int), help="draw this many, print the one that --reward likes best")
-    p.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    p.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
-    p.add_argument("--kernel", default="auto", choices=["auto", "torch", "triton"])
+    p.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample from the likeliest tokens of this probability (default: 1)",
+    )
+    p.add_argument(
+        "--max-new-tokens", type=positive(int), help="default: the map's longest route; 128 elsewhere"
+    )
+    p.add_argument("--seed", type=SEED, default=0, help="seed of the first sample (default: 0)")
+    p.add_argument(
+        "--reward", type=Path, help="folder of a reward model, or of a policy whose log-ratio is the reward"
+    )
+    p.add_argument(
+        "--best-of", type=positive(int), help="draw this many, print the one that --reward likes best"
+    )
+    add_machine_flags(p)
     args = p.parse_args(argv)
     if not 0 < args.top_p <= 1 or args.top_k < 0:
         p.error("--top-p must be in (0, 1], --top-k must not be negative")
@@ -51,33 +65,36 @@ def flags(argv):
 
 def say(model, encoding, prompt, seed, settings):
     """Stream one response to stdout, as text, as soon as its bytes are whole. Returns the text."""
-    eos, whole = tokenizer.eos_id(encoding), codecs.getincrementaldecoder("utf-8")("replace")
+    eos = tokenizer.eos_id(encoding)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # holds back the bytes of half a character
     text = ""
-    for tokens, finished in stream(model, [prompt], 1, eos=eos, seed=seed, **settings):
-        if finished.item():
-            break
-        piece = whole.decode(tokenizer.piece(encoding, int(tokens[0])))
-        text += piece
-        print(piece, end="", flush=True)
-    print(whole.decode(b"", final=True))  # bytes that no token completed
+    with model.autocast():  # around the loop: weights are cast once, not at every step
+        for tokens, finished in stream(model, [prompt], 1, eos=eos, seed=seed, **settings):
+            if finished.item():
+                break
+            piece = decoder.decode(tokenizer.piece(encoding, int(tokens[0])))
+            text += piece
+            print(piece, end="", flush=True)
+    print(decoder.decode(b"", final=True))  # bytes that no token completed
     return text
 
 
-def best_of(args, model, encoding, prompts, settings, device):
+def best_of(args, model, encoding, texts, prompts, settings):
     """Draw --best-of responses of each prompt and print the one with the highest reward."""
     config = read_config(args.reward)
-    reward = load_fitting(args.reward, device, like=model, head=None)
+    device = model.embedding.weight.device
+    reward_model = load_reward_model(args.reward, device, model.compute_dtype, like=model)
     reference = None
-    if reward.config.head == "lm":
-        evaluate.check_local(args.reward, config, config.get("reference", ""))
-        reference = load_fitting(config["reference"], device, like=model)
-    sizes = Namespace(micro_batch_size=None, batch_size=64, dtype=args.dtype)
+    if reward_model.config.head == "lm":
+        check_local(args.reward, config.get("reference", ""))
+        reference = load_policy(config["reference"], device, model.compute_dtype, like=model)
     eos = tokenizer.eos_id(encoding)
-    for text, prompt in prompts:
+    for text, prompt in zip(texts, prompts, strict=True):
         responses = generate(model, [prompt], args.best_of, eos=eos, seed=args.seed, **settings)
-        scores = evaluate.rewards_of(reward, reference, [prompt], responses, sizes, device, config.get("beta"))[0]
+        scores = rewards(reward_model, reference, [prompt], responses, config.get("beta"))[0]
         best = int(scores.argmax())
-        print(f"{text}{evaluate.texts(encoding, responses[0])[best]}")
+        answer = tokenizer.decode_all(encoding, responses[0])[best]
+        print(f"{text}{answer}")
         print(f"  score {scores[best]:.3f}, the best of {args.best_of} (mean {scores.mean():.3f})")
 
 
@@ -90,57 +107,72 @@ def ask():
 
 
 def chat(model, encoding, args, settings):
+    """A conversation, until an empty line."""
     messages = []
-    while line := ask():
+    room = model.config.block_size - settings["max_new_tokens"]
+    line = ask()
+    while line:
         messages.append({"role": "user", "content": line})
-        prompt = data.encode(encoding, messages)[0]  # by the folder's chat template, if it has one
-        room = model.config.block_size - settings["max_new_tokens"]
-        answer = say(model, encoding, data.cut_prompt(encoding, prompt, room), args.seed + len(messages), settings)
+        prompt, _, _ = data.encode(encoding, messages)  # by the folder's chat template, if it has one
+        prompt = data.cut_prompt(encoding, prompt, room)
+        answer = say(model, encoding, prompt, args.seed + len(messages), settings)
         messages.append({"role": "assistant", "content": answer.strip()})
+        line = ask()
 
 
-def main(argv=None):
-    args = flags(argv)
-    device = common.pick_device(args)
-    common.set_kernel(args, device)
-    config = read_config(args.model)
-    model, world = load_fitting(args.model, device), None
-    name, encoding = tokenizer.of(args.model, model)
-    if name == "roadmap":
-        world = roadmap.WORLDS.get(config.get("args", {}).get("data"))  # None: trained on a file of one's own
-    room = model.config.block_size
-    settings = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
-    settings["max_new_tokens"] = args.max_new_tokens or (world.max_moves + 1 if world else min(128, room // 2))
-    if settings["max_new_tokens"] >= room:
-        raise common.InputError(
-            f"--max-new-tokens {settings['max_new_tokens']} leaves no room for a prompt in a context of {room}"
-        )
-    if args.chat:
-        with common.autocast(args, device):
-            return chat(model, encoding, args, settings)
-
+def read_prompts(args, task, encoding, context):
+    """(prompts as texts, prompts as tokens) of --prompts or --prompt. Raises InputError."""
     if args.prompts:
-        prompts, _, texts = data.load(args.prompts, data.prompt_texts, encoding, room)
-    else:
-        default = "\n" if not world else roadmap.prompts(world, "test")[0] if world.hidden else "WA>FL:"
-        texts = [default if args.prompt is None else args.prompt]
-        prompts = [data.encode(encoding, texts[0])[0]]
-    if not all(prompts) or max(map(len, prompts)) + settings["max_new_tokens"] > room:
-        raise common.InputError(f"an empty prompt, or prompt and --max-new-tokens exceed the model's context of {room} tokens")
-    if world:
-        [world.reward(text, "") for text in texts]  # a prompt that names no start and goal is refused before anything is sampled
-    with common.autocast(args, device), torch.no_grad():
-        if args.best_of:
-            return best_of(args, model, encoding, list(zip(texts, prompts, strict=True)), settings, device)
-        for text, prompt in zip(texts, prompts, strict=True):
-            for i in range(args.num_samples):
-                print(text, end="", flush=True)
-                answer = say(model, encoding, prompt, args.seed + i, settings)
-                if world:
-                    seen = roadmap.reward_parts(text, answer, world)
-                    parts = f"legal {seen['legal']}, arrives {seen['arrives']}, {seen['moves']} moves"
-                    print(f"  true reward {seen['reward']:.2f} ({parts})")
+        rows = data.load(args.prompts, layouts.prompt_texts, encoding, data.Limits(context))
+        return rows.texts, rows.prompts
+    text = task.default_prompt() if args.prompt is None else args.prompt
+    prompt, _, _ = data.encode(encoding, text)
+    return [text], [prompt]
+
+
+@torch.no_grad()
+def main(argv=None):
+    """A model and prompts -> responses on stdout."""
+    args = flags(argv)
+    device = pick_device(args.device)
+    pick_kernel(args.kernel, device)
+    model = load_policy(args.model, device, pick_dtype(args.dtype, device))
+    _, encoding = tokenizer.of(args.model, model)
+    task = task_of_run(read_config(args.model))
+
+    # How long an answer may be, and what else `stream` wants to know.
+    context = model.config.block_size
+    length = args.max_new_tokens or task.max_new_tokens(context // 2, default=128)
+    if length >= context:
+        raise InputError(f"--max-new-tokens {length} leaves no room for a prompt in a context of {context}")
+    settings = {
+        "temperature": args.temperature,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "max_new_tokens": length,
+    }
+    if args.chat:
+        return chat(model, encoding, args, settings)
+
+    # Refuse every prompt that has no answer before the first one is answered.
+    texts, prompts = read_prompts(args, task, encoding, context)
+    if not all(prompts) or max(map(len, prompts)) + length > context:
+        raise InputError(
+            f"an empty prompt, or prompt and --max-new-tokens exceed the model's context of {context} tokens"
+        )
+    for text in texts:
+        task.check_prompt(text)
+
+    if args.best_of:
+        return best_of(args, model, encoding, texts, prompts, settings)
+    for text, prompt in zip(texts, prompts, strict=True):
+        for i in range(args.num_samples):
+            print(text, end="", flush=True)
+            answer = say(model, encoding, prompt, args.seed + i, settings)
+            comment = task.comment(text, answer)
+            if comment:
+                print(comment)
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    run_script(main)

@@ -1,55 +1,64 @@
 """Road 1, offline: preference pairs -> policy, in one stage. DPO (Rafailov et al., 2305.18290) and its variants.
 
     python train_dpo.py                                        the built-in map: about 15 s on two CPU cores
-    python train_dpo.py --init FOLDER --data pairs.jsonl --lr 5e-7 --beta 0.1 --epochs 1       your model, your pairs
+    python train_dpo.py --init FOLDER --data pairs.jsonl       your model, your rows {"prompt", "chosen", "rejected"}
     python train_dpo.py --loss ipo|hinge|simpo|cdpo|reference-free
 
 The chosen log-prob usually falls while the margin grows: that is DPO, not a bug, and metrics.jsonl shows it.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from nanoroads import common, data, evaluate, losses, roadmap, tokenizer
+from nanoroads import losses
 from nanoroads.batch import pack, upload
-from nanoroads.checkpoint import (
-    finish,
-    is_finished,
-    load_fitting,
-    load_model,
-    load_state,
-    read_safetensors,
-    save_config,
-    save_state,
-    write_atomic,
-)
-from nanoroads.hf import export
+from nanoroads.run.flags import model_kind, non_negative, positive, run_script, training_parser, use_defaults
+from nanoroads.run.inspect import inspect
+from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
+from nanoroads.run.run import Run
+from nanoroads.score import ranked_right, sequence_logps
+from nanoroads.text import data, layouts, tokenizer
+from nanoroads.weights.checkpoint import load_policy
+from nanoroads.world.task import task_of
 
-PRETRAINED = {"lr": 1e-6, "epochs": 1.0, "beta": 0.1, "micro_batch_size": 2}  # 5e-5 wrecks a pretrained model
+# For a small model that is trained from scratch, as the map's is, and for a pretrained one, which a rate of 5e-5 wrecks.
+DEFAULTS = {
+    "map": {"lr": 1e-4, "epochs": 4.0, "beta": 0.3, "batch_size": 32, "micro_batch_size": None},
+    "file": {"lr": 1e-6, "epochs": 1.0, "beta": 0.1, "batch_size": 32, "micro_batch_size": 2},
+}
 LOSSES = ["dpo", "cdpo", "ipo", "hinge", "simpo", "reference-free"]
 
 
 def flags(argv):
-    p = common.parser(__doc__, PRETRAINED, out=Path("out/dpo"), lr=1e-4, epochs=4.0, batch_size=32)
-    p.add_argument("--init", type=Path, default=Path("out/sft"), help="the reference policy (default: %(default)s)")
-    p.add_argument("--loss", default="dpo", choices=LOSSES, help="(default: %(default)s)")
-    p.add_argument("--beta", type=common.positive(float), default=0.3, help="strength of the regulariser (default: %(default)s)")
+    """The command line -> args."""
+    p = training_parser(__doc__, Path("out/dpo"), DEFAULTS)
     p.add_argument(
+        "--init",
+        type=Path,
+        default=Path("out/sft"),
+        help="folder of the reference policy (default: %(default)s)",
+    )
+    p.add_argument("--eval-data", type=Path, help="file of held-out pairs (default: the last 5 %% of --data)")
+    loss = p.add_argument_group("the loss")
+    loss.add_argument("--loss", default="dpo", choices=LOSSES, help="one of losses.py's (default: dpo)")
+    loss.add_argument(
+        "--beta", type=positive(float), help="strength of the regulariser (default: 0.3; 0.1 pretrained)"
+    )
+    loss.add_argument(
         "--label-smoothing",
-        type=common.positive(float, or_zero=True, below=0.5),
+        type=non_negative(float, below=0.5),
         default=0.1,
-        help="cdpo: share of flipped labels (default: %(default)s)",
+        help="cdpo: share of wrong labels (default: 0.1)",
     )
-    p.add_argument(
-        "--gamma",
-        type=common.positive(float, or_zero=True),
-        default=0.5,
-        help="simpo: target margin per token (default: %(default)s)",
+    loss.add_argument(
+        "--gamma", type=non_negative(float), default=0.5, help="simpo: target margin, in nats (default: 0.5)"
     )
-    p.add_argument("--eval-data", type=Path, help="held-out pairs (default: the last 5 %% of --data)")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    kind = model_kind(args.init)
+    use_defaults(args, DEFAULTS[kind], kind)
+    return args
 
 
 def preference_loss(args, logp, ref_logp, lengths):
@@ -59,7 +68,8 @@ def preference_loss(args, logp, ref_logp, lengths):
     if args.loss == "reference-free":
         return losses.reference_free(chosen, rejected, args.beta)
     if args.loss == "simpo":
-        return losses.simpo(chosen, rejected, *lengths.unbind(1), args.beta, args.gamma)
+        chosen_length, rejected_length = lengths.unbind(1)
+        return losses.simpo(chosen, rejected, chosen_length, rejected_length, args.beta, args.gamma)
     if args.loss == "ipo":
         return losses.ipo(chosen, rejected, ref_chosen, ref_rejected, args.beta)
     if args.loss == "hinge":
@@ -69,107 +79,97 @@ def preference_loss(args, logp, ref_logp, lengths):
 
 
 def measures(loss, logp, ref_logp, beta):
-    """What a person wants to see of some pairs; tensors, so that nothing waits for the device."""
-    margin = losses.implicit_reward(logp, ref_logp, beta) @ logp.new_tensor([1.0, -1.0])  # (P,)
+    """What a person wants to see of P pairs: {name: (P,) or (P, 2)}, whose means are logged."""
+    reward = losses.implicit_reward(logp, ref_logp, beta)  # (P, 2)
+    margin = reward[:, 0] - reward[:, 1]
     return {
-        "loss": loss.mean(),
-        "accuracy": evaluate.accuracy(margin),
-        "margin": margin.mean(),
-        "chosen_logp": logp[:, 0].mean(),
-        "rejected_logp": logp[:, 1].mean(),
+        "loss": loss,
+        "accuracy": ranked_right(margin),
+        "margin": margin,
+        "chosen_logp": logp[:, 0],
+        "rejected_logp": logp[:, 1],
         # The responses are samples of the reference where the pairs are, as on the map: then this is KL(ref || policy).
-        "kl_ref_policy": losses.kl_k1(ref_logp, logp).mean(),
+        "kl_ref_policy": losses.kl_k1(ref_logp, logp),
     }
 
 
-def reference_logps(out, name, prompts, responses, args, device):
-    """(P, 2) reference log-probs: computed once before training and kept beside the run."""
-    path = out / "ref_logp.safetensors" if name == "train" else out / f"ref_logp_{name}.safetensors"
-    if not path.exists():
-        reference = load_model(args.init, device=device)
-        logp = evaluate.score(reference, prompts, responses, args, device)
-        write_atomic(path, lambda p: save_file({"logp": logp}, p))
-    logp = read_safetensors(path)[0]["logp"]
-    if len(logp) != len(prompts):
-        raise common.InputError(f"{path}: is of {len(logp)} pairs, the data has {len(prompts)} now")
-    return logp
+def held_out_measures(args, policy, rows, ref_logp, groups_per_pass):
+    """The means of `measures` over held-out pairs: {"eval_loss", "eval_accuracy", ...}."""
+    logp = sequence_logps(policy, rows.prompts, rows.responses, groups_per_pass)  # (P, 2)
+    loss = preference_loss(args, logp, ref_logp, torch.tensor(rows.lengths()))
+    return {
+        f"eval_{name}": values.mean() for name, values in measures(loss, logp, ref_logp, args.beta).items()
+    }
 
 
 def main(argv=None):
+    """Pairs -> a policy in --out."""
     args = flags(argv)
-    device = common.pick_device(args)
-    common.set_kernel(args, device)
-    out = common.open_run(args, "dpo")
-    if is_finished(out):
-        print(f"{out} is finished")
-        return export(out, args.export_hf)
-    torch.manual_seed(args.seed)
+    run = Run(args, stage="dpo")  # the device, the seed, --out (refused if it holds another run)
+    if run.finished:
+        print(f"{run.out} is finished")
+        return run.export()
 
-    world = roadmap.WORLDS.get(args.data)
-    if world:
-        train_path, test_path = common.make_map_inputs(args)
-    else:
-        train_path, test_path = Path(args.data), args.eval_data
-    model = load_fitting(args.init, device)
-    tokenizer_name, encoding = tokenizer.of(args.init, model)
-    limits = model.config.block_size, args.max_prompt_tokens, args.max_response_tokens, args.skip_bad_rows
-    prompts, pairs, _ = data.load(train_path, data.preference_texts, encoding, *limits)
+    # 1. The reference policy, and the pairs as tokens. On the map both are made if they are missing.
+    task = task_of(args.data)
+    train_path, test_path = task.pairs(args.init, args.seed, args.eval_data)
+    reference = load_policy(args.init, run.device, run.compute_dtype)
+    tokenizer_name, encoding = tokenizer.of(args.init, reference)
+    limits = data.Limits(
+        reference.config.block_size, args.max_prompt_tokens, args.max_response_tokens, args.skip_bad_rows
+    )
     if args.inspect:
-        return data.inspect(prompts, pairs, encoding)
-    if test_path:
-        test_prompts, test_pairs, _ = data.load(test_path, data.preference_texts, encoding, *limits)
-    else:
-        (prompts, pairs), (test_prompts, test_pairs) = data.hold_out(prompts, pairs, train_path)
+        return inspect(data.load(train_path, layouts.preference_texts, encoding, limits), encoding)
+    train, test = data.load_split(train_path, test_path, layouts.preference_texts, encoding, limits)
 
-    save_config(out, args, "dpo", model, tokenizer_name, beta=args.beta, reference=str(args.init))
-    ref_logp = reference_logps(out, "train", prompts, pairs, args, device)  # (P, 2), on the CPU
-    test_ref_logp = reference_logps(out, "test", test_prompts, test_pairs, args, device)
-    test_lengths = torch.tensor([[len(r) for r in pair] for pair in test_pairs])
-    optimizer = common.make_optimizer(args, model)
-    steps = common.total_steps(args, len(prompts))
-    start = load_state(out, model, optimizer)
-    common.compile_trunk(args, model)
-    if world:
-        reference, test_texts = load_model(args.init, device=device), roadmap.prompts(world, "test")
-    print(f"{args.loss}: {len(prompts):,} pairs, {steps} steps, {device}")
+    # 2. The reference never changes, so its log-probs are computed once, before training, and kept in --out.
+    groups_per_pass = args.micro_batch_size or args.batch_size
 
-    with common.profiled(args, device) as profile_step:
-        for step in (bar := common.progress(start, steps, args.loss)):
-            some = common.batch_indices(len(prompts), args.batch_size, step, args.seed)
-            parts = []
-            for micro in common.chunks(some, args.micro_batch_size):
-                batch = pack([prompts[i] for i in micro], [pairs[i] for i in micro], device=device)
-                with common.autocast(args, device):
-                    logp = model(batch)[0].view(-1, 2)  # (P, 2): chosen, rejected
-                ref = upload(ref_logp[micro], device)
-                loss = preference_loss(args, logp, ref, batch.lengths.view(-1, 2))  # (P,)
-                (loss.sum() / len(some)).backward()  # a mean over the pairs of the whole step
-                parts.append((loss.detach(), logp.detach(), ref))
-            grad_norm = common.update(args, model, optimizer, step, steps)
-            profile_step()
+    def reference_logps(rows):
+        return sequence_logps(reference, rows.prompts, rows.responses, groups_per_pass)  # (P, 2)
 
-            done = step + 1
-            row = {}
-            if done % args.eval_every == 0 or done == steps:
-                logp = evaluate.score(model, test_prompts, test_pairs, args, device)
-                loss = preference_loss(args, logp, test_ref_logp, test_lengths)
-                row = {f"eval_{k}": v for k, v in measures(loss, logp, test_ref_logp, args.beta).items()}
-                if world:
-                    seen = evaluate.on_map(model, reference, world, encoding, test_texts, args, device)
-                    row |= {f"map_{k}": sum(v) / len(v) for k, v in seen.items()}
-            if done % args.log_every == 0 or row:
-                row |= measures(*map(torch.cat, zip(*parts, strict=True)), args.beta) | {"grad_norm": grad_norm}
-                row = common.log_metrics(out, done, row)
-                bar.set_postfix(loss=row["loss"], accuracy=row["accuracy"])
-            if done % args.save_every == 0 and done < steps:
-                save_state(out, model, optimizer, done)
-    finish(out, model)
-    export(out, args.export_hf)
-    print(f"held-out loss {row['eval_loss']:.4f}, accuracy {row['eval_accuracy']:.3f}, margin {row['eval_margin']:.3f}")
-    if world:
-        print(f"on the map: true reward {row['map_reward']:.3f}, greedy {row['map_greedy_reward']:.3f}, KL {row['map_kl']:.2f}")
-    print(f"next: python train_rlhf.py --init {args.init}    or: python sample.py --model {out}")
+    ref_logp = run.once("ref_logp", partial(reference_logps, train), of=[reference, train])
+    test_ref_logp = run.once("ref_logp_test", partial(reference_logps, test), of=[reference, test])
+    if not task.has_measures:
+        reference = None  # the map's measures need it; otherwise its memory is better spent on the policy
+
+    # 3. Train a copy of it.
+    policy = load_policy(args.init, run.device, run.compute_dtype)
+    run.describe(policy, tokenizer_name, beta=args.beta, reference=str(args.init))  # config.json
+    optimizer = adamw(policy, args.lr, args.weight_decay)
+    total = total_steps(len(train), args.batch_size, args.epochs, args.steps)
+    print(f"{args.loss}: {len(train):,} pairs, {total} steps, {run.device}")
+
+    for step in run.steps(policy, optimizer, total):  # from the last checkpoint on
+        indices = batch_indices(len(train), args.batch_size, step, args.seed)
+        metrics = Mean()
+        for chunk in chunks(indices, args.micro_batch_size):
+            prompts, pairs = train.take(chunk)
+            batch = pack(prompts, pairs, device=run.device)  # P prompts, 2P responses in the order given
+            logp = policy(batch).sequence.view(-1, 2)  # (P, 2): chosen, rejected
+            ref = upload(ref_logp[chunk], run.device)  # (P, 2)
+            loss = preference_loss(args, logp, ref, batch.lengths.view(-1, 2))  # (P,)
+            (loss.sum() / len(indices)).backward()  # a mean over the pairs of the whole step
+            metrics.add(**measures(loss, logp, ref, args.beta))
+        lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
+        grad_norm = update(policy, optimizer, lr, args.clip)
+
+        # 4. Write down what happened.
+        row = {**metrics.means(), "grad_norm": grad_norm}
+        if run.evaluates(step):
+            row.update(held_out_measures(args, policy, test, test_ref_logp, groups_per_pass))
+            row.update(task.measure(policy, reference, encoding, groups_per_pass))
+        run.log(step, row, show=("loss", "accuracy"))
+        run.save(step, policy, optimizer)
+
+    run.finish(policy)  # model.safetensors, --export-hf
+    last = run.last_row
+    print(
+        f"held-out loss {last['eval_loss']:.4f}, accuracy {last['eval_accuracy']:.3f}, margin {last['eval_margin']:.3f}"
+    )
+    task.report(last)
+    print(f"next: python train_rlhf.py --init {args.init}    or: python sample.py --model {run.out}")
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    run_script(main)

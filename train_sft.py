@@ -5,113 +5,141 @@ python train_sft.py --data rows.jsonl --tokenizer gpt2        your rows {"prompt
 python train_sft.py --data rows.jsonl --init FOLDER           your rows, a model that exists
 """
 
+from functools import partial
 from pathlib import Path
 
-import torch
-
-from nanoroads import common, data, evaluate, roadmap, tokenizer
 from nanoroads.batch import pack
-from nanoroads.checkpoint import finish, is_finished, load_fitting, load_state, save_config, save_state
-from nanoroads.hf import export
+from nanoroads.errors import InputError
 from nanoroads.model import GPT, GPTConfig
+from nanoroads.run.flags import model_kind, positive, run_script, training_parser, use_defaults
+from nanoroads.run.inspect import inspect
+from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
+from nanoroads.run.run import Run
+from nanoroads.score import sequence_logps
+from nanoroads.text import data, layouts, tokenizer
+from nanoroads.weights.checkpoint import load_policy
+from nanoroads.world.task import task_of
 
-PRETRAINED = {"lr": 1e-5, "epochs": 1.0, "batch_size": 32, "micro_batch_size": 4}
+# For a small model that is trained from scratch, as the map's is, and for a pretrained one.
+DEFAULTS = {
+    "map": {"lr": 3e-3, "epochs": 2.5, "batch_size": 96, "micro_batch_size": None},
+    "file": {"lr": 1e-5, "epochs": 1.0, "batch_size": 32, "micro_batch_size": 4},
+}
 
 
 def flags(argv):
-    p = common.parser(__doc__, PRETRAINED, out=Path("out/sft"), lr=3e-3, epochs=2.5, batch_size=96)
+    """The command line -> args."""
+    p = training_parser(__doc__, Path("out/sft"), DEFAULTS)
     p.add_argument("--init", help="run directory or Hugging Face folder to start from (default: a new model)")
-    p.add_argument("--tokenizer", default="roadmap", help="of a new model: roadmap | gpt2 | a folder (default: %(default)s)")
-    p.add_argument("--n-layer", type=common.positive(int), default=2, help="of a new model (default: %(default)s)")
-    p.add_argument("--n-head", type=common.positive(int), default=2, help="of a new model (default: %(default)s)")
-    p.add_argument("--n-embd", type=common.positive(int), default=64, help="of a new model (default: %(default)s)")
-    p.add_argument("--block-size", type=common.positive(int), default=64, help="context of a new model, in tokens")
-    p.add_argument("--prompt-template", help="format string over a row's fields, e.g. '{document}\\n\\nTL;DR:'")
-    p.add_argument("--rows", type=common.positive(int), default=40_000, help="demonstrations of the map to write")
-    return p.parse_args(argv)
+    p.add_argument(
+        "--prompt-template", help="format string over a row's fields, e.g. '{document}\\n\\nTL;DR:'"
+    )
+    p.add_argument(
+        "--rows",
+        type=positive(int),
+        default=40_000,
+        help="demonstrations of the map to write (default: 40000)",
+    )
+    new = p.add_argument_group("a new model")
+    new.add_argument(
+        "--tokenizer",
+        default="roadmap",
+        help="roadmap | gpt2 | a folder with tokenizer.json (default: roadmap)",
+    )
+    new.add_argument("--n-layer", type=positive(int), default=2, help="number of blocks (default: 2)")
+    new.add_argument("--n-head", type=positive(int), default=2, help="attention heads per block (default: 2)")
+    new.add_argument(
+        "--n-embd", type=positive(int), default=64, help="width of the residual stream (default: 64)"
+    )
+    new.add_argument("--block-size", type=positive(int), default=64, help="context, in tokens (default: 64)")
+    args = p.parse_args(argv)
+    kind = model_kind(args.init)
+    use_defaults(args, DEFAULTS[kind], kind)
+    return args
 
 
-def build(args):
-    """The model, the name of its tokenizer, and the tokenizer."""
+def build(args, compute_dtype):
+    """The policy to train, its tokenizer's name, and the tokenizer. Raises InputError."""
     if args.init:
-        model = load_fitting(args.init)
-        return model, *tokenizer.of(args.init, model)
-    encoding = tokenizer.get(args.tokenizer)
+        policy = load_policy(args.init, compute_dtype=compute_dtype)
+        name, encoding = tokenizer.of(args.init, policy)
+        return policy, name, encoding
     if args.n_embd % args.n_head:
-        raise common.InputError(f"--n-embd {args.n_embd} is not a multiple of --n-head {args.n_head}")
-    shape = {"n_layer": args.n_layer, "n_head": args.n_head, "n_embd": args.n_embd, "block_size": args.block_size}
-    return GPT(GPTConfig(vocab_size=encoding.n_vocab, tied=False, mlp="gelu", **shape)), args.tokenizer, encoding
+        raise InputError(f"--n-embd {args.n_embd} is not a multiple of --n-head {args.n_head}")
+    encoding = tokenizer.get(args.tokenizer)
+    config = GPTConfig(
+        vocab_size=encoding.n_vocab,
+        block_size=args.block_size,
+        n_layer=args.n_layer,
+        n_head=args.n_head,
+        n_embd=args.n_embd,
+        mlp="gelu",
+        tied=False,
+    )
+    return GPT(config, compute_dtype), args.tokenizer, encoding
 
 
-def nll(model, batch, tokens):
-    """Negative log-likelihood of the batch's response tokens, in nats, over `tokens` of the whole optimizer step."""
-    _, token_logp = model(batch)  # (R,)
-    return -token_logp.sum() / tokens
-
-
-@torch.no_grad()
-def held_out_nll(model, prompts, responses, args, device):
-    logp = evaluate.score(model, prompts, responses, args, device)  # (G, 1)
-    return -logp.sum() / sum(len(r) for group in responses for r in group)
+def held_out_loss(policy, rows, groups_per_pass):
+    """Negative log-likelihood of held-out responses, in nats per token."""
+    logp = sequence_logps(policy, rows.prompts, rows.responses, groups_per_pass)  # (N, 1)
+    return -logp.sum() / rows.response_tokens(range(len(rows)))
 
 
 def main(argv=None):
+    """Prompts and responses -> a policy in --out."""
     args = flags(argv)
-    device = common.pick_device(args)
-    common.set_kernel(args, device)
-    out = common.open_run(args, "sft")
-    if is_finished(out):
-        print(f"{out} is finished")
-        return export(out, args.export_hf)
-    torch.manual_seed(args.seed)
+    run = Run(args, stage="sft")  # the device, the seed, --out (refused if it holds another run)
+    if run.finished:
+        print(f"{run.out} is finished")
+        return run.export()
 
-    model, tokenizer_name, encoding = build(args)
-    path = args.data
-    if world := roadmap.WORLDS.get(args.data):
-        path = out / "demos.jsonl"
-        data.write_rows(path, roadmap.demonstrations(world, args.rows, args.seed))
-    read = lambda row: data.sft_texts(row, args.prompt_template)  # noqa: E731
-    limits = args.max_prompt_tokens, args.max_response_tokens, args.skip_bad_rows
-    prompts, responses, _ = data.load(path, read, encoding, model.config.block_size, *limits)
+    # 1. The policy, and the rows as tokens. On the map the rows are demonstrations, written here first.
+    task = task_of(args.data)
+    policy, tokenizer_name, encoding = build(args, run.compute_dtype)
+    policy.to(run.device)
+    path = task.demonstrations(run.out, args.rows, args.seed)
+    layout = partial(layouts.sft_texts, template=args.prompt_template)
+    limits = data.Limits(
+        policy.config.block_size, args.max_prompt_tokens, args.max_response_tokens, args.skip_bad_rows
+    )
     if args.inspect:
-        return data.inspect(prompts, responses, encoding)
-    (prompts, responses), held_out = data.hold_out(prompts, responses, path)
+        return inspect(data.load(path, layout, encoding, limits), encoding)
+    train, test = data.load_split(path, None, layout, encoding, limits)
 
-    save_config(out, args, "sft", model, tokenizer_name)
-    model.to(device)
-    optimizer = common.make_optimizer(args, model)
-    steps = common.total_steps(args, len(prompts))
-    start = load_state(out, model, optimizer)
-    common.compile_trunk(args, model)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(prompts):,} rows, {steps} steps, {device}")
+    # 2. Train it.
+    run.describe(policy, tokenizer_name)  # config.json
+    optimizer = adamw(policy, args.lr, args.weight_decay)
+    total = total_steps(len(train), args.batch_size, args.epochs, args.steps)
+    parameters = sum(p.numel() for p in policy.parameters())
+    print(f"{parameters:,} parameters, {len(train):,} rows, {total} steps, {run.device}")
 
-    with common.profiled(args, device) as profile_step:
-        for step in (bar := common.progress(start, steps, "sft")):
-            some = common.batch_indices(len(prompts), args.batch_size, step, args.seed)
-            tokens = sum(len(responses[i][0]) for i in some)  # the loss is a mean over the tokens of the whole step
-            loss = 0.0
-            for micro in common.chunks(some, args.micro_batch_size):
-                batch = pack([prompts[i] for i in micro], [responses[i] for i in micro], device=device)
-                with common.autocast(args, device):
-                    part = nll(model, batch, tokens)
-                part.backward()
-                loss = loss + part.detach()
-            grad_norm = common.update(args, model, optimizer, step, steps)
-            profile_step()
+    for step in run.steps(policy, optimizer, total):  # from the last checkpoint on
+        indices = batch_indices(len(train), args.batch_size, step, args.seed)
+        # The loss is a mean over the response tokens of the whole step, however it is cut into chunks: an answer of
+        # forty tokens weighs as much as forty answers of one.
+        step_tokens = train.response_tokens(indices)
+        metrics = Mean()
+        for chunk in chunks(indices, args.micro_batch_size):
+            prompts, responses = train.take(chunk)
+            batch = pack(prompts, responses, device=run.device)
+            loss = -policy(batch).token  # (R,)
+            (loss.sum() / step_tokens).backward()
+            metrics.add(loss=loss)
+        lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
+        grad_norm = update(policy, optimizer, lr, args.clip)
 
-            done = step + 1
-            row = {"loss": loss, "grad_norm": grad_norm}
-            if done % args.eval_every == 0 or done == steps:
-                row["eval_loss"] = held_out_nll(model, *held_out, args, device)
-            if done % args.log_every == 0 or "eval_loss" in row:
-                row = common.log_metrics(out, done, row)
-                bar.set_postfix(loss=row["loss"])
-            if done % args.save_every == 0 and done < steps:
-                save_state(out, model, optimizer, done)
-    finish(out, model)
-    export(out, args.export_hf)
-    print(f"held-out loss {row['eval_loss']:.4f} nats a token\nnext: python train_dpo.py --init {out}")
+        # 3. Write down what happened.
+        row = {**metrics.means(), "grad_norm": grad_norm}
+        if run.evaluates(step):
+            row["eval_loss"] = held_out_loss(policy, test, args.micro_batch_size or args.batch_size)
+        run.log(step, row)
+        run.save(step, policy, optimizer)
+
+    run.finish(policy)  # model.safetensors, --export-hf
+    print(
+        f"held-out loss {run.last_row['eval_loss']:.4f} nats per token\nnext: python train_dpo.py --init {run.out}"
+    )
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    run_script(main)

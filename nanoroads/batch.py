@@ -8,7 +8,7 @@ With 512 prompt and 53 response tokens a pair costs 618 positions instead of 1,1
 """
 
 import functools
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,56 +16,127 @@ import torch
 
 @dataclass
 class Batch:
+    """What every model reads. R response tokens and S = G x K responses in all, in the order given to `pack`."""
+
     tokens: torch.Tensor  # (B, T) int64; several groups may share a row
     position: torch.Tensor  # (B, T) int64; restarts at each prompt and continues from it in each response
     group: torch.Tensor  # (B, T) int64; -1 is padding
     segment: torch.Tensor  # (B, T) int64; 0 is the prompt, 1..K the responses
     rows: torch.Tensor  # (R,) int64; flat index of the hidden state that predicts each response token
-    own: torch.Tensor  # (R,) int64; flat index of each response token itself
+    response_index: torch.Tensor  # (R,) int64; flat index of each response token itself
     target: torch.Tensor  # (R,) int64; the response tokens, EOS included
-    cu_seqlens: torch.Tensor  # (S+1,) int32; where each response starts in rows; S = all responses, in the order given
-    causal: bool  # one response a row: the plain causal mask is right
+    cu_seqlens: torch.Tensor  # (S+1,) int32; where each response starts in rows
+    causal: bool  # one response per row of tokens: the plain causal mask is right
 
-    def to(self, device):
-        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "causal"}
-        moved = {name: upload(x, device) for name, x in moved.items()}
-        return Batch(**moved, causal=self.causal)
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device, without waiting for it."""
+        return Batch(
+            tokens=upload(self.tokens, device),
+            position=upload(self.position, device),
+            group=upload(self.group, device),
+            segment=upload(self.segment, device),
+            rows=upload(self.rows, device),
+            response_index=upload(self.response_index, device),
+            target=upload(self.target, device),
+            cu_seqlens=upload(self.cu_seqlens, device),
+            causal=self.causal,
+        )
 
     @property
-    def last(self):
+    def last(self) -> torch.Tensor:
         """(S,) flat index of each response's last token, where a reward model is read."""
-        return self.own[self.cu_seqlens[1:].long() - 1]
+        return self.response_index[self.cu_seqlens[1:].long() - 1]
 
     @property
-    def lengths(self):
+    def lengths(self) -> torch.Tensor:
         """(S,) int64 tokens in each response."""
         return self.cu_seqlens.diff().long()
 
-    def mask(self):
+    def mask(self) -> torch.Tensor | None:
         """None where plain causal attention is right, else (B, 1, T, T) bool, built once for all layers and models."""
-        return None if self.causal else self._mask
+        return None if self.causal else self.group_mask
 
     @functools.cached_property
-    def _mask(self):
-        g, s = self.group, self.segment
-        index = torch.arange(g.shape[1], device=g.device)
-        same_group = g[:, :, None] == g[:, None, :]  # (B, q, kv)
-        shared = (s[:, None, :] == 0) | (s[:, :, None] == s[:, None, :])
-        return (same_group & shared & (index[None, :] <= index[:, None])).unsqueeze(1)
+    def group_mask(self):
+        """(B, 1, T, T) bool: a query sees a key of its own group that is no later and in the prompt or in its segment."""
+        index = torch.arange(self.group.shape[1], device=self.group.device)
+        group_q, group_kv = self.group[:, :, None], self.group[:, None, :]
+        segment_q, segment_kv = self.segment[:, :, None], self.segment[:, None, :]
+        same_group = group_q == group_kv  # (B, q, kv)
+        shared = (segment_kv == 0) | (segment_q == segment_kv)
+        not_later = index[None, :] <= index[:, None]
+        return (same_group & shared & not_later).unsqueeze(1)
 
 
-def upload(x, device):
+def upload(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """x on the device, without waiting for it: only from pinned memory is a copy asynchronous."""
-    pin = torch.device(device).type == "cuda" and not x.is_cuda
-    return (x.pin_memory() if pin else x).to(device, non_blocking=True)
+    if torch.device(device).type == "cuda" and not x.is_cuda:
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
 
 
-def pack(prompts, responses, row_length=None, pad=0, device="cpu"):
+def pack(
+    prompts: list[list[int]],
+    responses: list[list[list[int]]],
+    row_length: int | None = None,
+    pad: int = 0,
+    device: torch.device | str = "cpu",
+) -> Batch:
     """prompts: list of G token lists; responses: for each its K token lists (EOS included) -> Batch.
 
     row_length: groups share rows of at most this many positions, first-fit decreasing (None: as long as the longest).
     Whatever the rows, rows/target/cu_seqlens keep the order given: group 0's responses, then group 1's, ...
     Raises ValueError for an empty prompt or response, or a group longer than row_length."""
+    sizes = group_sizes(prompts, responses)
+    bins = first_fit(sizes, row_length or max(sizes))
+    length = max(sum(sizes[g] for g in members) for members in bins)
+    shape = (len(bins), length)
+    tokens = np.full(shape, pad, np.int64)
+    group_id = np.full(shape, -1, np.int64)
+    position = np.zeros(shape, np.int64)
+    segment = np.zeros(shape, np.int64)
+
+    # Lay the groups out, and remember where each response went.
+    response_at = [[] for _ in prompts]  # for each group, one range of flat indices per response
+    prompt_end = [0] * len(prompts)  # flat index of each prompt's last token
+    for b, members in enumerate(bins):
+        t = 0  # the next free place in row b
+        for g in members:
+            n = len(prompts[g])
+            tokens[b, t : t + n] = prompts[g]
+            position[b, t : t + n] = range(n)
+            group_id[b, t : t + sizes[g]] = g
+            t += n
+            prompt_end[g] = b * length + t - 1
+            for k, response in enumerate(responses[g], 1):
+                m = len(response)
+                tokens[b, t : t + m] = response
+                position[b, t : t + m] = range(n, n + m)
+                segment[b, t : t + m] = k
+                response_at[g].append(range(b * length + t, b * length + t + m))
+                t += m
+
+    # A token is predicted by the one before it; the first of a response, by the last token of its prompt.
+    response_index = np.concatenate([places for group in response_at for places in group])  # (R,)
+    cu_seqlens = np.cumsum([0] + [len(places) for group in response_at for places in group])  # (S+1,)
+    rows = response_index - 1
+    rows[cu_seqlens[:-1]] = np.repeat(prompt_end, [len(group) for group in response_at])
+    batch = Batch(
+        tokens=torch.from_numpy(tokens),
+        position=torch.from_numpy(position),
+        group=torch.from_numpy(group_id),
+        segment=torch.from_numpy(segment),
+        rows=torch.from_numpy(rows),
+        response_index=torch.from_numpy(response_index),
+        target=torch.from_numpy(tokens.reshape(-1)[response_index]),
+        cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+        causal=all(len(members) == 1 and len(responses[members[0]]) == 1 for members in bins),
+    )
+    return batch.to(device)
+
+
+def group_sizes(prompts, responses):
+    """Tokens of each group. Raises ValueError for an empty prompt or response."""
     if not prompts:
         raise ValueError("no groups to pack")
     sizes = []
@@ -73,37 +144,7 @@ def pack(prompts, responses, row_length=None, pad=0, device="cpu"):
         if not prompt or not group or not all(group):
             raise ValueError(f"group {g}: an empty prompt or response")
         sizes.append(len(prompt) + sum(map(len, group)))
-    bins = first_fit(sizes, row_length or max(sizes))
-    length = max(sum(sizes[g] for g in members) for members in bins)
-    shape = (len(bins), length)
-    tokens, group_id = np.full(shape, pad, np.int64), np.full(shape, -1, np.int64)
-    position, segment = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-
-    own = [None] * len(prompts)  # for each group, one range of flat indices per response
-    ends = [0] * len(prompts)  # flat index of each prompt's last token
-    for b, members in enumerate(bins):
-        t = 0
-        for g in members:
-            n, own[g] = len(prompts[g]), []
-            tokens[b, t : t + n], position[b, t : t + n] = prompts[g], range(n)
-            group_id[b, t : t + sizes[g]] = g
-            t += n
-            ends[g] = b * length + t - 1
-            for k, response in enumerate(responses[g], 1):
-                m = len(response)
-                tokens[b, t : t + m], position[b, t : t + m] = response, range(n, n + m)
-                segment[b, t : t + m] = k
-                own[g].append(range(b * length + t, b * length + t + m))
-                t += m
-
-    flat = np.concatenate([r for group in own for r in group])
-    cu_seqlens = np.cumsum([0] + [len(r) for group in own for r in group])
-    rows = flat - 1
-    rows[cu_seqlens[:-1]] = np.repeat(ends, [len(group) for group in own])  # the first token: by the prompt's last
-    target = tokens.reshape(-1)[flat]
-    causal = all(len(members) == 1 and len(responses[members[0]]) == 1 for members in bins)
-    arrays = (tokens, position, group_id, segment, rows, flat, target)
-    return Batch(*map(torch.from_numpy, arrays), torch.from_numpy(cu_seqlens.astype(np.int32)), causal).to(device)
+    return sizes
 
 
 def first_fit(sizes, row_length):
@@ -112,7 +153,9 @@ def first_fit(sizes, row_length):
     for g in sorted(range(len(sizes)), key=lambda g: -sizes[g]):
         if sizes[g] > row_length:
             raise ValueError(f"group {g} has {sizes[g]} tokens, more than row_length {row_length}")
-        b = next((b for b, left in enumerate(room) if left >= sizes[g]), len(bins))
+        b = 0
+        while b < len(bins) and room[b] < sizes[g]:
+            b += 1
         if b == len(bins):
             bins.append([])
             room.append(row_length)

@@ -1,132 +1,166 @@
 """Batched sampling with a KV cache. Each prompt is prefilled once, whatever the number of its samples."""
 
-import copy
+from typing import NamedTuple
 
 import torch
-from torch import nn
 
-from nanoroads.model import KVCache
-
-PACK = 1 << 20  # parameters; below, packing takes longer than it saves
-
-
-class PackedLinear(nn.Module):
-    """A matrix product whose weight is in the layout that oneDNN multiplies with: for the few rows of a decoding step it takes a
-    third (fp32) or half (bf16) of the time of nn.Linear, which works through a plain weight at a fraction of memory's speed."""
-
-    def __init__(self, linear, dtype, rows):
-        super().__init__()
-        self.dtype, self.bias = dtype, None if linear.bias is None else linear.bias.to(dtype)
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), rows)
-
-    def forward(self, x):
-        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias, "none", [], "")
-
-
-def packed(model, dtype, rows):
-    """The model to decode `rows` rows with in `dtype`: on an x86 CPU a twin with PackedLinear modules, elsewhere itself.
-
-    The twin shares all parameters but the matrices, of which it holds a copy; the model stays as it is."""
-    weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
-    x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")  # where it was measured
-    onednn = model.embedding.weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and x86
-    onednn = onednn and (dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if not onednn or "trunk" in vars(model) or sum(w.numel() for w in weights) < PACK:  # trunk: a compiled one
-        return model
-    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
-    for module in list(twin.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, PackedLinear(child, dtype, rows))
-    return twin
+from nanoroads.model import GPT, KVCache
+from nanoroads.weights.packed import decoding_twin
 
 
 def sample_token(logits, u, temperature, top_k, top_p):
     """logits (N, V), u (N,) uniform in [0, 1) -> tokens (N,). temperature 0 is greedy; top_k 0 and top_p 1 cut nothing.
 
-    Of equally likely tokens at the edge of top_k all stay."""
+    Ties with the k-th logit are kept."""
     if temperature == 0:
         return logits.max(-1).indices  # on a CPU several times as fast as argmax
     logits = logits.float() / temperature
     if top_k:
         kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
-    if top_p < 1:  # the smallest set of tokens whose probabilities add up to top_p; the likeliest always stays
+    if (
+        top_p < 1
+    ):  # the smallest set of tokens whose probabilities add up to top_p; the likeliest always stays
         ordered, index = logits.sort(descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-        cut = torch.zeros_like(before, dtype=torch.bool).scatter(1, index, before >= top_p)
-        logits = logits.masked_fill(cut, -torch.inf)
-    # Invert the cumulative distribution: one random number a row, where torch.multinomial draws V.
+        likelier = ordered.softmax(-1).cumsum(-1) - ordered.softmax(
+            -1
+        )  # (N, V) the mass of the tokens before each
+        removed = torch.zeros_like(likelier, dtype=torch.bool).scatter(1, index, likelier >= top_p)
+        logits = logits.masked_fill(removed, -torch.inf)
+    # Invert the cumulative distribution: one random number per row, where torch.multinomial draws V.
     wide = torch.float32 if logits.device.type == "mps" else torch.float64  # mps has no fp64
     cdf = logits.softmax(-1, dtype=wide).cumsum(-1)  # (N, V)
     token = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).squeeze(1)
     return token.clamp(max=logits.shape[-1] - 1)
 
 
+class Rows(NamedTuple):
+    """The rows that are still being written: everything of theirs that moves together when finished rows are dropped."""
+
+    index: torch.Tensor  # (N,) which of the P*k rows each is
+    padding: torch.Tensor  # (N,) columns of padding on its left
+    visible: torch.Tensor  # (N, width + max_new_tokens) bool, False for the padding
+
+    def select(self, kept):
+        """Only these rows, (M,) int64."""
+        return Rows(self.index[kept], self.padding[kept], self.visible[kept])
+
+
+def prefill(model, prompts, cache, k, max_new_tokens):
+    """Run P prompts through the trunk, once each -> the hidden state of their last tokens (P*k, D), and Rows of N = P*k.
+
+    Prompts end in the same column: shorter ones are padded on the left, and the padding is masked."""
+    device = model.embedding.weight.device
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    width = int(lengths.max())
+    padded = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    tokens = torch.tensor(padded, device=device)  # (P, width)
+    padding = (width - lengths).to(device)  # (P,)
+    column = torch.arange(width + max_new_tokens, device=device)
+    visible = column >= padding[:, None]  # (P, width + max_new_tokens)
+
+    mask = None
+    if bool((lengths < width).any()):
+        causal = column[None, :width] <= column[:width, None]
+        itself = torch.eye(
+            width, dtype=torch.bool, device=device
+        )  # a padding query must see something, or it is NaN
+        mask = ((causal & visible[:, None, :width]) | itself).unsqueeze(1)  # (P, 1, width, width)
+    position = (column[:width] - padding[:, None]).clamp(min=0)
+    hidden = model.trunk(tokens, position, mask, cache)[:, -1]  # (P, D)
+
+    # From here on each sample is a row of its own; the samples of a prompt begin with copies of its cache.
+    if k > 1:
+        cache.repeat(k)
+        hidden = hidden.repeat_interleave(k, dim=0)
+        padding = padding.repeat_interleave(k, dim=0)
+        visible = visible.repeat_interleave(k, dim=0)
+    return hidden, Rows(torch.arange(len(prompts) * k, device=device), padding, visible)
+
+
 @torch.no_grad()
 def stream(model, prompts, k, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, eos=None, seed=0):
-    """Yields (tokens (P*k,), finished (P*k,) bool) a step, until every row is finished or max_new_tokens is reached.
+    """Yields (tokens (P*k,), finished (P*k,) bool) per step, until every row is finished or max_new_tokens is reached.
 
     Row p*k + i is sample i of prompt p. After its EOS a row yields EOS. The caller may stop at any step.
     Raises ValueError if a prompt is empty, or prompt + max_new_tokens is over the model's block_size."""
-    if not prompts or not all(prompts):
-        raise ValueError("generate: an empty prompt" if prompts else "generate: no prompts")
-    device, dtype = model.embedding.weight.device, model.embedding.weight.dtype
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-    lengths = torch.tensor([len(p) for p in prompts])
-    width = int(lengths.max())
-    if width + max_new_tokens > (size := model.config.block_size):
-        raise ValueError(f"a prompt of {width} tokens and {max_new_tokens} new ones exceed the model's context, {size}")
-    # Prompts end in the same column: shorter ones are padded on the left, and the padding is masked (P, width).
-    tokens = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
-    padding = (width - lengths).to(device)  # (P,)
-    column = torch.arange(width + max_new_tokens, device=device)
-    visible = column >= padding[:, None]  # (P, width + max_new)
-    padded = bool((lengths < width).any())
-    mask = None
-    if padded:
-        causal = column[None, :width] <= column[:width, None]
-        itself = torch.eye(width, dtype=torch.bool, device=device)  # a padding query must see something, or it is NaN
-        mask = ((causal & visible[:, None, :width]) | itself).unsqueeze(1)  # (P, 1, width, width)
-
-    model = packed(model, dtype, len(prompts) * k)
+    width = check_prompts(model, prompts, max_new_tokens)
+    device = model.embedding.weight.device
+    dtype = model.compute_dtype or model.embedding.weight.dtype
+    model = decoding_twin(model, dtype, len(prompts) * k)
     cache = KVCache(model.config, len(prompts), width + max_new_tokens, device, dtype)
-    position = (column[:width] - padding[:, None]).clamp(min=0)
-    hidden = model.trunk(tokens, position, mask, cache)[:, -1]  # (P, D)
-    if k > 1:
-        cache.repeat(k)
-        hidden, padding, visible = (x.repeat_interleave(k, dim=0) for x in (hidden, padding, visible))
-    head = model.sampling_head()
+    with model.autocast():
+        hidden, rows = prefill(model, prompts, cache, k, max_new_tokens)  # (P*k, D)
+        head = model.sampling_head()
+    padded = any(len(prompt) < width for prompt in prompts)
     generator = torch.Generator(device=device).manual_seed(seed)
     token = torch.zeros(len(prompts) * k, dtype=torch.int64, device=device)
     finished = torch.zeros_like(token, dtype=torch.bool)
-    rows = torch.arange(len(token), device=device)  # which of the P*k rows the model still works on
+
     for step in range(max_new_tokens):
         # Drawn for all rows, so that a sample does not depend on when the others finish.
         u = torch.rand(len(token), generator=generator, device=device)
-        token = token.index_copy(0, rows, sample_token(head(hidden), u[rows], temperature, top_k, top_p))
+        with model.autocast():
+            logits = head(hidden)  # (N, V), N rows that are still being written
+        token = token.index_copy(
+            0, rows.index, sample_token(logits, u[rows.index], temperature, top_k, top_p)
+        )
         if eos is not None:
             token = torch.where(finished, eos, token)
             finished = finished | (token == eos)
         yield token, finished
-        running = (~finished[rows]).nonzero().squeeze(1)
+
+        running = (~finished[rows.index]).nonzero().squeeze(1)
         if step + 1 == max_new_tokens or len(running) == 0:
             return
-        if len(running) <= 0.75 * len(rows):  # finished rows go when enough of them are to pay for moving the cache
+        # Drop finished rows once a quarter are done; earlier, copying the cache costs more than it saves.
+        if len(running) <= 0.75 * len(rows.index):
             cache.keep(running)
-            rows, padding, visible = rows[running], padding[running], visible[running]
+            rows = rows.select(running)
         end = width + step + 1
-        mask = visible[:, None, None, :end] if padded else None
-        hidden = model.trunk(token[rows, None], (width + step - padding)[:, None], mask, cache)[:, -1]  # (rows, D)
+        mask = rows.visible[:, None, None, :end] if padded else None
+        position = (width + step - rows.padding)[:, None]
+        with model.autocast():
+            hidden = model.trunk(token[rows.index, None], position, mask, cache)[:, -1]  # (N, D)
 
 
-def generate(model, prompts, k, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, eos=None, seed=0):
+def check_prompts(model, prompts, max_new_tokens):
+    """The length of the longest prompt, in tokens. Raises ValueError."""
+    if not prompts:
+        raise ValueError("generate: no prompts")
+    if not all(prompts):
+        raise ValueError("generate: an empty prompt")
+    width = max(len(prompt) for prompt in prompts)
+    context = model.config.block_size
+    if width + max_new_tokens > context:
+        raise ValueError(
+            f"a prompt of {width} tokens and {max_new_tokens} new ones exceed the model's context, {context}"
+        )
+    return width
+
+
+def generate(
+    model: GPT,
+    prompts: list[list[int]],
+    k: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    eos: int | None = None,
+    seed: int = 0,
+) -> list[list[list[int]]]:
     """prompts: list of P token lists -> P lists of k responses: token lists that end in EOS unless they were cut off.
 
     Deterministic for a seed (torch's generator of the model's device). Raises what `stream` raises."""
-    steps = [token for token, _ in stream(model, prompts, k, max_new_tokens, temperature, top_k, top_p, eos, seed)]
-    rows = torch.stack(steps, dim=1).tolist()  # (P*k, steps)
+    with model.autocast():  # around the loop: weights are cast once, not at every step
+        columns = [
+            token
+            for token, _ in stream(model, prompts, k, max_new_tokens, temperature, top_k, top_p, eos, seed)
+        ]
+    responses = torch.stack(columns, dim=1).tolist()  # (P*k, steps)
     if eos is not None:
-        rows = [row[: row.index(eos) + 1] if eos in row else row for row in rows]
-    return [rows[p * k : (p + 1) * k] for p in range(len(prompts))]
+        for i, response in enumerate(responses):
+            if eos in response:
+                responses[i] = response[: response.index(eos) + 1]
+    return [responses[p * k : (p + 1) * k] for p in range(len(prompts))]

@@ -10,7 +10,6 @@ import torch
 from torch.nn.functional import logsigmoid
 
 import kernels
-from nanoroads.common import InputError
 
 # ---------------------------------------------------------------- pairs
 
@@ -29,7 +28,9 @@ def bradley_terry(chosen_reward, rejected_reward):
 
 def margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, beta):
     """Implicit reward of y+ minus that of y-, (P,) each -> (P,)."""
-    return implicit_reward(chosen_logp, ref_chosen_logp, beta) - implicit_reward(rejected_logp, ref_rejected_logp, beta)
+    return implicit_reward(chosen_logp, ref_chosen_logp, beta) - implicit_reward(
+        rejected_logp, ref_rejected_logp, beta
+    )
 
 
 def dpo(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, beta, label_smoothing=0.0):
@@ -74,10 +75,12 @@ def simpo(chosen_logp, rejected_logp, chosen_length, rejected_length, beta, gamm
 
 
 def check_samples(name, reward, exactly=None):
-    """Raise InputError unless reward is (G, k) with k >= 2, or k == exactly."""
+    """Raise ValueError unless reward is (G, k) with k >= 2, or k == exactly."""
     if reward.dim() != 2 or reward.shape[1] < 2 or exactly not in (None, reward.shape[1]):
         wanted = f"k = {exactly}" if exactly else "k >= 2"
-        raise InputError(f"{name} compares the samples of a prompt: reward must be (G, k), {wanted}, not {tuple(reward.shape)}")
+        raise ValueError(
+            f"{name} compares the samples of a prompt: reward must be (G, k), {wanted}, not {tuple(reward.shape)}"
+        )
 
 
 def rloo_advantage(reward):
@@ -146,10 +149,12 @@ def online_dpo(logp, ref_logp, reward, beta, label="hard"):
     -q log sigmoid(m) - (1 - q) log sigmoid(-m). Raises InputError for k < 2 and for another label."""
     check_samples("online_dpo", reward)
     if label not in ("hard", "soft"):
-        raise InputError(f"online_dpo: label is {label!r}, not 'hard' or 'soft'")
+        raise ValueError(f"online_dpo: label is {label!r}, not 'hard' or 'soft'")
     best, worst = reward.argmax(1, keepdim=True), reward.argmin(1, keepdim=True)  # (G, 1)
     gap = (reward.gather(1, best) - reward.gather(1, worst)).squeeze(1).detach()  # (G,)
-    pairs = [x.gather(1, i).squeeze(1) for x in (logp, ref_logp) for i in (best, worst)]  # dpo's four, (G,) each
+    pairs = [
+        x.gather(1, i).squeeze(1) for x in (logp, ref_logp) for i in (best, worst)
+    ]  # dpo's four, (G,) each
     flipped = torch.sigmoid(-gap) if label == "soft" else 0.0
     return torch.where(gap > 0, dpo(*pairs, beta, flipped), 0.0)
 

@@ -5,8 +5,10 @@ SwiGLU) and residual (sequential or parallel), plus grouped-query attention, a K
 head. Shapes: B rows, T positions, D = n_embd, H heads, C = head size, V = vocab_size; R response tokens, S responses.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -40,6 +42,7 @@ class GPTConfig:
     readout: str = "last"  # scalar head: read at each response's last token, or the sum over its tokens
 
     def __post_init__(self):
+        """Fill in what is None. Raises ValueError naming the field."""
         if not self.head_size and self.n_embd % self.n_head:
             raise ValueError(f"config: n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
         self.n_kv_head = self.n_kv_head or self.n_head
@@ -54,9 +57,18 @@ class GPTConfig:
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"config: {name} is {getattr(self, name)!r}, not one of {', '.join(allowed)}")
+                raise ValueError(
+                    f"config: {name} is {getattr(self, name)!r}, not one of {', '.join(allowed)}"
+                )
         if self.n_head % self.n_kv_head:
             raise ValueError(f"config: n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
+
+
+class LogProbs(NamedTuple):
+    """What a policy says of a batch's responses, in nats."""
+
+    sequence: torch.Tensor  # (S,) log pi(y|x) of each response, EOS included
+    token: torch.Tensor  # (R,) log pi(y_t|x, y_<t) of each response token
 
 
 class KVCache:
@@ -69,7 +81,9 @@ class KVCache:
         self.used = 0
 
     def append(self, layer, k, v):
-        """Write k, v (B, n_kv_head, T, C) behind what is there and return all so far. The trunk moves `used` on."""
+        """Write k, v (B, n_kv_head, T, C) behind what is there and return all so far.
+
+        `used` stays: every layer writes at the same place, and the trunk moves it on after the last one."""
         end = self.used + k.shape[2]
         self.k[layer, :, :, self.used : end] = k
         self.v[layer, :, :, self.used : end] = v
@@ -77,11 +91,13 @@ class KVCache:
 
     def repeat(self, times):
         """Each row `times` times, so that one prefilled prompt serves all of its samples."""
-        self.k, self.v = self.k.repeat_interleave(times, dim=1), self.v.repeat_interleave(times, dim=1)
+        self.k = self.k.repeat_interleave(times, dim=1)
+        self.v = self.v.repeat_interleave(times, dim=1)
 
     def keep(self, rows):
         """Only these rows (N,) int64."""
-        self.k, self.v = self.k[:, rows], self.v[:, rows]
+        self.k = self.k[:, rows]
+        self.v = self.v[:, rows]
 
 
 def rotary_table(config, position):
@@ -89,11 +105,13 @@ def rotary_table(config, position):
     dim = int(config.head_size * config.rotary_pct)
     exponent = torch.arange(0, dim, 2, device=position.device, dtype=torch.float32) / dim
     inv_freq = 1.0 / config.rope_theta**exponent  # (rotary/2,)
-    if s := config.rope_scaling:  # Llama 3: slow waves are stretched by `factor`, fast ones kept, a ramp in between
-        turns = s["original_max_position_embeddings"] / (2 * math.pi / inv_freq)
-        ramp = (turns - s["low_freq_factor"]) / (s["high_freq_factor"] - s["low_freq_factor"])
+    scaling = config.rope_scaling
+    if scaling:  # Llama 3: slow waves are stretched by `factor`, fast ones kept, a ramp in between
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        turns = scaling["original_max_position_embeddings"] / (2 * math.pi / inv_freq)
+        ramp = (turns - low) / (high - low)
         ramp = ramp.clamp(0, 1)
-        inv_freq = (1 - ramp) * inv_freq / s["factor"] + ramp * inv_freq
+        inv_freq = (1 - ramp) * inv_freq / scaling["factor"] + ramp * inv_freq
     angle = position[:, None, :, None].float() * inv_freq
     return angle.cos(), angle.sin()
 
@@ -101,26 +119,34 @@ def rotary_table(config, position):
 def rotate(x, cos, sin):
     """Rotate the first 2*cos.shape[-1] channels of x (B, H, T, C) in pairs (i, i + rotary/2), as NeoX and Llama do."""
     half = cos.shape[-1]
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
+    cos = cos.to(x.dtype)
+    sin = sin.to(x.dtype)
+    a = x[..., :half]
+    b = x[..., half : 2 * half]
+    not_rotated = x[..., 2 * half :]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin, not_rotated), dim=-1)
 
 
 class Attention(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
-        self.config, self.layer = config, layer
-        self.sizes = [n * config.head_size for n in (config.n_head, config.n_kv_head, config.n_kv_head)]
-        self.qkv = nn.Linear(config.n_embd, sum(self.sizes), bias=config.qkv_bias)
-        self.out = nn.Linear(self.sizes[0], config.n_embd, bias=config.bias)
+        self.config = config
+        self.layer = layer
+        heads = config.n_head + 2 * config.n_kv_head  # of queries, keys and values, in this order
+        self.qkv = nn.Linear(config.n_embd, heads * config.head_size, bias=config.qkv_bias)
+        self.out = nn.Linear(config.n_head * config.head_size, config.n_embd, bias=config.bias)
 
     def forward(self, x, mask, rotary, cache):
         c = self.config
-        heads = self.qkv(x).unflatten(-1, (-1, c.head_size)).transpose(1, 2)  # (B, n_head + 2 n_kv_head, T, C)
-        turned, v = heads.split((c.n_head + c.n_kv_head, c.n_kv_head), dim=1)
+        heads = (
+            self.qkv(x).unflatten(-1, (-1, c.head_size)).transpose(1, 2)
+        )  # (B, n_head + 2 n_kv_head, T, C)
+        # q and k rotate alike, so they are rotated together.
+        qk, v = heads.split((c.n_head + c.n_kv_head, c.n_kv_head), dim=1)
         if rotary is not None:
-            turned = rotate(turned, *rotary)
-        q, k = turned.split((c.n_head, c.n_kv_head), dim=1)  # (B, H, T, C), (B, n_kv_head, T, C)
+            cos, sin = rotary
+            qk = rotate(qk, cos, sin)
+        q, k = qk.split((c.n_head, c.n_kv_head), dim=1)  # (B, H, T, C), (B, n_kv_head, T, C)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         y = attend(q, k, v, mask)  # (B, H, T, C)
@@ -130,8 +156,11 @@ class Attention(nn.Module):
 def attend(q, k, v, mask):
     """q (B, H, T, C) looks at k, v (B, n_kv_head, L, C). mask: (B, 1, T, L) bool; None: causal, with T = L or T = 1."""
     grouped = q.shape[1] != k.shape[1]
-    if q.shape[2] == 1:  # a single query is the newest token, it sees all there is; heads that share keys are one head's queries
-        y = F.scaled_dot_product_attention(q.view(*k.shape[:2], -1, q.shape[3]), k, v, attn_mask=mask)
+    if q.shape[2] == 1:
+        # Decoding: the only query is the newest token, so it may see every key. With grouped-query attention, treat the
+        # query heads that share a key head as more queries of that head; nothing is copied.
+        queries = q.view(k.shape[0], k.shape[1], -1, q.shape[3])  # (B, n_kv_head, H / n_kv_head, C)
+        y = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask)
         return y.reshape(q.shape)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
 
@@ -148,7 +177,9 @@ class MLP(nn.Module):
     def forward(self, x):
         if self.kind == "swiglu":
             return self.down(F.silu(self.gate(x)) * self.up(x))
-        return self.down(F.gelu(self.up(x), approximate="tanh" if self.kind == "gelu_tanh" else "none"))
+        if self.kind == "gelu_tanh":
+            return self.down(F.gelu(self.up(x), approximate="tanh"))
+        return self.down(F.gelu(self.up(x)))
 
 
 def make_norm(config):
@@ -160,8 +191,10 @@ class Block(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
         self.parallel = config.parallel_residual
-        self.norm1, self.attention = make_norm(config), Attention(config, layer)
-        self.norm2, self.mlp = make_norm(config), MLP(config)
+        self.norm1 = make_norm(config)
+        self.attention = Attention(config, layer)
+        self.norm2 = make_norm(config)
+        self.mlp = MLP(config)
 
     def forward(self, x, mask, rotary, cache):
         attended = self.attention(self.norm1(x), mask, rotary, cache)
@@ -172,9 +205,14 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    def __init__(self, config):
+    """compute_dtype: matrix products run in it (torch.autocast) while weights, log-probs and rewards keep theirs.
+    None: no autocast of the model's own."""
+
+    def __init__(self, config, compute_dtype=None):
         super().__init__()
         self.config = config
+        self.compute_dtype = compute_dtype
+        self.trunk_is_compiled = False
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
         if config.position == "learned":
             self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
@@ -195,20 +233,32 @@ class GPT(nn.Module):
                 nn.init.normal_(self.lm_head.weight, std=0.02)
 
     def init_scalar_head(self):
-        nn.init.normal_(self.scalar_head.weight, std=1 / math.sqrt(self.config.n_embd + 1))  # as Stiennon et al., 2009.01325
+        """As Stiennon et al., 2009.01325."""
+        nn.init.normal_(self.scalar_head.weight, std=1 / math.sqrt(self.config.n_embd + 1))
 
     @classmethod
-    def from_pretrained(cls, folder, dtype=None, device="cpu"):
+    def from_pretrained(cls, folder, dtype=None, device="cpu", compute_dtype=None):
         """One of our checkpoints, or a Hugging Face folder (config.json and *.safetensors). Raises InputError."""
-        from nanoroads.checkpoint import load_model
+        from nanoroads.weights.checkpoint import load_model
 
-        return load_model(folder, dtype=dtype, device=device)
+        return load_model(folder, dtype=dtype, device=device, compute_dtype=compute_dtype)
 
     def save_pretrained(self, folder, eos=None):
         """Write a Hugging Face folder that transformers loads with the same logits. eos: a token's id. Raises InputError."""
-        from nanoroads.hf import save_hf
+        from nanoroads.weights.hf import save_hf
 
         save_hf(folder, self, eos)
+
+    def compile_trunk(self):
+        """torch.compile the trunk, once for all shapes, since they change from batch to batch."""
+        self.trunk = torch.compile(self.trunk, dynamic=True)
+        self.trunk_is_compiled = True
+
+    def autocast(self):
+        """The context of every forward pass. Around a loop of them it keeps the weights that were cast."""
+        if self.compute_dtype is None or self.compute_dtype == self.embedding.weight.dtype:
+            return contextlib.nullcontext()
+        return torch.autocast(self.embedding.weight.device.type, self.compute_dtype)
 
     def trunk(self, tokens, position, mask=None, cache=None):
         """tokens, position (B, T) -> hidden (B, T, D), after the last norm. mask: what `attend` takes."""
@@ -224,29 +274,39 @@ class GPT(nn.Module):
             cache.used += tokens.shape[1]
         return self.norm(x)
 
-    def forward(self, batch, temperature=1.0, return_entropy=False):
-        """A policy: sequence_logp (S,), token_logp (R,) and, if asked, entropy (R,). A reward model: reward (S,)"""
-        hidden = self.trunk(batch.tokens, batch.position, batch.mask()).flatten(0, 1)  # (B*T, D)
-        if self.config.head == "scalar":  # an fp32 product and sum: a matmul would be rounded to bf16 under autocast
-            weight = self.scalar_head.weight.to(torch.promote_types(hidden.dtype, torch.float32))  # (1, D)
-            if self.config.readout == "last":
-                return (hidden[batch.last] * weight).sum(-1)
-            return kernels.segment_sum((hidden[batch.own] * weight).sum(-1), batch.cu_seqlens)
-        # (R, D): prompt and padding never reach the vocabulary projection. Not hidden[rows], whose backward on several CPU
-        # threads adds what the k samples send to the prompt's last token in whatever order they come.
-        return kernels.sequence_logp(
-            F.embedding(batch.rows, hidden),
-            self.lm_head.weight,
-            batch.target,
-            batch.cu_seqlens,
-            temperature=temperature,
-            return_entropy=return_entropy,
-        )
+    def forward(self, batch, temperature=1.0):
+        """batch: a Batch of S responses with R tokens in all, see batch.py.
+
+        A policy returns LogProbs(sequence (S,), token (R,)) at this temperature; a reward model reward (S,). fp32, whatever
+        the compute dtype (fp64 for fp64 weights)."""
+        with self.autocast():
+            hidden = self.trunk(batch.tokens, batch.position, batch.mask()).flatten(0, 1)  # (B*T, D)
+            if self.config.head == "scalar":
+                return self.reward(batch, hidden)
+            # Prompt and padding never reach the vocabulary projection. F.embedding, not hidden[rows]: all k samples read the
+            # prompt's last hidden state, and the backward of indexing sums their gradients in thread order, which differs
+            # from run to run.
+            predictors = F.embedding(batch.rows, hidden)  # (R, D)
+            sequence, token = kernels.sequence_logp(
+                predictors, self.lm_head.weight, batch.target, batch.cu_seqlens, temperature=temperature
+            )
+            return LogProbs(sequence, token)
+
+    def reward(self, batch, hidden):
+        """hidden (B*T, D) -> the scalar head's reward (S,), read at each response's last token or summed over its tokens."""
+        # An fp32 product and sum: a matmul would be rounded to bf16 under autocast.
+        weight = self.scalar_head.weight.to(torch.promote_types(hidden.dtype, torch.float32))  # (1, D)
+        if self.config.readout == "last":
+            return (hidden[batch.last] * weight).sum(-1)
+        token = (hidden[batch.response_index] * weight).sum(-1)  # (R,)
+        return kernels.segment_sum(token, batch.cu_seqlens)
 
     def sampling_head(self):
-        """A function of hidden (N, D) -> logits (N, V) to sample from. On CUDA fp32 from the accumulator on: logits rounded to
-        bf16 would be those of another policy than the one whose log-probs are trained."""
-        low = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else self.embedding.weight.dtype
+        """A function of hidden (N, D) -> logits (N, V) to sample from.
+
+        On CUDA fp32 from the accumulator on: logits rounded to bf16 would be those of another policy than the one whose
+        log-probs are trained."""
+        low = self.compute_dtype or self.embedding.weight.dtype
         if not self.embedding.weight.is_cuda or low not in (torch.bfloat16, torch.float16):
             return self.lm_head
         weight = self.lm_head.weight.to(low).T  # cast once, not for every token
@@ -260,7 +320,8 @@ class GPT(nn.Module):
     def logits(self, tokens):
         """tokens (B, T) -> (B, T, V): the plain causal forward, for reading and for parity tests."""
         position = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        return self.lm_head(self.trunk(tokens, position))
+        with self.autocast():
+            return self.lm_head(self.trunk(tokens, position))
 
 
 def init_weights(module):

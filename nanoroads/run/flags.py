@@ -1,0 +1,240 @@
+"""What the scripts' command lines share: number types, the common flags, defaults by model, and errors in one line."""
+
+import argparse
+import math
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from nanoroads.errors import InputError
+from nanoroads.weights.files import local_folder, read_config
+
+SMALL_MODEL = 10_000_000  # parameters; the map's model has 150,000, the smallest pretrained ones 14 million
+
+# ---------------------------------------------------------------- running a script
+
+
+def run_script(main):
+    """Run main(); what a user can cause becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except BrokenPipeError:  # the reader has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (InputError, OSError, MemoryError, RuntimeError) as error:
+        out_of_memory = is_out_of_memory(error)
+        if isinstance(error, RuntimeError) and not out_of_memory:
+            raise
+        text = " ".join(str(error).split()) or "out of memory"
+        hint = " (try a smaller --micro-batch-size)" if out_of_memory else ""
+        print(f"error: {text}{hint}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            "\nstopped; a run goes on from its last checkpoint with the same command and --resume",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+
+
+def is_out_of_memory(error):
+    """On a CPU torch has no exception of its own for this."""
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "can't allocate memory" in str(
+        error
+    )
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message):
+        print(f"error: {Path(self.prog).name}: {message} (--help lists the flags)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+# ---------------------------------------------------------------- types of flags
+
+
+def positive(kind):
+    """A flag's type: an int or a float above zero."""
+    return number(kind, "a positive number", lambda value: value > 0)
+
+
+def non_negative(kind, below=math.inf):
+    """A flag's type: an int or a float from zero on, below `below`."""
+    limit = f" below {below}" if below < math.inf else ""
+    return number(kind, f"a non-negative number{limit}", lambda value: 0 <= value < below)
+
+
+def number(kind, description, is_right):
+    """kind: int or float, with a condition on its value that `description` words."""
+
+    def parse(text):
+        value = kind(text)
+        if not is_right(value) or value == math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not {description}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it when the text is no number at all
+    return parse
+
+
+SEED = non_negative(int, below=2**32)  # NumPy takes no negative ones; times 1_000_003 it must fit 64 bits
+
+# ---------------------------------------------------------------- the flags of every training script
+
+
+def training_parser(doc, out, defaults, parents=()):
+    """A parser with the flags that every training script has.
+
+    doc: the script's docstring. out: where its run goes. defaults: the script's DEFAULTS, see `use_defaults`."""
+    p = Parser(description=doc, parents=parents)
+
+    run = p.add_argument_group("the run")
+    run.add_argument("--out", type=Path, default=out, help="directory of the run (default: %(default)s)")
+    run.add_argument("--resume", action="store_true", help="continue the run in --out")
+    run.add_argument(
+        "--seed", type=SEED, default=0, help="seed of weights, data order and samples (default: 0)"
+    )
+    run.add_argument(
+        "--log-every", type=positive(int), default=10, help="steps per line of metrics.jsonl (default: 10)"
+    )
+    run.add_argument(
+        "--eval-every", type=positive(int), default=100, help="steps between evaluations (default: 100)"
+    )
+    run.add_argument(
+        "--save-every", type=positive(int), default=100, help="steps between checkpoints (default: 100)"
+    )
+    run.add_argument(
+        "--export-hf", type=Path, metavar="DIR", help="also write the result as a Hugging Face folder"
+    )
+
+    rows = p.add_argument_group("the data")
+    rows.add_argument("--data", default="roadmap", help="roadmap[-short|-hidden], a .jsonl[.gz] or .parquet file, or "
+                      "hf:org/name[:split] (default: roadmap, the built-in map)")  # fmt: skip
+    rows.add_argument(
+        "--max-prompt-tokens",
+        type=positive(int),
+        help="keep the last tokens of longer prompts (default: refuse them)",
+    )
+    rows.add_argument(
+        "--max-response-tokens",
+        type=positive(int),
+        help="cut longer responses, without EOS (default: refuse them)",
+    )
+    rows.add_argument(
+        "--skip-bad-rows", action="store_true", help="skip rows of --data that do not fit, and say how many"
+    )
+    rows.add_argument(
+        "--inspect",
+        action="store_true",
+        help="print three examples as tokens, with what is trained, and stop",
+    )
+
+    steps = p.add_argument_group("the optimizer")
+    steps.add_argument("--steps", type=positive(int), help="number of optimizer steps; overrides --epochs")
+    steps.add_argument(
+        "--epochs", type=positive(float), help=f"passes over the data {both_defaults(defaults, 'epochs')}"
+    )
+    steps.add_argument(
+        "--lr", type=positive(float), help=f"peak learning rate of AdamW {both_defaults(defaults, 'lr')}"
+    )
+    steps.add_argument(
+        "--schedule",
+        default="cosine",
+        choices=["cosine", "constant"],
+        help="after the warm-up (default: cosine)",
+    )
+    steps.add_argument(
+        "--warmup", type=non_negative(int), default=10, help="steps of linear warm-up (default: 10)"
+    )
+    steps.add_argument(
+        "--weight-decay", type=non_negative(float), default=0.0, help="weight decay of AdamW (default: 0)"
+    )
+    steps.add_argument("--clip", type=positive(float), default=1.0, help="largest gradient norm (default: 1)")
+    steps.add_argument(
+        "--batch-size",
+        type=positive(int),
+        help=f"prompts per optimizer step {both_defaults(defaults, 'batch_size')}",
+    )
+    steps.add_argument("--micro-batch-size", type=positive(int), help="prompts per forward pass, which bounds the memory; None is the whole batch "
+                       f"{both_defaults(defaults, 'micro_batch_size')}")  # fmt: skip
+
+    machine = p.add_argument_group("the machine")
+    machine.add_argument("--compile", action="store_true", help="torch.compile the trunk")
+    machine.add_argument(
+        "--profile", action="store_true", help="write a torch.profiler trace of a few steps to OUT/trace.json"
+    )
+    add_machine_flags(machine)
+    return p
+
+
+def add_machine_flags(p):
+    """--device, --dtype and --kernel, which sampling has too."""
+    p.add_argument(
+        "--device",
+        default="auto",
+        choices=["auto", "cpu", "cuda", "mps"],
+        help="default: the fastest there is",
+    )
+    p.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"],
+                   help="dtype of activations; auto: bfloat16 on CUDA, else float32")  # fmt: skip
+    p.add_argument(
+        "--kernel",
+        default="auto",
+        choices=["auto", "torch", "triton"],
+        help="backend of the log-prob kernels",
+    )
+
+
+# ---------------------------------------------------------------- defaults by model
+
+
+def model_kind(folder):
+    """Which column of a script's DEFAULTS suits the model in `folder`: "map" for a small one that was trained from scratch,
+    as the map's is, "file" for a pretrained one. folder None, or not there yet: a new model of the map's size."""
+    if folder is None:
+        return "map"
+    if not str(folder).startswith("hf:") and not (local_folder(folder) / "config.json").exists():
+        return "map"
+    config = read_config(folder)
+    if "model_type" in config or parameters(config.get("model", {})) > SMALL_MODEL:
+        return "file"
+    return "map"
+
+
+def parameters(model_config):
+    """About how many parameters a model of one of our runs has; its config.json's "model" as a dict."""
+    vocab, width = model_config.get("vocab_size", 0), model_config.get("n_embd", 0)
+    layers, d_ff = model_config.get("n_layer", 0), model_config.get("d_ff", 0)
+    try:
+        return vocab * width + layers * (4 * width * width + 2 * width * d_ff)
+    except TypeError:  # load_model says what is wrong with it
+        return 0
+
+
+def use_defaults(args, defaults, kind):
+    """Fill in the flags that were not given, from `defaults`, the column `kind` of a script's DEFAULTS. Prints them all."""
+    words = []
+    for name, default in defaults.items():
+        given = getattr(args, name)
+        if given is None:
+            setattr(args, name, default)
+        if getattr(args, name) is not None:
+            words.append(
+                f"{name.replace('_', '-')} {getattr(args, name)} ({kind if given is None else 'given'})"
+            )
+    print(f"using: {', '.join(words)}")
+
+
+def both_defaults(defaults, name):
+    """The two defaults of a flag, for its help text."""
+    small, pretrained = defaults["map"][name], defaults["file"][name]
+    if small == pretrained:
+        return f"(default: {small})"
+    return f"(default: {small}; for a pretrained model {pretrained})"

@@ -1,0 +1,79 @@
+"""Optimizer steps: which examples, at what learning rate, and the update itself. Nothing here keeps state between steps.
+
+Data order and learning rate are functions of (seed, step), so a resumed run needs only the step, the weights and the
+optimizer's moments to end with the same bits.
+"""
+
+import functools
+import math
+
+import torch
+
+
+def total_steps(examples, batch_size, epochs, steps=None):
+    """Optimizer steps in all: `steps` where it is given, else `epochs` passes over the examples."""
+    return steps or max(1, round(epochs * math.ceil(examples / batch_size)))
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(examples, epoch, seed):
+    """A shuffle of range(examples), as a tuple."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return tuple(torch.randperm(examples, generator=generator).tolist())
+
+
+def batch_indices(examples, batch_size, step, seed):
+    """Which examples step `step` trains on, as a list: each epoch is a fresh shuffle, its last batch may be smaller."""
+    per_epoch = math.ceil(examples / batch_size)
+    epoch, i = divmod(step, per_epoch)
+    return list(epoch_order(examples, epoch, seed)[i * batch_size : (i + 1) * batch_size])
+
+
+def chunks(items, size):
+    """items in runs of `size` (None: one run)."""
+    size = size or len(items)
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def adamw(model, lr, weight_decay):
+    """AdamW with no weight decay on vectors (norms, biases)."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
+
+
+def learning_rate(peak, step, steps, warmup, schedule):
+    """Linear warm-up, then constant, or half a cosine to zero. step counts from 0. schedule: "cosine" or "constant"."""
+    warm = min(1.0, (step + 1) / (warmup + 1))
+    if schedule == "constant":
+        return peak * warm
+    return peak * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def update(model, optimizer, lr, clip):
+    """Clip, step, forget the gradients. Returns the gradient norm as a tensor: nothing here waits for the device."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+class Mean:
+    """Means of metrics over an optimizer step, however it was cut into chunks. Sums stay on the device: nothing waits for it."""
+
+    def __init__(self):
+        self.sums = {}
+        self.counts = {}
+
+    def add(self, **tensors: torch.Tensor):
+        """add(loss=..., reward=...): tensors of any shape; each of their values counts once."""
+        for name, tensor in tensors.items():
+            self.sums[name] = self.sums.get(name, 0.0) + tensor.detach().sum()
+            self.counts[name] = self.counts.get(name, 0) + tensor.numel()
+
+    def means(self) -> dict[str, torch.Tensor]:
+        """{name: the mean of all values that were added under it}."""
+        return {name: total / self.counts[name] for name, total in self.sums.items()}

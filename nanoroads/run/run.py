@@ -1,0 +1,308 @@
+"""Run: the books of a training run. A script keeps the loop; its Run keeps the folder, the clock and the record.
+
+A Run knows nothing of losses, and takes no function of the user but the one whose result `once` keeps.
+"""
+
+import atexit
+import contextlib
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+import time
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import kernels
+from nanoroads.errors import InputError
+from nanoroads.run.profile import profiled
+from nanoroads.text import tokenizer
+from nanoroads.weights import checkpoint
+from nanoroads.weights.files import (
+    cpu_weights,
+    delete_half_written,
+    read_config,
+    read_safetensors,
+    write_json,
+    write_safetensors,
+    write_text,
+)
+from nanoroads.weights.hf import TOKENIZER_FILES, save_hf
+
+# Flags that may change between a run and its --resume: they affect where and how often we write, not the result.
+NOT_THE_RESULT = {
+    "out",
+    "resume",
+    "device",
+    "profile",
+    "eval_every",
+    "save_every",
+    "log_every",
+    "stop_after",
+    "export_hf",
+    "inspect",
+}
+
+
+class Run:
+    """One run of a training script, in the folder --out: config.json, metrics.jsonl, checkpoints.
+
+    args: the script's flags, of training_parser. stage: "sft", "dpo", "reward", "rlhf" or another experiment's name.
+    Raises InputError: --out holds another run, or --device or --kernel is not to be had here."""
+
+    def __init__(self, args: Namespace, stage: str):
+        self.args = args
+        self.stage = stage
+        self.device = pick_device(args.device)
+        self.compute_dtype = pick_dtype(args.dtype, self.device)
+        pick_kernel(args.kernel, self.device)
+        self.out = temporary_folder() if args.inspect else args.out
+        open_folder(self.out, args, stage)
+        self.finished = checkpoint.is_finished(self.out)
+        self.total = 0  # optimizer steps of the whole run
+        self.saved = 0  # steps that the last checkpoint holds
+        self.bar = None
+        self.seconds = {}  # of each `timed` part, in all
+        self.last_row = {}  # the last line of metrics.jsonl
+        torch.manual_seed(args.seed)
+
+    def inside(self, name: str, without=(), **changed) -> "Run":
+        """A run in the folder OUT/name, of stage `name`: the flags of this one less those in `without`, some changed."""
+        flags = {flag: value for flag, value in vars(self.args).items() if flag not in without}
+        flags.update(changed, out=self.out / name, export_hf=None, profile=False)
+        return Run(Namespace(**flags), name)
+
+    # ------------------------------------------------------------ before the loop
+
+    def describe(self, model, tokenizer_name: str, **more):
+        """Write config.json: the model's shape, its tokenizer's name, the flags, and what is given as `more`."""
+        shape = asdict(model.config)
+        head = {"nanoroads": self.stage, "stage": self.stage, "model": shape, "tokenizer": tokenizer_name}
+        write_json(self.out / "config.json", {**head, **more, "args": plain(self.args)})
+
+    def once(self, name: str, compute, of) -> torch.Tensor:
+        """The tensor compute(), kept in OUT/name.safetensors, so that a resumed run does not compute it again.
+
+        of: what it is computed from, a list of models, data Rows and plain values. Raises InputError where the file was
+        computed from something else."""
+        path = self.out / f"{name}.safetensors"
+        made_from = fingerprint(of)
+        if not path.exists():
+            write_safetensors(path, {"logp": compute()}, {"made_from": made_from})
+        tensors, metadata = read_safetensors(path)
+        if metadata.get("made_from") != made_from:
+            raise InputError(
+                f"{path}: was computed from other data or another model; delete it, or choose another --out"
+            )
+        return tensors["logp"]
+
+    # ------------------------------------------------------------ the loop
+
+    def steps(self, model, optimizer, total: int):
+        """Yields the steps that are left, from 0 or where the last checkpoint was, under a progress bar.
+
+        Fills model and optimizer from that checkpoint, drops the lines of metrics.jsonl behind it, and with --profile
+        traces a few steps."""
+        self.total = total
+        self.saved = checkpoint.load_state(self.out, model, optimizer)
+        drop_lines_behind(self.out / "metrics.jsonl", self.saved)
+        if self.args.compile:
+            model.compile_trunk()
+        left = range(self.saved, total)
+        options = {"initial": self.saved, "total": total, "desc": self.stage, "unit": "step"}
+        with profiled(self.args.profile, self.out, self.device) as profile_step:
+            self.bar = tqdm(
+                left, disable=None, dynamic_ncols=True, **options
+            )  # silent where stderr is not a terminal
+            for step in self.bar:
+                yield step
+                profile_step()
+
+    def evaluates(self, step: int) -> bool:
+        """Whether held-out measures are due: every --eval-every steps, and after the last one."""
+        return (step + 1) % self.args.eval_every == 0 or step + 1 == self.total
+
+    def logs(self, step: int) -> bool:
+        """Whether the step gets a line of metrics.jsonl: every --log-every steps, and wherever it evaluates."""
+        return (step + 1) % self.args.log_every == 0 or self.evaluates(step)
+
+    def log(self, step: int, row: dict, show=("loss",)):
+        """Append {name: number or tensor} to metrics.jsonl, if the step gets a line, and show some of it beside the bar.
+
+        Here alone tensors become numbers, which waits for the device. Raises InputError for a value that is not finite."""
+        if not self.logs(step):
+            return
+        self.last_row = {"step": step + 1}
+        for name, value in row.items():
+            self.last_row[name] = round(float(value), 6)
+        for name, value in self.last_row.items():
+            if not math.isfinite(value):
+                hint = f"a lower --lr may help; {self.out} keeps its last checkpoint"
+                raise InputError(f"step {step + 1}: {name} is {value}; {hint}")
+        with open(self.out / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(self.last_row) + "\n")
+        self.bar.set_postfix({name: self.last_row[name] for name in show})
+
+    def save(self, step: int, model, optimizer):
+        """A checkpoint to resume from, if --save-every steps have passed since the last one."""
+        done = step + 1
+        if done - self.saved >= self.args.save_every and done < self.total:
+            checkpoint.save_state(self.out, model, optimizer, done)
+            self.saved = done
+
+    @contextlib.contextmanager
+    def timed(self, name: str):
+        """Adds the seconds of a `with` block to seconds[name]. On CUDA these are until launched, not until done."""
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+    # ------------------------------------------------------------ after the loop
+
+    def finish(self, model):
+        """Write model.safetensors; from here on the run is finished. Then --export-hf."""
+        checkpoint.finish(self.out, model)
+        self.finished = True
+        self.export()
+
+    def export(self):
+        """--export-hf: the finished run as a Hugging Face folder, with the tokenizer files of the folder that it began with.
+
+        A killed export is written anew, a whole one stays. Raises InputError for a folder that holds something else."""
+        folder = self.args.export_hf
+        if folder is None:
+            return
+        if (folder / "config.json").exists():  # the last file of an export
+            print(f"{folder} holds a model already and is left as it is")
+            return
+        of_an_export = ("model.safetensors", *TOKENIZER_FILES)
+        for path in folder.glob("*"):
+            if not path.name.startswith(of_an_export):  # not what a killed export leaves
+                raise InputError(f"--export-hf {folder}: exists, and is not empty")
+        name = read_config(self.out)["tokenizer"]
+        folder.mkdir(parents=True, exist_ok=True)
+        if Path(name).is_dir():
+            for path in Path(name).glob("*"):
+                if path.name.startswith(TOKENIZER_FILES):
+                    shutil.copy(path, folder)
+        save_hf(folder, checkpoint.load_model(self.out), tokenizer.eos_id(tokenizer.get(name)))
+        print(f"{folder}: {self.out} for transformers, vLLM and others")
+
+
+# ---------------------------------------------------------------- the machine
+
+
+def pick_device(name: str) -> torch.device:
+    """--device; "auto" is the fastest there is. Raises InputError if it is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, is_there in available.items() if is_there)
+    if not available[name]:
+        raise InputError(f"--device {name}: torch finds no such device here")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype | None:
+    """--dtype, of matrix products while weights stay fp32; "auto" is bfloat16 on CUDA. None: fp32, as the weights."""
+    if name == "bfloat16" or (name == "auto" and device.type == "cuda"):
+        return torch.bfloat16
+    return None
+
+
+def pick_kernel(name: str, device: torch.device):
+    """--kernel. Raises InputError if that backend cannot work on the device."""
+    try:
+        kernels.set_backend(name)
+        kernels.pick("auto", torch.empty(0, device=device))
+    except ValueError as error:
+        raise InputError(f"--kernel {name}: {error}") from None
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def open_folder(out, args, stage):
+    """Make the folder of a run, or refuse: one with another run is never written to. Fails now, not after an hour of training."""
+    export = args.export_hf
+    if export and export.resolve() == out.resolve():
+        raise InputError(f"--export-hf {export}: is --out itself")
+    if export and export.exists() and any(export.iterdir()) and not args.resume:
+        raise InputError(f"--export-hf {export}: exists, and is not empty")
+    if (out / "config.json").exists():
+        check_same_run(out, args, stage)
+    elif out.exists() and (not out.is_dir() or (out / "model.safetensors").exists()):
+        raise InputError(f"{out} exists and is not a run of nanoroads")
+    if export:
+        export.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    delete_half_written(out)
+
+
+def check_same_run(out, args, stage):
+    """Raises InputError unless the run in `out` is to be resumed and has the same flags."""
+    config = read_config(out)
+    if not args.resume:
+        raise InputError(f"{out} already holds a run: --resume continues it, --out DIR starts another")
+    if config.get("stage") != stage:
+        raise InputError(f"{out} holds a run of stage {config.get('stage')!r}, not {stage!r}")
+    before = config.get("args", {})
+    for name, value in plain(args).items():
+        if name not in NOT_THE_RESULT and before.get(name) != value:
+            raise InputError(
+                f"{out}: its run had --{name.replace('_', '-')} {before.get(name)}, this one has {value}"
+            )
+
+
+def temporary_folder():
+    """--inspect writes nothing that is kept: a folder that goes when the program ends."""
+    folder = Path(tempfile.mkdtemp(prefix="nanoroads-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def plain(args):
+    """Flags as JSON has them: paths as text."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+
+
+def drop_lines_behind(log, step):
+    """Keep the lines of metrics.jsonl up to `step`; the last one of a killed run may be cut in half."""
+    if not log.exists():
+        return
+    kept = []
+    try:
+        for line in log.read_text().splitlines():
+            if line.endswith("}") and json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{log}: a line of it is not a JSON object with a step") from None
+    write_text(log, "".join(kept))
+
+
+def read_metrics(out):
+    """metrics.jsonl of a run, a list of {"step", name: number}."""
+    with open(Path(out) / "metrics.jsonl") as file:
+        return [json.loads(line) for line in file]
+
+
+def fingerprint(things):
+    """A hash of models (their weights), data Rows (their tokens) and plain values, in this order."""
+    digest = hashlib.sha256()
+    for thing in things:
+        if isinstance(thing, torch.nn.Module):
+            digest.update(f"{thing.config} {thing.compute_dtype}".encode())
+            for name, tensor in sorted(cpu_weights(thing).items()):
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(tensor.view(torch.uint8).numpy())
+        elif hasattr(thing, "responses"):
+            for prompt, group in zip(thing.prompts, thing.responses, strict=True):
+                for tokens in (prompt, *group):
+                    digest.update(len(tokens).to_bytes(4, "little") + bytes(tokens))
+        else:
+            digest.update(repr(thing).encode())
+    return digest.hexdigest()

@@ -1,0 +1,174 @@
+"""Log-probs and rewards of given responses, and the judges of RL: a reward model, a local reward, or your function."""
+
+import importlib
+import math
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from nanoroads.batch import pack
+from nanoroads.errors import InputError
+from nanoroads.losses import implicit_reward
+from nanoroads.model import GPT
+from nanoroads.text import tokenizer
+from nanoroads.weights.checkpoint import load_reward_model
+from nanoroads.weights.files import local_folder, read_config
+
+GROUPS_PER_PASS = 64  # prompts in a forward pass, where the caller does not say
+
+# ---------------------------------------------------------------- of given responses
+
+
+@torch.no_grad()
+def sequence_logps(
+    policy: GPT, prompts: list, responses: list, groups_per_pass: int | None = GROUPS_PER_PASS
+) -> torch.Tensor:
+    """log pi(y|x) of G groups of K responses -> (G, K) fp32 on the CPU. groups_per_pass bounds the memory; None: all."""
+    parts = [policy(batch).sequence for batch in batches(policy, prompts, responses, groups_per_pass)]
+    return torch.cat(parts).view(len(prompts), -1).cpu()
+
+
+@torch.no_grad()
+def scalar_rewards(
+    reward_model: GPT, prompts: list, responses: list, groups_per_pass: int | None = GROUPS_PER_PASS
+) -> torch.Tensor:
+    """The scalar head's reward of G groups of K responses -> (G, K) fp32 on the CPU."""
+    parts = [reward_model(batch) for batch in batches(reward_model, prompts, responses, groups_per_pass)]
+    return torch.cat(parts).view(len(prompts), -1).cpu()
+
+
+def batches(model, prompts, responses, groups_per_pass):
+    """Yields the groups as Batches on the model's device, in the order given, under a progress bar where it takes long."""
+    device = model.embedding.weight.device
+    starts = range(0, len(prompts), groups_per_pass or len(prompts))
+    for start in tqdm(starts, desc="scoring", unit="batch", disable=None, delay=3, leave=False):
+        end = start + (groups_per_pass or len(prompts))
+        yield pack(prompts[start:end], responses[start:end], device=device)
+
+
+def rewards(
+    reward_model: GPT,
+    reference: GPT | None,
+    prompts: list,
+    responses: list,
+    beta: float | None = None,
+    groups_per_pass: int | None = GROUPS_PER_PASS,
+) -> torch.Tensor:
+    """Rewards (G, K) of either class: a scalar head's, or the local beta (log pi - log pi_ref); without a reference log pi."""
+    if reward_model.config.head == "scalar":
+        return scalar_rewards(reward_model, prompts, responses, groups_per_pass)
+    logp = sequence_logps(reward_model, prompts, responses, groups_per_pass)
+    if reference is None:
+        return logp
+    return implicit_reward(logp, sequence_logps(reference, prompts, responses, groups_per_pass), beta)
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def ranked_right(margin: torch.Tensor) -> torch.Tensor:
+    """margin (P,), chosen minus rejected -> (P,): 1 where the pair is ranked right, 0 where wrong, 0.5 for a tie (a margin
+    below 1e-5). Its mean is the accuracy."""
+    return 0.5 + 0.5 * margin.sign() * (margin.abs() > 1e-5)
+
+
+def mean_se(values) -> dict[str, float]:
+    """{"mean", "se"} of a list or tensor; se is the standard error of the mean, 0 for a single value."""
+    x = torch.as_tensor(values, dtype=torch.float64)
+    se = x.std().item() / math.sqrt(len(x)) if len(x) > 1 else 0.0
+    return {"mean": x.mean().item(), "se": se}
+
+
+# ---------------------------------------------------------------- the judges of RL
+
+# judge(batch, ref, prompts, responses) -> reward (S,): batch holds S responses, ref is the reference's LogProbs of it, prompts
+# are S texts and responses S token lists. judge.beta is the scale of a local reward, None for the others.
+
+
+class ScalarJudge:
+    """The global reward class: the output of a reward model's scalar head."""
+
+    beta = None
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, batch, ref, prompts, responses):
+        return self.model(batch)
+
+
+class LocalJudge:
+    """The local reward class: beta log pi/pi_ref of a policy (Swamy et al., 2503.01067, section 2)."""
+
+    def __init__(self, policy, beta, temperature):
+        self.policy = policy
+        self.beta = beta
+        self.temperature = temperature
+
+    def __call__(self, batch, ref, prompts, responses):
+        return implicit_reward(self.policy(batch, self.temperature).sequence, ref.sequence, self.beta)
+
+
+class RuleJudge:
+    """Your function(prompt, response) -> float, of texts without EOS. What it raises becomes one line."""
+
+    beta = None
+
+    def __init__(self, name, encoding):
+        self.name = name
+        self.encoding = encoding
+        self.function = import_function(name)
+
+    def __call__(self, batch, ref, prompts, responses):
+        answers = tokenizer.decode_all(self.encoding, responses)
+        values = [self.value(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        return torch.tensor(values, device=batch.tokens.device)
+
+    def value(self, prompt, answer):
+        try:
+            value = float(self.function(prompt, answer))
+        except (Exception, SystemExit) as error:
+            raise InputError(f"--reward {self.name} raised {type(error).__name__}: {error}") from error
+        if not abs(value) < 1e30:  # NaN, or too large for fp32 and its sums
+            raise InputError(f"--reward {self.name} says {value} of {answer!r} after {prompt!r}")
+        return value
+
+
+def import_function(name):
+    """`module:function` -> the function; the module may lie in the user's own directory. Raises InputError."""
+    module, _, function = name.partition(":")
+    sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+        raise InputError(f"--reward {name}: {type(error).__name__}: {error}") from None
+    finally:
+        sys.path.remove("")
+
+
+def load_judge(reward, reference, init, encoding, temperature=1.0):
+    """The judge that `reward` names: a run's folder, or module:function.
+
+    reference: the policy that RL is held near, loaded from `init`. Raises InputError."""
+    if ":" in str(reward):
+        return RuleJudge(str(reward), encoding)
+    folder, device = Path(reward), reference.embedding.weight.device
+    model = load_reward_model(folder, device, reference.compute_dtype, like=reference).requires_grad_(False)
+    if model.config.head == "scalar":
+        return ScalarJudge(model)
+    check_local(folder, init)
+    return LocalJudge(model, read_config(folder)["beta"], temperature)
+
+
+def check_local(folder, init):
+    """beta log pi/pi_ref is a reward only with the beta and the reference it was trained with: raises InputError for a
+    policy without them, or trained against another reference than `init`."""
+    config = read_config(folder)
+    if "beta" not in config or config.get("args", {}).get("loss") in ("reference-free", "simpo"):
+        raise InputError(
+            f"--reward {folder}: its log-ratio to a reference was not fitted to anything, so it is no reward"
+        )
+    if local_folder(config["reference"]).resolve() != local_folder(init).resolve():
+        raise InputError(f"--reward {folder}: was fitted against {config['reference']}, not against {init}")

@@ -1,0 +1,185 @@
+"""A run's weights: saved, resumed, and loaded as a policy or as a reward model.
+
+A finished run is config.json + model.safetensors + metrics.jsonl. While it trains, resume.safetensors holds weights, the
+optimizer's moments and the step in one file, so that they cannot disagree.
+"""
+
+from pathlib import Path
+
+import torch
+
+from nanoroads.errors import InputError
+from nanoroads.model import GPT, GPTConfig
+from nanoroads.weights.files import (
+    all_finite,
+    cpu_weights,
+    local_folder,
+    read_config,
+    read_safetensors,
+    write_safetensors,
+)
+from nanoroads.weights.hf import load_hf
+
+# ---------------------------------------------------------------- saving and resuming
+
+
+def finite_weights(folder, model):
+    """cpu_weights, or InputError: never overwrite, in `folder`, a good checkpoint with NaN weights."""
+    tensors = cpu_weights(model)
+    if not all_finite(tensors):
+        raise InputError(
+            f"{folder}: the weights are not finite; a lower --lr may help; its last checkpoint is kept"
+        )
+    return tensors
+
+
+def save_model(folder, model):
+    """model.safetensors of a run. Raises InputError: weights that are not finite, a full disk."""
+    write_safetensors(Path(folder) / "model.safetensors", finite_weights(folder, model))
+
+
+def save_state(folder, model, optimizer, step):
+    """All that a resumed run needs, in one file, after `step` steps."""
+    tensors = {f"model.{name}": tensor for name, tensor in finite_weights(folder, model).items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{name}.{key}"] = value.cpu().contiguous()
+    write_safetensors(Path(folder) / "resume.safetensors", tensors, {"step": str(step)})
+
+
+def load_state(folder, model, optimizer):
+    """Fill model and optimizer from resume.safetensors. Returns the steps that are done, 0 where there is no such file."""
+    path = Path(folder) / "resume.safetensors"
+    if not path.exists():
+        return 0
+    tensors, metadata = read_safetensors(path)
+    fill(model, tensors_under("model.", tensors), path)
+    for name, parameter in model.named_parameters():
+        moments = tensors_under(f"optimizer.{name}.", tensors)
+        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
+    return int(metadata["step"])
+
+
+def tensors_under(prefix, tensors):
+    """{name: tensor} of the names that begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def finish(folder, model):
+    """The run is done: model.safetensors is written, then the state that is not needed any more goes."""
+    save_model(folder, model)
+    (Path(folder) / "resume.safetensors").unlink(missing_ok=True)
+
+
+def is_finished(folder):
+    """Whether a run has come to its end; a killed one has no model.safetensors, or still has its state."""
+    return (Path(folder) / "model.safetensors").exists() and not (
+        Path(folder) / "resume.safetensors"
+    ).exists()
+
+
+# ---------------------------------------------------------------- loading
+
+
+def load_policy(folder, device="cpu", compute_dtype=None, like=None):
+    """A language model, from one of our runs or a Hugging Face folder, with fp32 weights.
+
+    compute_dtype: of matrix products (None: fp32), see GPT. like: a model that reads the same tokens; see
+    `check_vocabulary`. Raises InputError, also where the folder holds a reward model."""
+    model = load_model(folder, device=device, compute_dtype=compute_dtype)
+    if model.config.head != "lm":
+        raise InputError(f"{folder}: a reward model, where a policy is wanted")
+    check_vocabulary(folder, model, like)
+    return model
+
+
+def load_reward_model(folder, device="cpu", compute_dtype=None, like=None):
+    """A reward model of either class: one with a scalar head, or a policy, whose log-ratio to a reference is its reward."""
+    model = load_model(folder, device=device, compute_dtype=compute_dtype)
+    check_vocabulary(folder, model, like)
+    return model
+
+
+def new_reward_model(folder, device="cpu", compute_dtype=None, readout="last"):
+    """The trunk of a policy with a new scalar head, of standard deviation 1/sqrt(D + 1) (Stiennon et al., 2009.01325).
+
+    readout: "last" or "sum", see GPTConfig. Raises InputError."""
+    return load_model(folder, device=device, compute_dtype=compute_dtype, head="scalar", readout=readout)
+
+
+def check_vocabulary(folder, model, like):
+    """Raises InputError unless the model of `folder` can read the batches of `like` (a model, or None: no matter)."""
+    if like is None:
+        return
+    if model.config.vocab_size != like.config.vocab_size:
+        sizes = f"{model.config.vocab_size}, that of the policy {like.config.vocab_size}"
+        raise InputError(f"{folder}: its vocab_size is {sizes}")
+    if model.config.block_size < like.config.block_size:
+        sizes = f"{model.config.block_size}, that of the policy {like.config.block_size}"
+        raise InputError(f"{folder}: its block_size is {sizes}")
+
+
+def load_model(folder, dtype=None, device="cpu", compute_dtype=None, head=None, readout=None):
+    """A GPT from one of our runs or a Hugging Face folder.
+
+    dtype: of the weights (None: fp32). compute_dtype: of matrix products (None: the weights'). head, readout: override
+    the config's. Raises InputError naming the file and the tensor."""
+    config = read_config(folder)
+    if "model_type" in config:
+        model_config, tensors, path = load_hf(local_folder(folder), config)
+    else:
+        model_config, tensors, path = load_run(local_folder(folder), config)
+    model_config.head = head or model_config.head
+    model_config.readout = readout or model_config.readout
+    try:
+        with torch.device("meta"):  # no time or memory for initial values, which the file replaces
+            model = GPT(model_config).to(dtype or torch.float32)
+    except (TypeError, RuntimeError) as error:  # an invalid size
+        raise InputError(f"{folder}/config.json: {error}") from None
+    model.to_empty(device="cpu")
+    if model_config.head == "scalar":
+        model.init_scalar_head()
+    elif model_config.tied:
+        model.lm_head.weight = model.embedding.weight
+    fill(model, tensors, path, may_be_new=("scalar_head.weight",) if head == "scalar" else ())
+    model.compute_dtype = compute_dtype
+    return model.to(device)
+
+
+def load_run(folder, config):
+    """One of our finished runs, its config.json as a dict -> (GPTConfig, tensors, path for error messages)."""
+    path = folder / "model.safetensors"
+    if "model" not in config:
+        raise InputError(f"{folder}/config.json: neither a run of nanoroads nor a Hugging Face model")
+    if not path.exists():
+        unfinished = (folder / "resume.safetensors").exists()
+        hint = " (the run is not finished; --resume it)" if unfinished else ""
+        raise InputError(f"{path}: no such file{hint}")
+    try:
+        model_config = GPTConfig(**config["model"])
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{folder}/config.json: {error}") from None
+    tensors, _ = read_safetensors(path)
+    return model_config, tensors, path
+
+
+def fill(model, tensors, path, may_be_new=()):
+    """Load {name: tensor} into the model; names in may_be_new may be missing, and stay as they are initialised.
+
+    Raises InputError naming the file and the tensor."""
+    expected = model.state_dict()
+    if model.config.tied and "lm_head.weight" in expected and "lm_head.weight" not in tensors:
+        embedding = tensors.get("embedding.weight", expected["lm_head.weight"])
+        tensors = {**tensors, "lm_head.weight": embedding}
+    for name, value in expected.items():
+        if name not in tensors and name not in may_be_new:
+            raise InputError(f"{path}: holds no tensor {name}")
+        if name in tensors and tensors[name].shape != value.shape:
+            shapes = f"{tuple(tensors[name].shape)}, the config says {tuple(value.shape)}"
+            raise InputError(f"{path}: {name} is {shapes}")
+    heads = ("lm_head.weight", "scalar_head.weight")  # a policy's head may be replaced by the other
+    for name in tensors:
+        if name not in expected and name not in heads:
+            raise InputError(f"{path}: holds a tensor {name} that the config has no place for")
+    known = {name: tensor for name, tensor in tensors.items() if name in expected}
+    model.load_state_dict(known, strict=False)

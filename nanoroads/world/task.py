@@ -1,0 +1,178 @@
+"""What a script asks of its --data: the built-in map, whose files are made when they are missing, or a file of yours.
+
+A task answers for its demonstrations and pairs, its prompts' longest answers, and what can be measured on it. On the map the
+true reward is known; of a file nothing is, so its measures are empty.
+"""
+
+import torch
+
+from nanoroads.errors import InputError
+from nanoroads.generate import generate
+from nanoroads.losses import kl_k1
+from nanoroads.run.commands import make_if_missing
+from nanoroads.score import sequence_logps
+from nanoroads.text import tokenizer
+from nanoroads.text.rows import write_rows
+from nanoroads.weights.files import read_config
+from nanoroads.world import roadmap
+
+
+def task_of(data: str) -> "MapTask | FileTask":
+    """The task of a --data flag: the name of a world of the map, or a file."""
+    if data in roadmap.WORLDS:
+        return MapTask(roadmap.WORLDS[data])
+    return FileTask(data)
+
+
+def task_of_run(config: dict) -> "MapTask | FileTask":
+    """The task that a run was trained on, by its config.json."""
+    data = config.get("args", {}).get("data")
+    if config.get("tokenizer") == "roadmap" and data in roadmap.WORLDS:
+        return MapTask(roadmap.WORLDS[data])
+    return FileTask(data)
+
+
+class FileTask:
+    """A file of yours."""
+
+    kl = 0.05  # default strength of RL's regulariser
+    has_measures = False
+
+    def __init__(self, path):
+        self.path = path
+
+    def demonstrations(self, out, rows, seed):
+        """The file that SFT imitates."""
+        return self.path
+
+    def pairs(self, init, seed, eval_data):
+        """(file of training pairs, file of held-out pairs or None)."""
+        return self.path, eval_data
+
+    def max_new_tokens(self, room, default=64):
+        """Tokens of a sampled response, at most `room`."""
+        return min(room, default)
+
+    def measure(self, policy, reference, encoding, groups_per_pass):
+        """{name: number} of a policy on held-out prompts."""
+        return {}
+
+    def true_reward(self, prompts, responses, encoding):
+        """{"true_reward": its mean over sampled responses}, where it is known."""
+        return {}
+
+    def report(self, row):
+        """Print the measures that a run's last metrics hold."""
+
+    def default_prompt(self):
+        """What sample.py begins with, where the user names no prompt."""
+        return "\n"
+
+    def check_prompt(self, prompt):
+        """Raises InputError where no answer to the prompt has a reward."""
+
+    def comment(self, prompt, answer):
+        """What sample.py prints behind a sampled answer."""
+        return ""
+
+
+class MapTask:
+    """One of the worlds of the built-in map, with the same methods."""
+
+    kl = 0.5
+    has_measures = True
+
+    def __init__(self, world):
+        self.world = world
+
+    # ------------------------------------------------------------ files, written as you would bring them
+
+    def demonstrations(self, out, rows, seed):
+        path = out / "demos.jsonl"
+        write_rows(path, roadmap.demonstrations(self.world, rows, seed))
+        return path
+
+    def pairs(self, init, seed, eval_data):
+        """Makes the reference policy `init` and its labelled pairs, if they are missing."""
+        if str(init).startswith("hf:"):
+            raise InputError(f"--init {init}: a policy of the map is wanted; --data gives other pairs")
+        if eval_data:
+            raise InputError("--eval-data: the map has its own held-out pairs; it goes with --data FILE")
+        name = self.world.name
+        sft = ["train_sft.py", "--data", name, "--out", init, "--resume", "--seed", seed]
+        make_if_missing(init / "model.safetensors", sft)
+        trained_on = read_config(init).get("args", {}).get("data", name)
+        if trained_on != name:  # its pairs would be of another world
+            raise InputError(
+                f"{init}: a policy of --data {trained_on}, not of {name}; --init DIR names (or makes) another"
+            )
+        train, test = init / "pairs.jsonl", init / "pairs_test.jsonl"
+        sample = ["-m", "nanoroads.world.pairs", "--policy", init, "--seed", seed]
+        make_if_missing(train, [*sample, "--out", train])
+        make_if_missing(test, [*sample, "--split", "test", "--n", 1000, "--out", test])
+        return train, test
+
+    # ------------------------------------------------------------ sampling and measures
+
+    def max_new_tokens(self, room, default=64):
+        return min(room, self.world.max_moves + 1)
+
+    def measure(self, policy, reference, encoding, groups_per_pass):
+        prompts = roadmap.prompts(self.world, "test")
+        samples = measure_on_map(policy, reference, self.world, encoding, prompts, groups_per_pass)
+        return {f"map_{name}": sum(values) / len(values) for name, values in samples.items()}
+
+    def true_reward(self, prompts, responses, encoding):
+        rewards = []
+        for prompt, group in zip(prompts, responses, strict=True):
+            for answer in tokenizer.decode_all(encoding, group):
+                rewards.append(self.world.reward(prompt, answer))
+        return {"true_reward": sum(rewards) / len(rewards)}
+
+    def report(self, row):
+        reward, greedy, kl = row["map_reward"], row["map_greedy_reward"], row["map_kl"]
+        print(f"on the map: true reward {reward:.3f}, greedy {greedy:.3f}, KL {kl:.2f}")
+
+    # ------------------------------------------------------------ for sample.py
+
+    def default_prompt(self):
+        return roadmap.prompts(self.world, "test")[0] if self.world.hidden else "WA>FL:"
+
+    def check_prompt(self, prompt):
+        self.world.reward(prompt, "")
+
+    def comment(self, prompt, answer):
+        parts = roadmap.reward_parts(prompt, answer, self.world)
+        reward, moves = parts["reward"], parts["moves"]
+        return (
+            f"  true reward {reward:.2f} (legal {parts['legal']}, arrives {parts['arrives']}, {moves} moves)"
+        )
+
+
+def sample_routes(policy, world, encoding, prompts, k, temperature=1.0, seed=0):
+    """k responses to each prompt, a string: (prompts as tokens, responses as tokens), as `sequence_logps` takes them."""
+    ids = [tokenizer.encode(encoding, prompt) for prompt in prompts]
+    eos, length = tokenizer.eos_id(encoding), world.max_moves + 1
+    return ids, generate(policy, ids, k, length, temperature=temperature, eos=eos, seed=seed)
+
+
+@torch.no_grad()
+def measure_on_map(policy, reference, world, encoding, prompts, groups_per_pass=None, samples=1, seed=0):
+    """A policy on the map: true reward at temperature 1 and greedy, its parts, and KL(policy || reference) in nats.
+
+    prompts: strings; `samples` responses are drawn for each. Returns {name: list with one value per sample}; take mean_se."""
+    ids, responses = sample_routes(policy, world, encoding, prompts, samples, seed=seed)
+    _, likeliest = sample_routes(policy, world, encoding, prompts, 1, temperature=0)
+    values = {"reward": [], "legal": [], "arrives": [], "moves": [], "greedy_reward": [], "kl": []}
+    for prompt, group in zip(prompts, responses, strict=True):
+        for answer in tokenizer.decode_all(encoding, group):
+            parts = roadmap.reward_parts(prompt, answer, world)
+            for name in ("reward", "legal", "arrives", "moves"):
+                values[name].append(float(parts[name]))
+    for prompt, group in zip(prompts, likeliest, strict=True):
+        answer = tokenizer.decode_all(encoding, group)[0]
+        values["greedy_reward"].append(world.reward(prompt, answer))
+    logp = sequence_logps(policy, ids, responses, groups_per_pass)
+    ref_logp = sequence_logps(reference, ids, responses, groups_per_pass)
+    values["kl"] = kl_k1(logp, ref_logp).flatten().tolist()  # unbiased on samples of the policy
+    return values

@@ -1,0 +1,253 @@
+"""A run that is killed, at whatever moment, and resumed ends with the bits of a run that was not.
+
+A run dies of SIGKILL in a forked process, at a moment that the test chooses; it is resumed in this one.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+from multiprocessing import forkserver
+
+import pytest
+import torch
+from helpers.runs import argv, metrics, run, weights
+
+import all_roads
+import train_dpo
+import train_rlhf
+import train_sft
+from nanoroads import checkpoint, common
+from nanoroads.weights.checkpoint import read_safetensors, write_json
+
+if sys.platform == "win32":
+    pytest.skip("needs fork and SIGKILL", allow_module_level=True)
+
+processes = multiprocessing.get_context("forkserver")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server():
+    """The server imports once, and never computes: its forks are as good as fresh processes, without their seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        processes.set_forkserver_preload(
+            ["pytest", "conftest", "test_resume", "torch._dynamo"]
+        )  # the last by optimizers, at their first step
+        forkserver.ensure_running()
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def after_call(module, name, n):
+    """Die when module.name was called for the n-th time and has done its work."""
+    module = sys.modules[module]
+    original, calls = getattr(module, name), []
+
+    def call(*args, **kwargs):
+        result = original(*args, **kwargs)
+        calls.append(1)
+        return die() if len(calls) == n else result
+
+    setattr(module, name, call)
+
+
+def while_writing(name, n, stage):
+    """Die in the n-th writing of a file called `name`: half of it written, or all of it but not renamed."""
+    calls = []
+    replace, save_file = os.replace, checkpoint.save_file
+
+    def half(tensors, path, **kwargs):
+        save_file(tensors, path, **kwargs)
+        calls.append(1) if f"/{name}." in str(path) else None
+        if len(calls) == n:
+            os.truncate(path, path.stat().st_size // 2)
+            die()
+
+    def unnamed(a, b):
+        calls.append(1) if str(b).endswith(f"/{name}") else None
+        return die() if len(calls) == n else replace(a, b)
+
+    if stage == "half":
+        checkpoint.save_file = half
+    else:
+        os.replace = unnamed
+
+
+def half_a_line(n):
+    """Die while line n of metrics.jsonl is written."""
+    original = common.log_metrics
+
+    def log_metrics(out, step, row):
+        if step == n:
+            with open(out / "metrics.jsonl", "a") as f:
+                f.write('{"step": 1')
+                f.flush()
+                die()
+        return original(out, step, row)
+
+    common.log_metrics = log_metrics
+
+
+def between_model_and_state():
+    """Die when model.safetensors is written and resume.safetensors is still there."""
+    checkpoint.Path.unlink = lambda path, missing_ok=False: die() if path.name == "resume.safetensors" else None
+
+
+MOMENTS = {
+    "before the first step": (after_call, "nanoroads.common", "total_steps", 1),
+    "before the first checkpoint": (after_call, "nanoroads.common", "update", 3),
+    "in the first checkpoint": (while_writing, "resume.safetensors", 1, "half"),
+    "right after a checkpoint": (while_writing, "resume.safetensors", 2, "unnamed"),
+    "between checkpoints": (after_call, "nanoroads.common", "update", 7),
+    "in the middle of a checkpoint": (while_writing, "resume.safetensors", 2, "half"),
+    "in a line of the log": (half_a_line, 8),
+    "in the last step": (after_call, "nanoroads.common", "update", 12),
+    "in the final weights": (while_writing, "model.safetensors", 1, "half"),
+    "at the very end": (between_model_and_state,),
+}
+
+
+def doomed(words, script, moment):
+    torch.set_num_threads(1)
+    sys.stdout = open(os.devnull, "w")
+    patch, *rest = moment
+    patch(*rest)
+    sys.modules[script].main(words)
+    os._exit(7)  # it should have died
+
+
+def kill(script, out, moment, **flags):
+    child = processes.Process(target=doomed, args=(argv(script, out=out, **flags), script.__name__, moment))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL, f"{moment}: exit code {child.exitcode}"
+
+
+def same(one, two):
+    return weights(one) == weights(two) and metrics(one) == metrics(two)
+
+
+def check_killed(script, whole, tmp_path, moment, sub="", **flags):
+    """Kill and resume; then the run in `sub` (and everything else) is what the uninterrupted run `whole` is."""
+    out = tmp_path / "killed"
+    kill(script, out, MOMENTS[moment], **flags)
+    assert not (out / sub / "model.safetensors").exists() or moment == "at the very end"
+    run(script, out, resume=True, **flags)
+    folders = [f.relative_to(whole) for f in (whole, *whole.iterdir()) if f.is_dir()]
+    for folder in folders:
+        assert same(out / folder, whole / folder), folder
+        assert not (out / folder / "resume.safetensors").exists()
+    run(script, out, resume=True, **flags)  # nothing is left to do
+    assert all(same(out / folder, whole / folder) for folder in folders)
+
+
+# ---------------------------------------------------------------- the three stages
+
+
+@pytest.fixture(scope="session")
+def flags_of(sft):
+    rule = {"init": sft, "reward": "helpers.runs:brevity"}
+    return {
+        "sft": (train_sft, {"data": sft / "demos.jsonl", "steps": 12}),
+        "dpo": (train_dpo, {"init": sft}),
+        "rl": (train_rlhf, rule),
+        "rl-updates": (train_rlhf, rule | {"algo": "grpo", "updates": 2, "save_every": 3, "steps": 14}),
+        "reward": (train_rlhf, {"init": sft, "reward_epochs": 2, "steps": 6}),
+    }
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(flags_of, tmp_path_factory):
+    made = {}
+
+    def get(stage):
+        if stage not in made:
+            script, flags = flags_of[stage]
+            made[stage] = run(script, tmp_path_factory.mktemp("whole") / stage, **flags)
+        return made[stage]
+
+    return get
+
+
+FEW = ["before the first step", "in the first checkpoint", "between checkpoints", "in a line of the log", "at the very end"]
+
+
+@pytest.mark.parametrize("stage, moment", [("sft", m) for m in MOMENTS] + [("dpo", m) for m in FEW] + [("rl", m) for m in FEW])
+def test_killed_and_resumed(stage, moment, flags_of, uninterrupted, tmp_path):
+    script, flags = flags_of[stage]
+    check_killed(script, uninterrupted(stage), tmp_path, moment, **flags)
+
+
+@pytest.mark.parametrize("moment", ["before the first checkpoint", "between checkpoints", "in the middle of a checkpoint"])
+def test_killed_between_two_updates_of_one_batch(moment, flags_of, uninterrupted, tmp_path):
+    script, flags = flags_of["rl-updates"]
+    check_killed(script, uninterrupted("rl-updates"), tmp_path, moment, **flags)
+
+
+@pytest.mark.parametrize("moment", [m for m in MOMENTS if m != "before the first step"])
+def test_killed_in_the_reward_model(moment, flags_of, uninterrupted, tmp_path):
+    script, flags = flags_of["reward"]
+    check_killed(script, uninterrupted("reward"), tmp_path, moment, sub="reward", **flags)
+
+
+def test_killed_after_the_reward_model(flags_of, uninterrupted, tmp_path):
+    """Stage 1 has 14 steps; die in step 4 of stage 2. The reward model is not trained again."""
+    script, flags = flags_of["reward"]
+    out = tmp_path / "killed"
+    kill(script, out, (after_call, "nanoroads.common", "update", 18), **flags)
+    before = (out / "reward/model.safetensors").stat().st_mtime_ns
+    run(script, out, resume=True, **flags)
+    assert same(out, uninterrupted("reward")) and (out / "reward/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_killed_many_times(flags_of, uninterrupted, tmp_path):
+    script, flags = flags_of["dpo"]
+    for n, resume in ((2, False), (6, True), (1, True), (6, True), (1, True)):
+        kill(script, tmp_path / "killed", (after_call, "nanoroads.common", "update", n), resume=resume, **flags)
+    run(script, tmp_path / "killed", resume=True, **flags)
+    assert same(tmp_path / "killed", uninterrupted("dpo"))
+
+
+def test_a_resumed_run_does_not_start_over(flags_of, tmp_path, monkeypatch):
+    script, flags = flags_of["sft"]
+    kill(script, tmp_path / "killed", MOMENTS["between checkpoints"], **flags)
+    assert read_safetensors(tmp_path / "killed/resume.safetensors")[1]["step"] == "5"
+    steps, update = [], common.update
+    monkeypatch.setattr(common, "update", lambda *a: (steps.append(a[3]), update(*a))[1])
+    run(script, tmp_path / "killed", resume=True, **flags)
+    assert steps == list(range(5, 12))
+
+
+def test_resume_with_nothing_there_starts(flags_of, uninterrupted, tmp_path):
+    """So that one command line serves the first start and every other one."""
+    script, flags = flags_of["sft"]
+    assert same(run(script, tmp_path / "new", resume=True, **flags), uninterrupted("sft"))
+
+
+# ---------------------------------------------------------------- the old file is whole
+
+
+def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(flags_of, tmp_path):
+    script, flags = flags_of["sft"]
+    kill(script, tmp_path / "a", (after_call, "train_sft", "save_state", 1), **flags)
+    old = (tmp_path / "a/resume.safetensors").read_bytes()
+    for i, stage in enumerate(("half", "unnamed")):
+        kill(script, tmp_path / f"b{i}", (while_writing, "resume.safetensors", 2, stage), **flags)
+        assert (tmp_path / f"b{i}/resume.safetensors").read_bytes() == old
+
+
+# ---------------------------------------------------------------- all_roads
+
+
+def test_a_killed_phase_goes_on_from_its_checkpoint(flags_of, uninterrupted, tmp_path):
+    """The commands of all_roads always say --resume: a phase whose process was killed is not lost."""
+    script, flags = flags_of["sft"]
+    out = tmp_path / "sft"
+    kill(script, out, MOMENTS["between checkpoints"], **flags)
+    write_json(tmp_path / "phases.json", {})
+    all_roads.run_phases([("sft", [], ["train_sft.py", *argv(script, out=out, **flags)])], tmp_path, jobs=2)
+    assert same(out, uninterrupted("sft"))
+    assert (tmp_path / "logs/sft.txt").read_text().count("held-out loss") == 1

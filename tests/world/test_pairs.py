@@ -1,0 +1,93 @@
+"""Pairs of a policy's own samples: what is drawn, what is redrawn, and that the command keeps what is there."""
+
+import json
+
+import pytest
+import torch
+
+from nanoroads import data, pairs, roadmap, tokenizer
+from nanoroads.errors import InputError
+from nanoroads.model import GPT, GPTConfig
+
+ENCODING = tokenizer.get("roadmap")
+EOS = tokenizer.eos_id(ENCODING)
+WORLD = roadmap.WORLDS["roadmap-short"]
+PROMPTS = roadmap.prompts(WORLD, "train")
+
+
+@pytest.fixture(scope="module")
+def policy():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=ENCODING.n_vocab, n_layer=1, n_embd=16, block_size=16, tied=False))
+    with torch.no_grad():  # an untrained policy seldom stops: a third of the tokens shall be EOS
+        model.norm.bias[0] = 10.0
+        model.lm_head.weight[:, 0] = 0.0
+        model.lm_head.weight[EOS, 0] = 0.4
+    return model
+
+
+def test_samples_are_different_whole_and_of_the_prompts_given(policy):
+    triples = pairs.draw(policy, ENCODING, WORLD, PROMPTS[:20], 300, seed=3)
+    assert len(triples) == 300 and {p for p, _, _ in triples} == set(PROMPTS[:20])
+    for _, first, second in triples:
+        assert first != second
+        assert 1 <= len(tokenizer.encode(ENCODING, first)) <= WORLD.max_moves
+        assert 1 <= len(tokenizer.encode(ENCODING, second)) <= WORLD.max_moves
+    assert triples == pairs.draw(policy, ENCODING, WORLD, PROMPTS[:20], 300, seed=3)
+    assert triples != pairs.draw(policy, ENCODING, WORLD, PROMPTS[:20], 300, seed=4)
+
+
+def test_a_policy_that_says_one_thing_gives_no_pairs(policy, monkeypatch):
+    monkeypatch.setattr(pairs, "generate", lambda model, ids, k, *a, **b: [[[5, EOS]] * k for _ in ids])
+    with pytest.raises(InputError, match="hardly ever"):
+        pairs.draw(policy, ENCODING, WORLD, PROMPTS, 10, seed=0)
+    monkeypatch.setattr(pairs, "generate", lambda model, ids, k, *a, **b: [[[5, 6, 7], [5, 6, EOS]] for _ in ids])
+    with pytest.raises(InputError, match="hardly ever"):  # one of the two was cut before its EOS
+        pairs.draw(policy, ENCODING, WORLD, PROMPTS, 10, seed=0)
+
+
+def test_each_draw_has_a_seed_of_its_own_and_room_for_the_longest_route(monkeypatch):
+    seen = []
+
+    def generate(model, ids, k, length, eos, seed):
+        seen.append((length, seed))
+        return [[[5, EOS], [6, EOS]]] * len(ids)
+
+    monkeypatch.setattr(pairs, "generate", generate)
+    assert len(pairs.draw(None, ENCODING, WORLD, PROMPTS, 60_000, seed=3)) == 60_000
+    assert seen == [(WORLD.max_moves + 1, 3_000 + i) for i in range(118)]
+
+
+def test_the_command_writes_rows_that_the_training_scripts_read(policy, tmp_path, capsys):
+    from argparse import Namespace
+
+    from nanoroads.weights.checkpoint import save_config, save_model
+
+    save_config(tmp_path, Namespace(data="roadmap-short"), "sft", policy, "roadmap")
+    save_model(tmp_path, policy)
+    out = tmp_path / "pairs.jsonl"
+    command = ["--policy", str(tmp_path), "--n", "50", "--out", str(out)]
+    pairs.main(command)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 50 and all(set(row) == {"prompt", "chosen", "rejected"} for row in rows)
+    assert len(data.load(out, data.preference_texts, ENCODING, 16)[0]) == 50
+    before = out.read_bytes()
+    with pytest.raises(InputError, match="exists"):
+        pairs.main(command)
+    assert out.read_bytes() == before
+
+
+def test_held_out_pairs_are_others_even_where_the_prompts_are_the_same(policy, tmp_path, monkeypatch):
+    from argparse import Namespace
+
+    from nanoroads.weights.checkpoint import save_config, save_model
+
+    save_config(tmp_path, Namespace(data="roadmap-hidden"), "sft", policy, "roadmap")
+    save_model(tmp_path, policy)
+    rows, seeds, label = {}, [], roadmap.label_pairs
+    monkeypatch.setattr(roadmap, "label_pairs", lambda *a, seed: (seeds.append(seed), label(*a, seed=seed))[1])
+    for split in ("train", "test"):
+        command = ["--policy", tmp_path, "--n", 100, "--split", split, "--seed", 7, "--out", tmp_path / split]
+        pairs.main([str(word) for word in command])
+        rows[split] = (tmp_path / split).read_text().splitlines()
+    assert len(set(rows["train"]) & set(rows["test"])) < 5 and seeds == [7, 7 + 2**31]
