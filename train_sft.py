@@ -11,7 +11,7 @@ from pathlib import Path
 from nanoroads.batch import pack
 from nanoroads.errors import InputError
 from nanoroads.model import GPT, GPTConfig
-from nanoroads.run.flags import model_kind, positive, run_script, training_parser, use_defaults
+from nanoroads.run.flags import model_kind, positive, row_limits, run_script, training_parser, use_defaults
 from nanoroads.run.inspect import inspect
 from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
 from nanoroads.run.run import Run
@@ -20,7 +20,7 @@ from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.world.task import task_of
 
-# For a small model that is trained from scratch, as the map's is, and for a pretrained one.
+# For a new model, or a small one that was trained from scratch ("map"), and for a pretrained one ("file").
 DEFAULTS = {
     "map": {"lr": 3e-3, "epochs": 2.5, "batch_size": 96, "micro_batch_size": None},
     "file": {"lr": 1e-5, "epochs": 1.0, "batch_size": 32, "micro_batch_size": 4},
@@ -29,30 +29,20 @@ DEFAULTS = {
 
 def flags(argv):
     """The command line -> args."""
-    p = training_parser(__doc__, Path("out/sft"), DEFAULTS)
-    p.add_argument("--init", help="run directory or Hugging Face folder to start from (default: a new model)")
-    p.add_argument(
-        "--prompt-template", help="format string over a row's fields, e.g. '{document}\\n\\nTL;DR:'"
+    parser = training_parser(__doc__, Path("out/sft"), DEFAULTS)
+    add = parser.add_argument_group("the model and its rows").add_argument
+    add("--init", help="run directory or Hugging Face folder to start from (default: a new model)")
+    add("--prompt-template", help="format string over a row's fields, e.g. '{document}\\n\\nTL;DR:'")
+    add("--rows", type=positive(int), default=40_000, help="demonstrations of the map (default: 40000)")
+    add("--tokenizer", default="roadmap", help="roadmap|gpt2|folder, of a new model (default: roadmap)")
+    add("--n-layer", type=positive(int), default=2, help="blocks of a new model (default: 2)")
+    add("--n-head", type=positive(int), default=2, help="attention heads of a new model (default: 2)")
+    add("--n-embd", type=positive(int), default=64, help="width of a new model (default: 64)")
+    add(
+        "--block-size", type=positive(int), default=64, help="context of a new model, in tokens (default: 64)"
     )
-    p.add_argument(
-        "--rows",
-        type=positive(int),
-        default=40_000,
-        help="demonstrations of the map to write (default: 40000)",
-    )
-    new = p.add_argument_group("a new model")
-    new.add_argument(
-        "--tokenizer",
-        default="roadmap",
-        help="roadmap | gpt2 | a folder with tokenizer.json (default: roadmap)",
-    )
-    new.add_argument("--n-layer", type=positive(int), default=2, help="number of blocks (default: 2)")
-    new.add_argument("--n-head", type=positive(int), default=2, help="attention heads per block (default: 2)")
-    new.add_argument(
-        "--n-embd", type=positive(int), default=64, help="width of the residual stream (default: 64)"
-    )
-    new.add_argument("--block-size", type=positive(int), default=64, help="context, in tokens (default: 64)")
-    args = p.parse_args(argv)
+    args = parser.parse_args(argv)
+
     kind = model_kind(args.init)
     use_defaults(args, DEFAULTS[kind], kind)
     return args
@@ -90,7 +80,6 @@ def main(argv=None):
     args = flags(argv)
     run = Run(args, stage="sft")  # the device, the seed, --out (refused if it holds another run)
     if run.finished:
-        print(f"{run.out} is finished")
         return run.export()
 
     # 1. The policy, and the rows as tokens. On the map the rows are demonstrations, written here first.
@@ -99,9 +88,7 @@ def main(argv=None):
     policy.to(run.device)
     path = task.demonstrations(run.out, args.rows, args.seed)
     layout = partial(layouts.sft_texts, template=args.prompt_template)
-    limits = data.Limits(
-        policy.config.block_size, args.max_prompt_tokens, args.max_response_tokens, args.skip_bad_rows
-    )
+    limits = row_limits(args, policy)
     if args.inspect:
         return inspect(data.load(path, layout, encoding, limits), encoding)
     train, test = data.load_split(path, None, layout, encoding, limits)
@@ -115,8 +102,7 @@ def main(argv=None):
 
     for step in run.steps(policy, optimizer, total):  # from the last checkpoint on
         indices = batch_indices(len(train), args.batch_size, step, args.seed)
-        # The loss is a mean over the response tokens of the whole step, however it is cut into chunks: an answer of
-        # forty tokens weighs as much as forty answers of one.
+        # The loss is a mean over the response tokens of the whole step, however it is cut into chunks.
         step_tokens = train.response_tokens(indices)
         metrics = Mean()
         for chunk in chunks(indices, args.micro_batch_size):
@@ -136,9 +122,8 @@ def main(argv=None):
         run.save(step, policy, optimizer)
 
     run.finish(policy)  # model.safetensors, --export-hf
-    print(
-        f"held-out loss {run.last_row['eval_loss']:.4f} nats per token\nnext: python train_dpo.py --init {run.out}"
-    )
+    print(f"held-out loss {run.last_row['eval_loss']:.4f} nats per token")
+    print(f"next: python train_dpo.py --init {run.out}")
 
 
 if __name__ == "__main__":

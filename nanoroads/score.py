@@ -10,10 +10,11 @@ from tqdm import tqdm
 
 from nanoroads.batch import pack
 from nanoroads.errors import InputError
-from nanoroads.losses import implicit_reward
+from nanoroads.generate import generate
+from nanoroads.losses import implicit_reward, kl_k1
 from nanoroads.model import GPT
 from nanoroads.text import tokenizer
-from nanoroads.weights.checkpoint import load_reward_model
+from nanoroads.weights.checkpoint import load_policy, load_reward_model
 from nanoroads.weights.files import local_folder, read_config
 
 GROUPS_PER_PASS = 64  # prompts in a forward pass, where the caller does not say
@@ -63,6 +64,23 @@ def rewards(
     if reference is None:
         return logp
     return implicit_reward(logp, sequence_logps(reference, prompts, responses, groups_per_pass), beta)
+
+
+class AnotherPolicy:
+    """Samples of another policy, to measure KL(it || ours): they are drawn once, then ours may change.
+
+    folder: of the other policy. like: ours. prompts: as tokens; of each, 4 responses of at most `length` tokens."""
+
+    def __init__(self, folder, like, prompts, length, eos, seed, groups_per_pass=GROUPS_PER_PASS):
+        policy = load_policy(folder, like.embedding.weight.device, like.compute_dtype, like=like)
+        self.prompts = prompts
+        self.responses = generate(policy, prompts, 4, length, eos=eos, seed=seed)
+        self.logp = sequence_logps(policy, prompts, self.responses, groups_per_pass)  # (P, 4)
+
+    def kl(self, policy, groups_per_pass=GROUPS_PER_PASS):
+        """KL(the other || policy) in nats: the mean of log other - log ours."""
+        logp = sequence_logps(policy, self.prompts, self.responses, groups_per_pass)
+        return kl_k1(self.logp, logp).mean()
 
 
 # ---------------------------------------------------------------- statistics

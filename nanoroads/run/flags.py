@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from nanoroads.errors import InputError
+from nanoroads.text.data import Limits
 from nanoroads.weights.files import local_folder, read_config
 
 SMALL_MODEL = 10_000_000  # parameters; the map's model has 150,000, the smallest pretrained ones 14 million
@@ -190,6 +191,12 @@ def add_machine_flags(p):
         choices=["auto", "torch", "triton"],
         help="backend of the log-prob kernels",
     )
+
+
+def row_limits(args, model):
+    """--max-prompt-tokens and the like as data.load takes them, with the model's context."""
+    context = model.config.block_size
+    return Limits(context, args.max_prompt_tokens, args.max_response_tokens, args.skip_bad_rows)
 
 
 # ---------------------------------------------------------------- defaults by model

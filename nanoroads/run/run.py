@@ -67,9 +67,11 @@ class Run:
         self.total = 0  # optimizer steps of the whole run
         self.saved = 0  # steps that the last checkpoint holds
         self.bar = None
-        self.seconds = {}  # of each `timed` part, in all
+        self.seconds = {}  # {"seconds_<name>": in all} of each `timed` part
         self.last_row = {}  # the last line of metrics.jsonl
         torch.manual_seed(args.seed)
+        if self.finished:
+            print(f"{self.out} is finished")
 
     def inside(self, name: str, without=(), **changed) -> "Run":
         """A run in the folder OUT/name, of stage `name`: the flags of this one less those in `without`, some changed."""
@@ -157,10 +159,11 @@ class Run:
 
     @contextlib.contextmanager
     def timed(self, name: str):
-        """Adds the seconds of a `with` block to seconds[name]. On CUDA these are until launched, not until done."""
+        """Adds the seconds of a `with` block to seconds["seconds_<name>"]. On CUDA: until launched, not done."""
         begin = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+        took = time.perf_counter() - begin
+        self.seconds[f"seconds_{name}"] = self.seconds.get(f"seconds_{name}", 0.0) + took
 
     # ------------------------------------------------------------ after the loop
 
