@@ -1,4 +1,5 @@
-"""Sample from, or chat with, any checkpoint: a run directory or a Hugging Face folder. Tokens are streamed.
+"""Sample from, or chat with, any checkpoint: a run directory or a Hugging Face folder. Tokens are
+streamed.
 
 python sample.py --model out/rlhf --prompt 'WA>FL:'
 python sample.py --model out/sft --prompt 'WA>FL:' --reward out/rlhf/reward --best-of 16

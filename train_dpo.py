@@ -1,11 +1,12 @@
-"""Road 1, offline: preference pairs -> policy, in one stage. DPO (Rafailov et al., 2305.18290) and variants.
+"""Road 1, offline: preference pairs -> policy, in one stage. DPO (Rafailov et al., 2305.18290) and
+variants.
 
     python train_dpo.py                                    the built-in map: about 15 s on two CPU cores
     python train_dpo.py --init FOLDER --data pairs.jsonl   your model, rows {"prompt", "chosen", "rejected"}
     python train_dpo.py --loss ipo|hinge|simpo|cdpo|reference-free
 
-The chosen log-prob usually falls while the margin grows: that is DPO, not a bug, and metrics.jsonl shows it.
-"""
+The chosen log-prob usually falls while the margin grows: that is DPO, not a bug, and metrics.jsonl
+shows it."""
 
 from functools import partial
 from pathlib import Path
@@ -31,8 +32,8 @@ from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.world.task import task_of
 
-# For a small model that is trained from scratch, as the map's is ("map"), and for a pretrained one ("file"),
-# which a learning rate of 5e-5 wrecks.
+# For a small model that is trained from scratch, as the map's is ("map"), and for a pretrained one
+# ("file"), which a learning rate of 5e-5 wrecks.
 DEFAULTS = {
     "map": {"lr": 1e-4, "epochs": 4.0, "beta": 0.3, "batch_size": 32, "micro_batch_size": None},
     "file": {"lr": 1e-6, "epochs": 1.0, "beta": 0.1, "batch_size": 32, "micro_batch_size": 2},

@@ -21,7 +21,6 @@ import torch
 
 from nanoroads import losses
 from nanoroads.batch import Batch, pack, upload
-from nanoroads.errors import InputError
 from nanoroads.generate import generate
 from nanoroads.model import LogProbs
 from nanoroads.run.flags import model_kind, positive, row_limits, run_script, training_parser, use_defaults
@@ -31,21 +30,33 @@ from nanoroads.run.run import Run
 from nanoroads.score import AnotherPolicy, load_judge, ranked_right, scalar_rewards, sequence_logps
 from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy, new_reward_model
-from nanoroads.world.task import task_of
+from nanoroads.world.task import response_length, task_of
 
-# For a small model that is trained from scratch, as the map's is ("map"), and for a pretrained one ("file").
-# Stage 1 comes first; lr, steps and epochs are stage 2's, and steps count only where --epochs is not given.
-# fmt: off
+# For a small model that is trained from scratch, as the map's is ("map"), and for a pretrained one
+# ("file"). Stage 1 comes first; lr, steps and epochs are stage 2's, and steps count only where --epochs
+# is not given. fmt: off
 DEFAULTS = {
     "map": {
-        "beta": 0.3, "reward_lr": {"global": 3e-4, "local": 1e-4}, "reward_epochs": 4.0,
+        "beta": 0.3,
+        "reward_lr": {"global": 3e-4, "local": 1e-4},
+        "reward_epochs": 4.0,
         "reward_batch_size": 32,
-        "lr": 1e-3, "steps": 300, "epochs": None, "batch_size": 32, "micro_batch_size": None,
+        "lr": 1e-3,
+        "steps": 300,
+        "epochs": None,
+        "batch_size": 32,
+        "micro_batch_size": None,
     },
     "file": {
-        "beta": 0.1, "reward_lr": {"global": 3e-6, "local": 1e-6}, "reward_epochs": 1.0,
+        "beta": 0.1,
+        "reward_lr": {"global": 3e-6, "local": 1e-6},
+        "reward_epochs": 1.0,
         "reward_batch_size": 32,
-        "lr": 1e-6, "steps": None, "epochs": 1.0, "batch_size": 32, "micro_batch_size": 1,
+        "lr": 1e-6,
+        "steps": None,
+        "epochs": 1.0,
+        "batch_size": 32,
+        "micro_batch_size": 1,
     },
 }
 # fmt: on
@@ -54,7 +65,8 @@ ALGORITHMS = ["rloo", "grpo", "online-dpo", "rebel", "reinforce"]
 
 
 def stage_2_flags():
-    """The flags of stage 2 alone, as a parser of their own: stage 1 is the same run whatever they are."""
+    """The flags of stage 2 alone, as a parser of their own: stage 1 is the same run whatever they
+    are."""
     parser = ArgumentParser(add_help=False)
     add = parser.add_argument_group("stage 2: reward -> policy").add_argument
     add("--start", type=Path, help="folder of the policy that RL starts from, e.g. DPO's (default: --init)")
@@ -122,7 +134,7 @@ def main(argv=None):
         return inspect(rows, encoding)
 
     # What stage 2 could not use is refused now, not after stage 1.
-    length = response_length(args, task, reference, rows)
+    length = response_length(task, args.max_new_tokens, limits.context, rows.prompts)
     for folder in (args.start, args.compare):
         if folder:
             load_policy(folder, like=reference)
@@ -157,22 +169,12 @@ def main(argv=None):
     print(f"next: python sample.py --model {run.out}")
 
 
-def response_length(args, task, reference, rows):
-    """Tokens of a sample, at most: --max-new-tokens, or what suits the task. Raises InputError."""
-    context = reference.config.block_size
-    room = context - max(len(prompt) for prompt in rows.prompts)
-    length = args.max_new_tokens or task.max_new_tokens(room)
-    if not 0 < length <= room:
-        over = f"the model's context of {context} tokens by {length - room}"
-        raise InputError(f"prompt and --max-new-tokens {length} exceed {over}")
-    return length
-
-
 # ---------------------------------------------------------------- stage 1: pairs -> reward
 
 
 def pair_rewards(args, model, batch, ref_logp):
-    """The two reward classes, of P pairs -> (P, 2), chosen first. ref_logp (P, 2) is for the local one."""
+    """The two reward classes, of P pairs -> (P, 2), chosen first. ref_logp (P, 2) is for the local
+    one."""
     if args.reward == "global":
         return model(batch).view(-1, 2)  # a scalar head's output as it is
     return losses.implicit_reward(model(batch).sequence.view(-1, 2), ref_logp, args.beta)
@@ -199,8 +201,9 @@ def reference_logps(run, name, reference, rows, groups_per_pass):
 def train_reward(run, tokenizer_name, train, test):
     """Bradley-Terry maximum likelihood over the class --reward. train, test: pairs as data Rows.
 
-    This is train_dpo.py's loop with another loss, and for the local class not even that: DPO's loss is the
-    Bradley-Terry loss of beta log pi/pi_ref, so it ends in the very weights that train_dpo.py ends in."""
+    This is train_dpo.py's loop with another loss, and for the local class not even that: DPO's loss is
+    the Bradley-Terry loss of beta log pi/pi_ref, so it ends in the very weights that train_dpo.py ends
+    in."""
     if run.finished:
         return
     args = run.args
@@ -248,7 +251,8 @@ def train_reward(run, tokenizer_name, train, test):
 
 @dataclass
 class Rollout:
-    """Samples of a micro-batch of prompts, k of each, and what the losses know of them. S = prompts x k."""
+    """Samples of a micro-batch of prompts, k of each, and what the losses know of them. S = prompts x
+    k."""
 
     batch: Batch  # S responses with R tokens
     ref: LogProbs  # of the reference
@@ -257,7 +261,8 @@ class Rollout:
 
 
 def rl_loss(args, kl, now, rollout):
-    """The loss of each response (S,), and what was clipped: 1 or 0 for each response (S,) or token (R,).
+    """The loss of each response (S,), and what was clipped: 1 or 0 for each response (S,) or token
+    (R,).
 
     now: LogProbs of the policy, with gradient. kl: weight of the regulariser. k samples per prompt.
 
@@ -270,8 +275,8 @@ def rl_loss(args, kl, now, rollout):
     """
     k = args.samples
     never_clipped = torch.zeros_like(rollout.reward)
-    # k1 inside the reward: its gradient is that of the KL (Ahmadian et al., 2402.14740). Never whitened: that
-    # would change the balance of reward and KL, and with it the optimum of Theorem 2.2.
+    # k1 inside the reward: its gradient is that of the KL (Ahmadian et al., 2402.14740). Never
+    # whitened: that would change the balance of reward and KL, and with it the optimum of Theorem 2.2.
     regularised = rollout.reward - kl * losses.kl_k1(rollout.old.sequence, rollout.ref.sequence)  # (S,)
 
     if args.algo == "online-dpo":
@@ -328,7 +333,8 @@ def score(args, reference, judge, asked, responses):
 
 
 def train_policy(run, task, reference, judge, prompts, length, tokenizer_name, encoding):
-    """On-policy RL: sample, score, update. prompts: data Rows, each prompt once; length: tokens per sample."""
+    """On-policy RL: sample, score, update. prompts: data Rows, each prompt once. length: tokens per
+    sample."""
     args = run.args
     groups_per_pass = args.micro_batch_size or args.batch_size
     kl = args.kl or judge.beta or task.kl  # Theorem 2.2 holds for a local reward at kl = beta

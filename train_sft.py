@@ -1,4 +1,5 @@
-"""Stage 0: supervised fine-tuning. Maximum likelihood on responses makes the reference policy of both roads.
+"""Stage 0: supervised fine-tuning. Maximum likelihood on responses makes the reference policy of both
+roads.
 
 python train_sft.py                                           the built-in map: about 15 s on two CPU cores
 python train_sft.py --data rows.jsonl --tokenizer gpt2        your rows {"prompt", "response"}, a new model
@@ -20,7 +21,8 @@ from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.world.task import task_of
 
-# For a new model, or a small one that was trained from scratch ("map"), and for a pretrained one ("file").
+# For a new model, or a small one that was trained from scratch ("map"), and for a pretrained one
+# ("file").
 DEFAULTS = {
     "map": {"lr": 3e-3, "epochs": 2.5, "batch_size": 96, "micro_batch_size": None},
     "file": {"lr": 1e-5, "epochs": 1.0, "batch_size": 32, "micro_batch_size": 4},
