@@ -61,8 +61,8 @@ def flags(argv):
 
 def preference_loss(args, logp, ref_logp, lengths):
     """logp, ref_logp, lengths (P, 2), chosen first -> loss (P,) of each pair, before any mean."""
-    chosen, rejected = logp.unbind(1)
-    ref_chosen, ref_rejected = ref_logp.unbind(1)
+    chosen, rejected = logp.unbind(1)  # (P,) each: log pi(y|x), a sum over the response's tokens
+    ref_chosen, ref_rejected = ref_logp.unbind(1)  # (P,) each: log pi_ref(y|x)
     if args.loss == "reference-free":
         return losses.reference_free(chosen, rejected, args.beta)
     if args.loss == "simpo":
@@ -79,7 +79,7 @@ def preference_loss(args, logp, ref_logp, lengths):
 def measures(loss, logp, ref_logp, beta):
     """What a person wants to see of P pairs: {name: tensor}, whose means are logged."""
     reward = losses.implicit_reward(logp, ref_logp, beta)  # (P, 2)
-    margin = reward[:, 0] - reward[:, 1]
+    margin = reward[:, 0] - reward[:, 1]  # (P,), positive where the pair is ranked right
     return {
         "loss": loss,
         "accuracy": ranked_right(margin),
@@ -129,7 +129,7 @@ def main(argv=None):
     if not task.has_measures:
         reference = None  # the map's measures need it; otherwise the policy can have its memory
 
-    # 3. Train a copy of it.
+    # 3. Train a copy of it. Each step is a function of (seed, step), so a resumed run ends in the same bits.
     policy = load_policy(args.init, run.device, run.compute_dtype)
     run.describe(policy, tokenizer_name, beta=args.beta, reference=str(args.init))  # config.json
     optimizer = adamw(policy, args.lr, args.weight_decay)
@@ -140,7 +140,7 @@ def main(argv=None):
         indices = batch_indices(len(train), args.batch_size, step, args.seed)
         metrics = Mean()
         for chunk in chunks(indices, args.micro_batch_size):
-            prompts, pairs = train.take(chunk)
+            prompts, pairs = train.take(chunk)  # tokens; two responses per prompt, chosen first
             batch = pack(prompts, pairs, device=run.device)  # P prompts, 2P responses in the order given
             logp = policy(batch).sequence.view(-1, 2)  # (P, 2): chosen, rejected
             ref = upload(ref_logp[chunk], run.device)  # (P, 2)
@@ -148,15 +148,15 @@ def main(argv=None):
             (loss.sum() / len(indices)).backward()  # a mean over the pairs of the whole step
             metrics.add(**measures(loss, logp, ref, args.beta))
         lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
-        grad_norm = update(policy, optimizer, lr, args.clip)
+        grad_norm = update(policy, optimizer, lr, args.clip)  # before clipping
 
-        # 4. Write down what happened.
+        # 4. Write down what happened. Nothing here waits for the device, unless the step is logged.
         row = {**metrics.means(), "grad_norm": grad_norm}
         if run.evaluates(step):
             row.update(held_out_measures(args, policy, test, test_ref_logp, groups_per_pass))
-            row.update(task.measure(policy, reference, encoding, groups_per_pass))
-        run.log(step, row, show=("loss", "accuracy"))
-        run.save(step, policy, optimizer)
+            row.update(task.measure(policy, reference, encoding, groups_per_pass))  # of a file: nothing
+        run.log(step, row, show=("loss", "accuracy"))  # every --log-every steps
+        run.save(step, policy, optimizer)  # every --save-every steps
 
     run.finish(policy)  # model.safetensors, --export-hf
     loss, accuracy = run.last_row["eval_loss"], run.last_row["eval_accuracy"]

@@ -225,7 +225,7 @@ def train_reward(run, tokenizer_name, train, test):
         indices = batch_indices(len(train), args.batch_size, step, args.seed)
         metrics = Mean()
         for chunk in chunks(indices, args.micro_batch_size):
-            prompts, pairs = train.take(chunk)
+            prompts, pairs = train.take(chunk)  # tokens; two responses per prompt, chosen first
             batch = pack(prompts, pairs, device=run.device)  # P prompts, 2P responses in the order given
             ref = upload(ref_logp[chunk], run.device)  # (P, 2)
             chosen, rejected = pair_rewards(args, model, batch, ref).unbind(1)  # (P,) each
@@ -233,13 +233,13 @@ def train_reward(run, tokenizer_name, train, test):
             (loss.sum() / len(indices)).backward()  # a mean over the pairs of the whole step
             metrics.add(loss=loss, accuracy=ranked_right(chosen - rejected))
         lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
-        grad_norm = update(model, optimizer, lr, args.clip)
+        grad_norm = update(model, optimizer, lr, args.clip)  # before clipping
 
         row = {**metrics.means(), "grad_norm": grad_norm}
         if run.evaluates(step):
             row.update(held_out_measures(args, model, test, test_ref_logp, groups_per_pass))
-        run.log(step, row, show=("loss", "accuracy"))
-        run.save(step, model, optimizer)
+        run.log(step, row, show=("loss", "accuracy"))  # every --log-every steps
+        run.save(step, model, optimizer)  # every --save-every steps
 
     run.finish(model)
     loss, accuracy = run.last_row["eval_loss"], run.last_row["eval_accuracy"]
@@ -280,15 +280,15 @@ def rl_loss(args, kl, now, rollout):
     regularised = rollout.reward - kl * losses.kl_k1(rollout.old.sequence, rollout.ref.sequence)  # (S,)
 
     if args.algo == "online-dpo":
-        logp, ref_logp = now.sequence.view(-1, k), rollout.ref.sequence.view(-1, k)
+        logp, ref_logp = now.sequence.view(-1, k), rollout.ref.sequence.view(-1, k)  # (prompts, k)
         loss = losses.online_dpo(logp, ref_logp, rollout.reward.view(-1, k), kl)  # (prompts,)
         return loss.repeat_interleave(k), never_clipped
     if args.algo == "rebel":
-        logp, old_logp = now.sequence.view(-1, 2), rollout.old.sequence.view(-1, 2)
+        logp, old_logp = now.sequence.view(-1, 2), rollout.old.sequence.view(-1, 2)  # (S / 2, 2)
         loss = losses.rebel(logp, old_logp, regularised.view(-1, 2), eta=1.0)  # (S / 2,)
         return loss.repeat_interleave(2), never_clipped
     if args.algo == "grpo":
-        advantage = losses.grpo_advantage(rollout.reward.view(-1, k)).flatten()
+        advantage = losses.grpo_advantage(rollout.reward.view(-1, k)).flatten()  # (S,), and no KL in it
         old, ref, lengths = rollout.old.token, rollout.ref.token, rollout.batch.lengths
         return losses.grpo(now.token, old, ref, advantage, lengths, kl)
 
@@ -325,7 +325,7 @@ def score(args, reference, judge, asked, responses):
         prompts = [asked.prompts[i] for i in chunk]
         groups = [responses[i] for i in chunk]
         batch = pack(prompts, groups, device=device)
-        ref = reference(batch, args.temperature)
+        ref = reference(batch, args.temperature)  # at the temperature of the samples
         texts = [asked.texts[i] for i in chunk for _ in range(args.samples)]  # S prompts as text
         answers = [response for group in groups for response in group]  # S responses as tokens
         rollouts.append(Rollout(batch, ref, judge(batch, ref, texts, answers)))
@@ -346,7 +346,7 @@ def train_policy(run, task, reference, judge, prompts, length, tokenizer_name, e
         other = AnotherPolicy(args.compare, policy, compared, length, eos, args.seed, groups_per_pass)
     run.describe(policy, tokenizer_name, kl=kl, reference=str(args.init))  # config.json
     optimizer = adamw(policy, args.lr, args.weight_decay)
-    total = total_steps(len(prompts), args.batch_size, args.epochs, args.steps)
+    total = total_steps(len(prompts), args.batch_size, args.epochs, args.steps)  # optimizer steps
     if not args.steps:
         total *= args.updates  # an epoch samples each prompt once
     print(f"{args.algo}: {len(prompts):,} prompts x {args.samples}, {total} steps, kl {kl}, {run.device}")
@@ -366,14 +366,14 @@ def train_policy(run, task, reference, judge, prompts, length, tokenizer_name, e
         with run.timed("training"):
             metrics = Mean()
             for rollout in rollouts:
-                now = policy(rollout.batch, args.temperature)
+                now = policy(rollout.batch, args.temperature)  # sequence (S,), token (R,)
                 if rollout.old is None:  # the first update: the sampler is this very policy, the ratio is 1
                     rollout.old = LogProbs(now.sequence.detach(), now.token.detach())
                 loss, clipped = rl_loss(args, kl, now, rollout)  # (S,), and (S,) or (R,)
                 (loss.sum() / (len(asked) * args.samples)).backward()
                 k1 = losses.kl_k1(now.sequence, rollout.ref.sequence)  # (S,)
                 metrics.add(loss=loss, reward=rollout.reward, kl=k1, length=rollout.batch.lengths.float())
-                metrics.add(entropy=-now.token, clip_fraction=clipped)
+                metrics.add(entropy=-now.token, clip_fraction=clipped)  # means over tokens
             lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
             grad_norm = update(policy, optimizer, lr, args.clip)
 

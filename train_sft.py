@@ -56,6 +56,7 @@ def build(args, compute_dtype):
         policy = load_policy(args.init, compute_dtype=compute_dtype)
         name, encoding = tokenizer.of(args.init, policy)
         return policy, name, encoding
+    # A new model, with GPT-NeoX's GELU and a head of its own; GPTConfig has all that can be chosen.
     if args.n_embd % args.n_head:
         raise InputError(f"--n-embd {args.n_embd} is not a multiple of --n-head {args.n_head}")
     encoding = tokenizer.get(args.tokenizer)
@@ -73,7 +74,7 @@ def build(args, compute_dtype):
 
 def held_out_loss(policy, rows, groups_per_pass):
     """Negative log-likelihood of held-out responses, in nats per token."""
-    logp = sequence_logps(policy, rows.prompts, rows.responses, groups_per_pass)  # (N, 1)
+    logp = sequence_logps(policy, rows.prompts, rows.responses, groups_per_pass)  # (N, 1), nats per response
     return -logp.sum() / rows.response_tokens(range(len(rows)))
 
 
@@ -87,7 +88,7 @@ def main(argv=None):
     # 1. The policy, and the rows as tokens. On the map the rows are demonstrations, written here first.
     task = task_of(args.data)
     policy, tokenizer_name, encoding = build(args, run.compute_dtype)
-    policy.to(run.device)
+    policy.to(run.device)  # weights are fp32; products run in run.compute_dtype
     path = task.demonstrations(run.out, args.rows, args.seed)
     layout = partial(layouts.sft_texts, template=args.prompt_template)
     limits = row_limits(args, policy)
@@ -95,7 +96,7 @@ def main(argv=None):
         return inspect(data.load(path, layout, encoding, limits), encoding)
     train, test = data.load_split(path, None, layout, encoding, limits)
 
-    # 2. Train it.
+    # 2. Train it. Each step is a function of (seed, step), so a resumed run ends in the same bits.
     run.describe(policy, tokenizer_name)  # config.json
     optimizer = adamw(policy, args.lr, args.weight_decay)
     total = total_steps(len(train), args.batch_size, args.epochs, args.steps)
@@ -108,20 +109,20 @@ def main(argv=None):
         step_tokens = train.response_tokens(indices)
         metrics = Mean()
         for chunk in chunks(indices, args.micro_batch_size):
-            prompts, responses = train.take(chunk)
+            prompts, responses = train.take(chunk)  # tokens; one response per prompt, EOS included
             batch = pack(prompts, responses, device=run.device)
-            loss = -policy(batch).token  # (R,)
+            loss = -policy(batch).token  # (R,): -log pi(y_t|x, y_<t) of each response token
             (loss.sum() / step_tokens).backward()
             metrics.add(loss=loss)
         lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
-        grad_norm = update(policy, optimizer, lr, args.clip)
+        grad_norm = update(policy, optimizer, lr, args.clip)  # before clipping
 
-        # 3. Write down what happened.
+        # 3. Write down what happened. Nothing here waits for the device, unless the step is logged.
         row = {**metrics.means(), "grad_norm": grad_norm}
         if run.evaluates(step):
             row["eval_loss"] = held_out_loss(policy, test, args.micro_batch_size or args.batch_size)
-        run.log(step, row)
-        run.save(step, policy, optimizer)
+        run.log(step, row)  # every --log-every steps
+        run.save(step, policy, optimizer)  # every --save-every steps
 
     run.finish(policy)  # model.safetensors, --export-hf
     print(f"held-out loss {run.last_row['eval_loss']:.4f} nats per token")
