@@ -23,6 +23,7 @@ class Limits(NamedTuple):
     max_prompt: int | None = None  # keep the last tokens of longer prompts; None: refuse them
     max_response: int | None = None  # cut longer responses, without EOS; None: refuse them
     skip_bad_rows: bool = False  # leave out rows that do not fit, and say how many
+    hint: str = ""  # what the user can do about a row that does not fit
 
 
 @dataclass
@@ -126,10 +127,8 @@ def fit(encoding, prompt, group, limits):
         raise InputError("'chosen' and 'rejected' are the same")
     longest = len(prompt) + max(map(len, group), default=1)
     if longest > limits.context:
-        raise InputError(
-            f"prompt and response take {longest} tokens, the model's context is {limits.context} "
-            "(--max-prompt-tokens and --max-response-tokens cut)"
-        )
+        sizes = f"{longest} tokens, the model's context is {limits.context}"
+        raise InputError(f"prompt and response take {sizes}{limits.hint}")
     return prompt, group
 
 
