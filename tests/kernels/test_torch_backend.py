@@ -11,7 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import kernels
 from kernels import torch_backend
 
-MODES = ("whole", "fp16", "recompute")  # what the backward keeps of the probabilities: all in fp32, all in fp16, nothing
+MODES = (
+    "whole",
+    "fp16",
+    "recompute",
+)  # what the backward keeps of the probabilities: all in fp32, all in fp16, nothing
 OPTIONS = {
     "plain": {},
     "bias": {"bias": True},
@@ -29,7 +33,9 @@ def reference(hidden, weight, target, bias=None, temperature=1.0, softcap=None):
     e = torch.exp(z / temperature - (z / temperature).amax(1, keepdim=True).detach())
     p = e / e.sum(1, keepdim=True)
     logp = z / temperature - torch.logsumexp(z / temperature, 1, keepdim=True)
-    picked = torch.stack([row[t] if t >= 0 else row.sum() * 0 for row, t in zip(logp, target.tolist(), strict=True)])
+    picked = torch.stack(
+        [row[t] if t >= 0 else row.sum() * 0 for row, t in zip(logp, target.tolist(), strict=True)]
+    )
     return picked, -(p * logp).sum(1) * (target != -100)
 
 
@@ -52,7 +58,7 @@ def use(mode, monkeypatch):
     """Make the backward work in this mode, and in tiles of 3 x 8 -> the budget to pass."""
     monkeypatch.setitem(torch_backend.TILE, "cpu", (24, 8))
     if mode != "whole":
-        monkeypatch.setattr(torch_backend, "WHOLE", 0)
+        monkeypatch.setattr(torch_backend, "FP32_BYTES", 0)
     return 0 if mode == "recompute" else None
 
 
@@ -76,9 +82,13 @@ def error(actual, expected):
 def test_linear_logp(name, dtype):
     options, bias = split(OPTIONS[name])
     hidden, weight, target, bias = problem(dtype=dtype, bias=bias, scale=3.0)
-    logp, entropy = kernels.linear_logp(hidden, weight, target, bias=bias, return_entropy=True, backend="torch", **options)
+    logp, entropy = kernels.linear_logp(
+        hidden, weight, target, bias=bias, return_entropy=True, backend="torch", **options
+    )
     expected = reference(hidden, weight, target, bias, **options)
-    tol = 1e-12 if dtype == torch.float64 else 5e-6  # 16-bit inputs too: the logits are fp32 from the accumulator on
+    tol = (
+        1e-12 if dtype == torch.float64 else 5e-6
+    )  # 16-bit inputs too: the logits are fp32 from the accumulator on
     assert logp.dtype == entropy.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     torch.testing.assert_close(logp.double(), expected[0], rtol=0, atol=tol)
     torch.testing.assert_close(entropy.double(), expected[1], rtol=0, atol=tol)
@@ -97,8 +107,12 @@ def test_shapes(n, d, v, mode, dtype, monkeypatch):
     logp = kernels.linear_logp(hidden, weight, target, backend="torch", budget=budget)
     expected = reference(hidden, weight, target)[0]
     torch.testing.assert_close(logp.double(), expected, rtol=0, atol=1e-5)
-    for mine, theirs in zip(*(torch.autograd.grad(x, (hidden, weight), g.to(x)) for x in (logp, expected)), strict=True):
-        assert mine.dtype == dtype and (error(mine, theirs) < (3e-3 if dtype == torch.bfloat16 else 5e-4) or v == 1)
+    for mine, theirs in zip(
+        *(torch.autograd.grad(x, (hidden, weight), g.to(x)) for x in (logp, expected)), strict=True
+    ):
+        assert mine.dtype == dtype and (
+            error(mine, theirs) < (3e-3 if dtype == torch.bfloat16 else 5e-4) or v == 1
+        )
         assert torch.isfinite(mine).all() and (v > 1 or mine.abs().max() < 1e-6)
 
 
@@ -106,7 +120,9 @@ def test_shapes(n, d, v, mode, dtype, monkeypatch):
 def test_empty(grad):
     hidden, weight, bias = (torch.randn(s, requires_grad=grad) for s in ((0, 8), (5, 8), (5,)))
     target, cu = torch.empty(0, dtype=torch.int64), torch.zeros(3, dtype=torch.int32)
-    sums, token, entropy = kernels.sequence_logp(hidden, weight, target, cu, bias=bias, return_entropy=True, backend="torch")
+    sums, token, entropy = kernels.sequence_logp(
+        hidden, weight, target, cu, bias=bias, return_entropy=True, backend="torch"
+    )
     assert sums.tolist() == [0, 0] and token.shape == entropy.shape == (0,)
     if grad:
         sums.sum().backward()
@@ -152,7 +168,9 @@ def test_an_improbable_target(spread):
     assert expected.min() < -88
     torch.testing.assert_close(logp.double(), expected, rtol=1e-6, atol=0)
     g = torch.randn(11)
-    for a, b in zip(*(torch.autograd.grad(x, (hidden, weight), g.to(x)) for x in (logp, expected)), strict=True):
+    for a, b in zip(
+        *(torch.autograd.grad(x, (hidden, weight), g.to(x)) for x in (logp, expected)), strict=True
+    ):
         assert error(a, b) < 1e-4
 
 
@@ -184,14 +202,18 @@ def test_sequence_logp():
     hidden, weight, target, bias = problem(bias=True)
     cu = torch.tensor([0, 0, 3, 4, 11, 11], dtype=torch.int32)
     options = {"bias": bias, "temperature": 1.3, "softcap": 4.0}
-    sums, token, entropy = kernels.sequence_logp(hidden, weight, target, cu, return_entropy=True, backend="torch", **options)
+    sums, token, entropy = kernels.sequence_logp(
+        hidden, weight, target, cu, return_entropy=True, backend="torch", **options
+    )
     logp, h = reference(hidden, weight, target, **options)
     torch.testing.assert_close(token.double(), logp, rtol=0, atol=5e-6)
     torch.testing.assert_close(entropy.double(), h, rtol=0, atol=5e-6)
     expected = torch.stack([logp[a:b].sum() for a, b in zip(cu[:-1].tolist(), cu[1:].tolist(), strict=True)])
     torch.testing.assert_close(sums.double(), expected, rtol=0, atol=1e-5)
     g = torch.randn(5)
-    for a, b in zip(*(torch.autograd.grad(x, (hidden, weight, bias), g.to(x)) for x in (sums, expected)), strict=True):
+    for a, b in zip(
+        *(torch.autograd.grad(x, (hidden, weight, bias), g.to(x)) for x in (sums, expected)), strict=True
+    ):
         assert error(a, b) < 2e-6
 
 
@@ -200,7 +222,11 @@ def test_sequence_logp():
 def test_logp_from_logits(dtype, area, monkeypatch):
     monkeypatch.setitem(torch_backend.TILE, "cpu", (area, 8))
     torch.manual_seed(0)
-    logits, target, g = (torch.randn(9, 31) * 4).to(dtype).requires_grad_(), torch.randint(31, (9,)), torch.randn(9)
+    logits, target, g = (
+        (torch.randn(9, 31) * 4).to(dtype).requires_grad_(),
+        torch.randint(31, (9,)),
+        torch.randn(9),
+    )
     target[4] = -100
     mine = kernels.logp_from_logits(logits, target, backend="torch")
     expected = reference(logits, torch.eye(31), target)[0]
@@ -218,11 +244,15 @@ def test_segment_sum(dtype):
     cu = torch.tensor([0, 1, 1, 700, 3999, 4000], dtype=torch.int32)
     sums = kernels.segment_sum(x, cu, backend="torch")
     expected = torch.stack([part.double().sum() for part in x.split(cu.diff().tolist())])
-    torch.testing.assert_close(sums.double(), expected, rtol=1e-6, atol=2e-5 if dtype != torch.float64 else 1e-12)
+    torch.testing.assert_close(
+        sums.double(), expected, rtol=1e-6, atol=2e-5 if dtype != torch.float64 else 1e-12
+    )
     g = torch.randn(5)
     (grad,) = torch.autograd.grad(sums, x, g.to(sums))
     assert torch.equal(grad, g.to(dtype).repeat_interleave(cu.diff()))
-    again = kernels.segment_sum(torch.cat([torch.randn(5).to(dtype), x[1:700]]), torch.tensor([0, 5, 704]), backend="torch")
+    again = kernels.segment_sum(
+        torch.cat([torch.randn(5).to(dtype), x[1:700]]), torch.tensor([0, 5, 704]), backend="torch"
+    )
     assert again[1] == sums[2]  # the same sequence elsewhere: the same bits
 
 
@@ -240,9 +270,13 @@ def test_gradients(mode, name, entropy, dtype, monkeypatch):
     g = torch.randn(2, len(target))
     more = {"bias": bias, "backend": "torch", "budget": budget, "return_entropy": entropy}
     mine = gradients(lambda: kernels.linear_logp(hidden, weight, target, **more, **options), leaves, *g)
-    expected = gradients(lambda: reference(hidden, weight, target, bias, **options), leaves, *g[: 1 + entropy])
+    expected = gradients(
+        lambda: reference(hidden, weight, target, bias, **options), leaves, *g[: 1 + entropy]
+    )
     tol = {torch.bfloat16: 3e-3, torch.float16: 6e-4, torch.float32: 3e-4 if mode == "fp16" else 2e-6}[dtype]
-    assert all(a.dtype == x.dtype and error(a, b) < tol for x, a, b in zip(leaves, mine, expected, strict=True))
+    assert all(
+        a.dtype == x.dtype and error(a, b) < tol for x, a, b in zip(leaves, mine, expected, strict=True)
+    )
     assert (mine[0][target == -100] == 0).all()
 
 
@@ -254,7 +288,9 @@ def test_softcap_and_an_improbable_target(mode, softcap, monkeypatch):
     hidden, weight, target, _ = problem(scale=40.0)
     options, g = {"softcap": softcap}, torch.ones(11)
     mine = gradients(
-        lambda: kernels.linear_logp(hidden, weight, target, backend="torch", budget=budget, **options), [hidden, weight], g
+        lambda: kernels.linear_logp(hidden, weight, target, backend="torch", budget=budget, **options),
+        [hidden, weight],
+        g,
     )
     expected = gradients(lambda: reference(hidden, weight, target, **options), [hidden, weight], g)
     assert max(map(error, mine, expected)) < 1e-3
@@ -277,7 +313,9 @@ def test_gradcheck(mode, name, monkeypatch):
     assert gradcheck(function, (hidden, weight, bias), nondet_tol=1e-12)  # kept once, then computed again
     logits = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
     assert gradcheck(lambda x: kernels.logp_from_logits(x, target, backend="torch"), (logits,))
-    assert gradcheck(lambda x: kernels.segment_sum(x[:, 0], torch.tensor([0, 2, 5]), backend="torch"), (logits,))
+    assert gradcheck(
+        lambda x: kernels.segment_sum(x[:, 0], torch.tensor([0, 2, 5]), backend="torch"), (logits,)
+    )
 
 
 class Multiplications(TorchDispatchMode):
@@ -297,7 +335,9 @@ class Multiplications(TorchDispatchMode):
 def test_what_is_frozen_costs_nothing(need, mode, monkeypatch):
     budget = use(mode, monkeypatch)
     hidden, weight, target, _ = problem()
-    hidden, weight = (x.detach().requires_grad_(wanted) for x, wanted in zip((hidden, weight), need, strict=True))
+    hidden, weight = (
+        x.detach().requires_grad_(wanted) for x, wanted in zip((hidden, weight), need, strict=True)
+    )
     with Multiplications() as count:
         kernels.linear_logp(hidden, weight, target, backend="torch", budget=budget).sum().backward()
     assert count.n == (1 + sum(need) + (mode == "recompute")) * 11 * 20 * 37
@@ -336,7 +376,10 @@ def test_autocast():
     expected = reference(low[0], low[1], target, low[2])[0]
     torch.testing.assert_close(logp.double(), expected, rtol=0, atol=5e-6)
     assert logp.dtype == torch.float32
-    mine, theirs = torch.autograd.grad(logp, (hidden, weight, bias), g), torch.autograd.grad(expected, low, g.double())
+    mine, theirs = (
+        torch.autograd.grad(logp, (hidden, weight, bias), g),
+        torch.autograd.grad(expected, low, g.double()),
+    )
     assert all(a.dtype == torch.float32 and error(a, b) < 5e-3 for a, b in zip(mine, theirs, strict=True))
 
 
@@ -355,7 +398,9 @@ def test_compile():
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     for a, b in zip(compiled(*leaves), function(*leaves), strict=True):
         assert torch.equal(a, b)
-    for a, b in zip(*(gradients(lambda f=f: f(*leaves), leaves, *g) for f in (compiled, function)), strict=True):
+    for a, b in zip(
+        *(gradients(lambda f=f: f(*leaves), leaves, *g) for f in (compiled, function)), strict=True
+    ):
         assert error(a, b) < 1e-6
 
 
@@ -399,7 +444,9 @@ def test_errors(name):
     message, change = ERRORS[name]
     arguments = wrong(**change)
     with pytest.raises(ValueError, match=f"^{message}") as raised:
-        kernels.linear_logp(arguments.pop("hidden"), arguments.pop("weight"), arguments.pop("target"), **arguments)
+        kernels.linear_logp(
+            arguments.pop("hidden"), arguments.pop("weight"), arguments.pop("target"), **arguments
+        )
     assert "\n" not in str(raised.value)
 
 
@@ -408,7 +455,11 @@ def test_errors_of_the_rest():
     for cu in ([1, 4], [0, 3], [0, 3, 2, 4]):
         with pytest.raises(ValueError, match="^cu_seqlens"):
             kernels.segment_sum(x, torch.tensor(cu, dtype=torch.int32), backend="torch")
-    for cu in (torch.zeros(2, 2, dtype=torch.int32), torch.tensor([0.0, 4.0]), torch.zeros(2, dtype=torch.int32, device="meta")):
+    for cu in (
+        torch.zeros(2, 2, dtype=torch.int32),
+        torch.tensor([0.0, 4.0]),
+        torch.zeros(2, dtype=torch.int32, device="meta"),
+    ):
         with pytest.raises(ValueError, match="^cu_seqlens"):
             kernels.segment_sum(x, cu, backend="torch")
     for bad in (x[None], x.long()):
@@ -434,7 +485,12 @@ def test_a_row_does_not_depend_on_the_others(n, d, v):
     hidden, weight, target, _ = problem(n, d, v)
     whole = kernels.linear_logp(hidden, weight, target, backend="torch")
     pick = torch.randperm(n)[:7]
-    alone = torch.cat([kernels.linear_logp(hidden[i : i + 1], weight, target[i : i + 1], backend="torch") for i in pick.tolist()])
+    alone = torch.cat(
+        [
+            kernels.linear_logp(hidden[i : i + 1], weight, target[i : i + 1], backend="torch")
+            for i in pick.tolist()
+        ]
+    )
     some = kernels.linear_logp(hidden[pick], weight, target[pick], backend="torch")
     assert (alone - whole[pick]).abs().max() <= 2e-6 and (some - whole[pick]).abs().max() <= 2e-6
 
@@ -459,7 +515,11 @@ print((peak() - before) * 1024)
 def test_memory():
     """Beyond the inputs and the gradients, at most a quarter of what log_softmax of the logits takes."""
     run = {
-        arg: int(subprocess.run([sys.executable, "-c", MEMORY, arg], check=True, capture_output=True, text=True).stdout)
+        arg: int(
+            subprocess.run(
+                [sys.executable, "-c", MEMORY, arg], check=True, capture_output=True, text=True
+            ).stdout
+        )
         for arg in ("naive", "None", "0")
     }
     gradients = (1024 + 50257) * 768 * 4  # alive at our peak; not at naive's, which comes before dW exists

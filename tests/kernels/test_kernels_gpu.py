@@ -26,7 +26,9 @@ def reference(hidden, weight, target, bias=None, temperature=1.0, softcap=None):
     log_p = torch.log_softmax(z / temperature, 1)
     keep = target != -100
     entropy = -(log_p.exp() * log_p).sum(1)
-    return torch.where(keep, log_p.gather(1, target.clamp_min(0)[:, None])[:, 0], 0.0), torch.where(keep, entropy, 0.0)
+    return torch.where(keep, log_p.gather(1, target.clamp_min(0)[:, None])[:, 0], 0.0), torch.where(
+        keep, entropy, 0.0
+    )
 
 
 def error(actual, expected):
@@ -53,17 +55,28 @@ def test_accuracy(n, d, v, dtype, mode):
     assert (logp - expected).abs().max() <= 2e-5
     g = torch.randn(n, device="cuda")
     poison()
-    for mine, true in zip(grads([logp], [hidden, weight], [g]), grads([expected], [hidden, weight], [g]), strict=True):
+    for mine, true in zip(
+        grads([logp], [hidden, weight], [g]), grads([expected], [hidden, weight], [g]), strict=True
+    ):
         assert error(mine, true) < {torch.bfloat16: 5e-3, torch.float16: 1e-3, torch.float32: 1e-5}[dtype]
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.7}, {"softcap": 5.0}, {"temperature": 1.7, "softcap": 30.0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.7}, {"softcap": 5.0}, {"temperature": 1.7, "softcap": 30.0}]
+)
 def test_options(options, mode):
     hidden, weight, target = problem(200, 512, 5003)
     bias = torch.randn(5003, device="cuda").bfloat16().requires_grad_()
     out = kernels.linear_logp(
-        hidden, weight, target, bias=bias, return_entropy=True, backend="triton", budget=MODES[mode], **options
+        hidden,
+        weight,
+        target,
+        bias=bias,
+        return_entropy=True,
+        backend="triton",
+        budget=MODES[mode],
+        **options,
     )
     expected = reference(hidden, weight, target, bias, **options)
     assert all((a - b).abs().max() <= 2e-5 for a, b in zip(out, expected, strict=True))
@@ -80,7 +93,9 @@ def test_batch_invariance(dtype):
     cu = torch.tensor([0, 10, 1200, 3000], device="cuda", dtype=torch.int32)
     sums, whole = kernels.sequence_logp(hidden, weight, target, cu, backend="triton")
     for rows in (slice(7, 8), slice(3, 2045), torch.randperm(3000, device="cuda")):
-        assert torch.equal(kernels.linear_logp(hidden[rows], weight, target[rows], backend="triton"), whole[rows])
+        assert torch.equal(
+            kernels.linear_logp(hidden[rows], weight, target[rows], backend="triton"), whole[rows]
+        )
     alone, _ = kernels.sequence_logp(hidden[10:1200], weight, target[10:1200], cu[1:3] - 10, backend="triton")
     assert torch.equal(alone[0], sums[1])
 
@@ -106,7 +121,10 @@ def test_long():
         some = slice(19900, 20000)
         expected, _ = reference(hidden[some], weight, target[some])
         assert (logp[some] - expected).abs().max() <= 2e-5
-        assert error(d_hidden[some], torch.autograd.grad(expected.sum(), hidden)[0][some]) < 5e-3 and d_weight.isfinite().all()
+        assert (
+            error(d_hidden[some], torch.autograd.grad(expected.sum(), hidden)[0][some]) < 5e-3
+            and d_weight.isfinite().all()
+        )
 
 
 def test_the_rest():
