@@ -1,4 +1,4 @@
-"""Log-probs of tokens and their sums per sequence; the (tokens x vocabulary) logits are never in memory."""
+"""Log-probs of tokens and sequences without (tokens x vocabulary) logits in memory."""
 
 from kernels.api import BACKENDS, linear_logp, logp_from_logits, pick, segment_sum, sequence_logp, set_backend
 

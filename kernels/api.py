@@ -1,7 +1,8 @@
-"""The public functions: they check their arguments by name, choose a backend and leave the arithmetic to it.
+"""The public functions.
 
-All are differentiable and pass torch.compile(fullgraph=True); ops.py says how. On CUDA a target
-outside 0..V-1 cannot raise without waiting for the device: its log-prob is NaN instead.
+They check their arguments by name, choose a backend and leave the arithmetic to it. All are
+differentiable and pass torch.compile(fullgraph=True); ops.py says how. On CUDA a target outside
+0..V-1 cannot raise without waiting for the device: its log-prob is NaN instead.
 """
 
 import os

@@ -34,6 +34,7 @@ CPU_QUICK = [(2000, 64, 98), (512, 768, 8192), (256, 768, 50257)]  # N, D, V
 CPU = [*CPU_QUICK, (1024, 768, 50257), (512, 2048, 50304)]
 GPU_QUICK = [(4096, d, v) for d, v in HEADS.values()]
 GPU = [(1024 << i, d, v) for d, v in HEADS.values() for i in range(6)] + [(8192, 4096, 131072)]
+MOST_ROUNDS = 200
 COLUMNS = [
     "forward_ms", "total_ms", "tflops", "of_ceiling", "extra_mib",
     "logp_error", "d_hidden_error", "d_weight_error",
@@ -240,7 +241,7 @@ def measure(shape, dtype, device, found, rounds):
         hidden.grad = weight.grad = None
 
     bare = bare_products(hidden, weight)
-    rounds = min(200, max(rounds, int(500 / bare(clock))))  # at least half a second
+    rounds = min(MOST_ROUNDS, max(rounds, int(500 / bare(clock))))  # at least half a second
     bare_times, times = [], {name: [] for name in rows}
     for _ in range(rounds):
         bare_times.append(bare(clock))

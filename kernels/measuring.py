@@ -75,7 +75,7 @@ def problem(n, d, v, dtype, device):
 
 
 def reference(hidden, weight, target):
-    """In fp64 -> logp (N,), rows 0 .. 63 of d_hidden and rows target[:64] of d_weight, of logp's sum."""
+    """In fp64 -> logp (N,), and of its sum d_hidden[:64] and d_weight[target[:64]]."""
     hidden, weight = hidden.detach(), weight.detach()
     lses, target_logits = [], []
     for rows, targets in zip(hidden.split(4096), target.split(4096), strict=True):

@@ -100,7 +100,7 @@ def usable(target, v):
 
 
 def get(x, index, col0, v):
-    """x (n, C), columns col0 .. of V -> (n, 1): x at column index (n,), -inf where that is not in x."""
+    """x (n, C), columns col0 .. of V -> (n, 1), x at column index (n,); -inf where outside x."""
     if x.shape[1] == v:
         return x.gather(1, index[:, None])
     column = index[:, None] - col0
@@ -148,7 +148,7 @@ def logits_(z, x, w, bias, temperature, softcap):
 def merge(target_logit, peak, total, moment):
     """A row's tiles (n, tiles) -> logp, lse, entropy (n, 1) each; entropy is None without moment.
 
-    target_logit: z[target], -inf in the tiles that do not hold it; total: sum E; moment: sum E log E."""
+    target_logit: z[target], -inf in tiles without it; total: sum E; moment: sum E log E."""
     if peak.shape[1] > 1:  # fold the tiles into one, relative to the peak of the whole row
         row_peak = peak.amax(1, keepdim=True)
         share = (peak - row_peak).exp_()

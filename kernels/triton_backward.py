@@ -12,7 +12,7 @@ recomputed:  dz from hidden @ weight^T, a slice of the vocabulary at a time: 8 N
              N x SLICE elements of memory
 
 In both each row of d weight is one product over all N, and d hidden is summed in fp32. The true
-class's 1 - p is -expm1(logp), without cancellation. Units and their names are as in triton_forward.py.
+class's 1 - p is -expm1(logp), without cancellation. Units are named as in triton_forward.py.
 """
 
 import torch
@@ -38,7 +38,10 @@ SLICE = 8192  # columns of d logits that live at a time when they are computed a
 KEPT_ROWS = 32  # rows of a program of kept_kernel
 
 
-# --- kernels. The rows' data, all (N,): lse, entropy, h; g (2, N): the upstream gradient, then 1 - p[target]
+# --- kernels
+#
+# "The rows' data" are lse, entropy and h, all (N,), and g (2, N): the upstream gradient of logp,
+# over the temperature, and below it 1 - p[target].
 
 
 @triton.jit
@@ -189,7 +192,9 @@ def row_grad_kernel(
 
 
 def product_into(out, a, b, accumulate):
-    """out = a @ b, or out += a @ b to accumulate, summed in fp32. In place: autocast leaves that alone."""
+    """out = a @ b, or out += a @ b to accumulate; summed in fp32.
+
+    It works in place, which autocast leaves alone."""
     if a.dtype != out.dtype and not out.is_cuda:
         a, b = a.to(out.dtype), b.to(out.dtype)
     if a.dtype == out.dtype:

@@ -22,9 +22,9 @@ The kernels keep a tile of z in registers and write two numbers per row and half
 z stays fp32 from the accumulator on. The tile depends on device, dtype and kernel, never on N, so a
 row's log-prob does not depend on what else is in the batch. See README.md.
 
-Two units, told apart by name. A name that ends in 2 or starts with log2 is in base 2: z2 = z / ln 2,
-because exp(z) = 2^z2 is then one instruction; peak2, target_z2, moment2, log2_total. All other
-logarithms are in nats: logp, lse, entropy. e and total are no logarithms and the same in both.
+There are two units, told apart by name. A name that ends in 2 or starts with log2 is in base 2:
+z2 = z / ln 2, because exp(z) = 2^z2 is then one instruction; also peak2, target_z2, moment2 and
+log2_total. Other logarithms are in nats: logp, lse, entropy. e and total are the same in both.
 """
 
 import torch
@@ -72,7 +72,7 @@ def product(
     TMA: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """x w^T of a tile, in two (BLOCK_N, BLOCK_V / 2) fp32 halves: half the registers for what follows.
+    """x w^T of a tile, in two (BLOCK_N, BLOCK_V / 2) fp32 halves: what follows has few registers.
 
     Outside of x and w a descriptor loads zeros. Pointers wrap around to rows inside; what comes of
     those is dropped later."""
@@ -265,7 +265,7 @@ def row_kernel(
 
 @triton.jit
 def segment_kernel(x, cu_seqlens, out, BLOCK: tl.constexpr):
-    """One program per sequence: lane i sums its elements i, i + BLOCK, ..., then the lanes are summed."""
+    """One program per sequence: lane i sums elements i, i + BLOCK, ...; then lanes are summed."""
     start = tl.load(cu_seqlens + tl.program_id(0))
     end = tl.load(cu_seqlens + tl.program_id(0) + 1)
     sums = tl.zeros((BLOCK,), out.dtype.element_ty)
@@ -279,8 +279,8 @@ def segment_kernel(x, cu_seqlens, out, BLOCK: tl.constexpr):
 
 
 def aligned(x):
-    """x (rows, D) contiguous, with its base and its rows on 16 bytes as the tensor memory accelerator
-    wants; D padded with zeros."""
+    """x (rows, D) contiguous, with its base and its rows on 16 bytes as the tensor memory
+    accelerator wants; D padded with zeros."""
     x = x.contiguous()
     pad = -x.shape[1] % (16 // x.itemsize)
     if pad:
@@ -300,7 +300,7 @@ def kept(hidden, weight, budget, tile=None):
 
 
 def operands(hidden, weight, tile):
-    """hidden (N, D) and weight (V, D), both aligned, or with TMA descriptors that load blocks of them."""
+    """hidden (N, D) and weight (V, D), both aligned; with TMA, descriptors of their blocks."""
     if not tile["TMA"]:
         return hidden, weight
     return (

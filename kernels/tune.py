@@ -1,4 +1,4 @@
-"""The search for the fastest tiles of the Triton kernels, on the GPU at hand. Needs CUDA and Triton.
+"""The search for the fastest tiles of the Triton kernels on the GPU at hand. Needs CUDA and Triton.
 
     python -m kernels.tune                  bf16
     python -m kernels.tune --dtype fp32
@@ -64,7 +64,7 @@ def neighbours(tile, sweep):
 
 
 def solved(hidden, weight, target):
-    """-> a case: the inputs, and what the torch backend makes of them, logp and d_hidden of its sum."""
+    """-> a case: the inputs, and the torch backend's logp and d_hidden of its sum."""
     output = torch_backend.forward(hidden, weight, None, target, 1.0, 0.0, False, -1)
     logp = output[0]
     d_hidden, _, _ = torch_backend.backward(
@@ -74,7 +74,7 @@ def solved(hidden, weight, target):
 
 
 def trial(kind, tile, cases, clock):
-    """-> geometric mean of the ms of all cases; infinite where the tile fails or its results are wrong."""
+    """-> geometric mean of the ms of all cases; infinite if the tile fails or is wrong."""
     ms, note = float("inf"), ""
     try:
         times = []

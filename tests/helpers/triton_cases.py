@@ -1,6 +1,10 @@
-"""backend="triton" under TRITON_INTERPRET=1 against fp64 references written from the definitions; run by test_triton.py.
+"""backend="triton" in Triton's interpreter, against fp64 references written from the definitions.
 
-The interpreter is wrong for bf16 products, so fp32 and fp16 are what can be checked here; bf16 is in test_kernels_gpu.py."""
+Run by test_triton.py, with TRITON_INTERPRET=1. The interpreter is wrong for bf16 products, so fp32
+and fp16 are what can be checked here; bf16 is in test_kernels_gpu.py. Its products are numpy's,
+whose BLAS, depending on the CPU, may sum a row in another order in another place. So what holds bit
+for bit on a GPU does so here only for inputs whose products are exact in any order.
+"""
 
 import copy
 import json
@@ -52,7 +56,7 @@ def grads(outputs, leaves, g):
 
 @pytest.fixture(autouse=True)
 def poison(monkeypatch):
-    """What torch.empty gives is NaN, so that nothing unwritten passes; slices of the vocabulary are small."""
+    """What torch.empty gives is NaN, so that nothing unwritten passes; slices are small."""
     empty, like = torch.Tensor.new_empty, torch.empty_like
 
     def fill(x):
@@ -73,14 +77,24 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("tma", [True, False])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("entropy", [False, True])
-def test_linear_logp(name, dtype, mode, entropy, tma, monkeypatch):
+def test_linear_logp(name, dtype, mode, entropy):
+    check_linear_logp(name, dtype, mode, entropy)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_linear_logp_without_tma(dtype, mode, monkeypatch):
+    """Tiles are loaded by pointers, as on sm_80."""
     for tile in tiles.table()["interpreter"]["fp32"].values():
-        monkeypatch.setitem(tile, "TMA", tma)
+        monkeypatch.setitem(tile, "TMA", False)
+    check_linear_logp("all", dtype, mode, entropy=True)
+
+
+def check_linear_logp(name, dtype, mode, entropy):
     options = dict(OPTIONS[name])
     hidden, weight, target, bias = problem(dtype=dtype, bias=options.pop("bias", True))
     leaves = [x for x in (hidden, weight, bias) if x is not None]
@@ -106,7 +120,8 @@ def test_linear_logp(name, dtype, mode, entropy, tma, monkeypatch):
         assert mine.dtype == dtype and mine.shape == x.shape and error(mine, true) < TOLERANCE[dtype]
 
 
-@settings(max_examples=25, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=20, deadline=None)
 @given(
     st.integers(0, 40),
     st.integers(1, 40),
@@ -129,21 +144,28 @@ def test_any_shape(n, d, v, seed, mode):
         assert near or error(mine, true) < 5e-6
 
 
-def test_batch_invariance():
-    """A row's log-prob, bit for bit the same alone, in another batch and in another place."""
+@pytest.mark.parametrize("exact", [True, False])
+def test_batch_invariance(exact):
+    """A row's log-prob is the same alone, in another batch and in another place.
+
+    It is so bit for bit, but for what BLAS does: products of small multiples of 1/8, and their sums
+    in any order, are exact in fp32."""
     hidden, weight, target, bias = problem(n=50)
-    whole, entropy = kernels.linear_logp(
-        hidden, weight, target, bias=bias, return_entropy=True, backend="triton"
-    )
+    if exact:
+        hidden, weight = (hidden * 8).round() / 8, (weight * 8).round() / 8
+    options = {"bias": bias, "return_entropy": True, "backend": "triton"}
+    whole, whole_entropy = kernels.linear_logp(hidden, weight, target, **options)
     for rows in (slice(7, 8), slice(3, 45), torch.randperm(50)):
-        part = kernels.linear_logp(
-            hidden[rows], weight, target[rows], bias=bias, return_entropy=True, backend="triton"
-        )
-        assert torch.equal(part[0], whole[rows]) and torch.equal(part[1], entropy[rows])
+        logp, entropy = kernels.linear_logp(hidden[rows], weight, target[rows], **options)
+        if exact:
+            assert torch.equal(logp, whole[rows]) and torch.equal(entropy, whole_entropy[rows])
+        else:
+            assert (logp - whole[rows]).abs().max() < 2e-5
+            assert (entropy - whole_entropy[rows]).abs().max() < 2e-5
 
 
 def test_ignored_and_banned():
-    """-100: 0 and no gradient. A token whose bias is -inf has probability 0, and the entropy is finite."""
+    """-100: 0 and no gradient. A token whose bias is -inf has probability 0; H is finite."""
     hidden, weight, target, _ = problem()
     bias = torch.zeros(75)
     bias[:40], bias[41] = -float("inf"), -float("inf")
@@ -167,7 +189,7 @@ def test_ignored_and_banned():
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_banned_target(mode, backend):
-    """Its log-prob is -inf, and the gradients of the entropy and of the other rows are finite and right."""
+    """Its log-prob is -inf; the gradients of the entropy and of the other rows are right."""
     hidden, weight, target, bias = problem()
     low = bias.detach().index_fill(0, target[3], -1e4)
     banned = low.masked_fill(low == -1e4, -float("inf"))
@@ -214,6 +236,7 @@ def test_frozen_head():
     assert error(*(torch.autograd.grad(x, hidden)[0] for x in (loss, expected))) < 2e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_backward_again(compiled, backend):
@@ -256,7 +279,8 @@ def test_views():
         grads([out], views, [1.0]), grads([expected], [hidden, weight, bias], [1.0]), strict=True
     ):
         assert error(mine, true) < 2e-6
-    assert torch.equal(out, kernels.linear_logp(shifted, weight, target.int(), bias=bias, backend="triton"))
+    unaligned = kernels.linear_logp(shifted, weight, target.int(), bias=bias, backend="triton")
+    assert (unaligned - expected).abs().max() < 2e-5
 
 
 def test_sequence_logp():
@@ -313,7 +337,7 @@ def test_logp_from_logits(n, v, dtype):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_autocast(mode):
-    """Inputs go to autocast's dtype, the arithmetic does not: forward and backward equal those of the fp16 inputs outside."""
+    """Inputs go to autocast's dtype, the arithmetic equals that of fp16 inputs outside."""
     hidden, weight, target, _ = problem(bias=False)
     half = [x.detach().half().requires_grad_() for x in (hidden, weight)]
     expected = kernels.linear_logp(*half, target, backend="triton", budget=MODES[mode])
@@ -329,6 +353,7 @@ def test_autocast(mode):
     assert error(mine, torch.autograd.grad(reference(hidden, weight, target)[0].sum(), hidden)[0]) < 2e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_compile(backend):
     """One graph around a model, forward and backward; dynamic shapes too."""
@@ -347,6 +372,7 @@ def test_compile(backend):
         assert all(error(a, b) < 1e-6 for a, b in zip(mine, true, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("budget", [-1, 0, 1 << 30])
 def test_op(backend, budget):
@@ -389,8 +415,9 @@ def test_errors_name_the_argument(backend):
             kernels.linear_logp(h.double(), w.double(), t, backend=backend)
 
 
+@pytest.mark.slow
 def test_tuning(tmp_path, monkeypatch, capsys):
-    """A tile that gives wrong results is not taken; what is taken is in the file, never half a file."""
+    """A tile that gives wrong results is not taken; what is taken is in the file, whole."""
     table = copy.deepcopy(tiles.table())
     monkeypatch.setattr(tiles, "PATH", tmp_path / "tiles.json")
     monkeypatch.setattr(tiles, "table", lambda: table)

@@ -1,31 +1,47 @@
-"""The benchmark, the search for tiles and the trace run on tiny shapes, and what they write is right."""
+"""The benchmark, the search for tiles and the trace run on tiny shapes, and say what is true."""
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from pathlib import Path
 
 import pytest
 import torch
 
-from kernels import bench, measuring, tiles
+from kernels import bench, measuring, tiles, trace
 
+ROOT = Path(__file__).parents[2]
 TINY = ["--shape", "9", "16", "70", "--shape", "100", "8", "33"]
 
 
 def run(module, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, timeout=120
-    )
+    """module's main in this process -> what it prints."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(bench, "MOST_ROUNDS", 5)
+        patch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        module.main()
+    return printed.getvalue()
+
+
+def refusal(capsys, module, *arguments):
+    """module's main, which exits with 2 -> the line that it prints to stderr."""
+    with pytest.raises(SystemExit) as left:
+        run(module, *arguments)
+    message = capsys.readouterr().err
+    assert left.value.code == 2 and message.count("\n") == 1 and message.startswith(f"{module.__name__}: ")
+    return message
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Of --json."""
     folder = tmp_path_factory.mktemp("bench")
-    done = run("kernels.bench", *TINY, "--json", folder / "bench.json", "--figure", folder / "bench.png")
-    assert done.returncode == 0, done.stderr
+    printed = run(bench, *TINY, "--json", folder / "bench.json", "--figure", folder / "bench.png")
     assert (folder / "bench.png").read_bytes().startswith(b"\x89PNG")
-    return json.loads((folder / "bench.json").read_text()) | {"printed": done.stdout}
+    return json.loads((folder / "bench.json").read_text()) | {"printed": printed}
 
 
 def test_columns(results):
@@ -65,7 +81,9 @@ def test_the_reference():
 
 
 def test_memory(results):
-    """The logits of a larger problem show; ours is of the size of the gradients, 1.3 MiB, or less where pages are reused."""
+    """The logits of a larger problem show; ours is of the size of the gradients, 1.3 MiB.
+
+    It is less where pages are reused."""
     if torch.cuda.is_available():
         pytest.skip("of the resident set")
     found = {name: bench.implementation(name) for name in ("naive logits", "nanoroads torch recompute")}
@@ -94,36 +112,42 @@ def test_a_wrong_gradient_shows():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
-def test_without_a_gpu(results):
+def test_without_a_gpu(results, capsys):
     for name in ("liger-kernel", "cut-cross-entropy", "quack-kernels"):
         assert f"{name}: left out, needs a CUDA device\n" in results["printed"]
     pytest.importorskip("triton")
-    done = run("kernels.tune")
-    assert (
-        done.returncode == 2 and done.stderr == "kernels.tune: there is no CUDA device\n" and not done.stdout
-    )
+    from kernels import tune
+
+    assert "no CUDA device" in refusal(capsys, tune)
 
 
 WRONG = "--dtype int8, --shape 1 2 0, --json no/such.json, --json ., --figure x.gif, --fast".split(", ")
 
 
 @pytest.mark.parametrize("arguments", [wrong.split() for wrong in WRONG])
-def test_bad_arguments(arguments, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
-    with pytest.raises(SystemExit) as left:
-        bench.main()
-    message = capsys.readouterr().err
-    assert (
-        left.value.code == 2
-        and message.count("\n") == 1
-        and (arguments[0] in message or arguments[-1] in message)
-    )
+def test_bad_arguments(arguments, capsys):
+    message = refusal(capsys, bench, *arguments)
+    assert arguments[0] in message or arguments[-1] in message
 
 
 def test_trace(tmp_path):
-    done = run("kernels.trace", "--shape", 9, 16, 70, "--out", tmp_path / "trace.json")
+    command = [
+        sys.executable,
+        "-m",
+        "kernels.trace",
+        "--shape",
+        "9",
+        "16",
+        "70",
+        "--out",
+        tmp_path / "trace.json",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "aten::mm" in done.stdout and "ncu " in done.stdout
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    wrong = run("kernels.trace", "--out", tmp_path / "no" / "trace.json")
-    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
+
+
+def test_trace_refuses(tmp_path, capsys):
+    assert "no such folder" in refusal(capsys, trace, "--out", tmp_path / "no" / "trace.json")
+    assert "--shape" in refusal(capsys, trace, "--shape", 9, 0, 70)

@@ -1,4 +1,6 @@
-"""backend="triton" on a GPU: what the interpreter cannot check, bf16 above all. References in fp64 on the same inputs."""
+"""backend="triton" on a GPU: what the interpreter cannot check, bf16 above all.
+
+References are in fp64, on the same inputs."""
 
 import pytest
 import torch
@@ -88,7 +90,9 @@ def test_options(options, mode):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_batch_invariance(dtype):
-    """Bit for bit the same log-prob and sum, alone, in another batch and in another place: the on-policy ratio is exactly 1."""
+    """Bit for bit the same log-prob and sum, alone, in another batch and in another place.
+
+    So the on-policy ratio is exactly 1."""
     hidden, weight, target = problem(3000, 768, 50257, dtype)
     cu = torch.tensor([0, 10, 1200, 3000], device="cuda", dtype=torch.int32)
     sums, whole = kernels.sequence_logp(hidden, weight, target, cu, backend="triton")
@@ -141,7 +145,7 @@ def test_the_rest():
 
 
 def test_auto_compile_and_bad_target():
-    """ "auto" is triton here; one graph under torch.compile; a target outside the vocabulary is NaN, not a fault."""
+    """ "auto" is triton here; torch.compile makes one graph; a target outside 0..V-1 gives NaN."""
     hidden, weight, target = problem(300, 768, 50257)
     mine = kernels.linear_logp(hidden, weight, target)
     assert torch.equal(mine, kernels.linear_logp(hidden, weight, target, backend="triton"))

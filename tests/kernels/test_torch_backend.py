@@ -1,4 +1,4 @@
-"""backend="torch" through the public functions, against fp64 references written here from the definitions."""
+"""backend="torch" through the public functions, against fp64 references from the definitions."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ def reference(hidden, weight, target, bias=None, temperature=1.0, softcap=None):
 
 
 def problem(n=11, d=20, v=37, dtype=torch.float32, bias=False, seed=0, scale=1.0):
-    """hidden, weight, target (two of them ignored), bias or None; all leaves that take gradients."""
+    """hidden, weight, target (two of them ignored), bias or None; the floats take gradients."""
     torch.manual_seed(seed)
     hidden, weight = torch.randn(n, d) * scale, torch.randn(v, d) / d**0.5 * 2
     target = torch.randint(v, (n,))
@@ -161,7 +161,7 @@ def test_target_dtypes(dtype):
 
 @pytest.mark.parametrize("spread", [50.0, 300.0])
 def test_an_improbable_target(spread):
-    """p[target] below what fp32 and fp16 can hold: the log-prob and the gradient are right all the same."""
+    """p[target] is below what fp32 and fp16 can hold, and yet log-prob and gradient are right."""
     hidden, weight, target, _ = problem(dtype=torch.float32, scale=spread)
     logp = kernels.linear_logp(hidden, weight, target, backend="torch")
     expected = reference(hidden, weight, target)[0]
@@ -176,7 +176,9 @@ def test_an_improbable_target(spread):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_rare_classes(mode, monkeypatch):
-    """The gradient of a class of probability 1e-8 has three digits too: Adam scales it up to the size of the rest."""
+    """The gradient of a class of probability 1e-8 has three digits, too.
+
+    Adam scales it up to the size of the rest."""
     budget = use(mode, monkeypatch)
     hidden, weight, target = torch.ones(1, 2).requires_grad_(), torch.zeros(37, 2), torch.tensor([1])
     weight[2:, 0] = -18.0
@@ -188,7 +190,7 @@ def test_rare_classes(mode, monkeypatch):
 
 
 def test_a_certain_target():
-    """p[target] = 1 - 1e-5: the gradient is (1 - p), not the difference of two numbers rounded to fp16."""
+    """p[target] = 1 - 1e-5: the gradient is (1 - p), no difference of fp16 numbers."""
     torch.manual_seed(0)
     hidden, weight = torch.eye(3)[:1].requires_grad_(), (torch.eye(3) * 12).requires_grad_()
     logp = kernels.linear_logp(hidden, weight, torch.tensor([0]), backend="torch")
@@ -283,7 +285,7 @@ def test_gradients(mode, name, entropy, dtype, monkeypatch):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("softcap", [20.0, 60.0])
 def test_softcap_and_an_improbable_target(mode, softcap, monkeypatch):
-    """p[target] underflows in the kept probabilities, yet its gradient is not 0 and holds the derivative of the cap."""
+    """p[target] underflows in the kept probabilities, and yet its gradient is right."""
     budget = use(mode, monkeypatch)
     hidden, weight, target, _ = problem(scale=40.0)
     options, g = {"softcap": softcap}, torch.ones(11)
@@ -491,18 +493,26 @@ def test_a_row_does_not_depend_on_the_others(n, d, v):
             for i in pick.tolist()
         ]
     )
-    some = kernels.linear_logp(hidden[pick], weight, target[pick], backend="torch")
-    assert (alone - whole[pick]).abs().max() <= 2e-6 and (some - whole[pick]).abs().max() <= 2e-6
+    in_few = kernels.linear_logp(hidden[pick], weight, target[pick], backend="torch")
+    assert (alone - whole[pick]).abs().max() <= 5e-6 and (in_few - whole[pick]).abs().max() <= 5e-6
 
 
 MEMORY = """
 import resource, sys, torch, kernels
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def naive(hidden, weight, target):
+    return torch.log_softmax(hidden @ weight.T, 1).gather(1, target[:, None])[:, 0]
+
+def ours(hidden, weight, target):
+    return kernels.linear_logp(hidden, weight, target, backend="torch", budget=eval(sys.argv[1]))
+
 n, d, v = 1024, 768, 50257
 hidden = torch.randn(n, d, requires_grad=True)
 weight, target = torch.randn(v, d).mul_(0.02).requires_grad_(), torch.randint(v, (n,))
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-naive = lambda h, w, t: torch.log_softmax(h @ w.T, 1).gather(1, t[:, None])[:, 0]
-f = naive if sys.argv[1] == "naive" else lambda h, w, t: kernels.linear_logp(h, w, t, backend="torch", budget=eval(sys.argv[1]))
+f = naive if sys.argv[1] == "naive" else ours
 f(hidden[:2], weight[:99], target[:2] % 99).sum().backward()  # libraries are loaded and their buffers exist
 hidden.grad = weight.grad = None
 before = peak()
@@ -513,7 +523,7 @@ print((peak() - before) * 1024)
 
 @pytest.mark.slow
 def test_memory():
-    """Beyond the inputs and the gradients, at most a quarter of what log_softmax of the logits takes."""
+    """Beyond inputs and gradients, at most a quarter of what log_softmax of the logits takes."""
     run = {
         arg: int(
             subprocess.run(
