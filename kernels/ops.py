@@ -3,7 +3,7 @@
 Every operation exists twice:
 
 - In eager mode it is an autograd.Function. A torch.library op would do there as well, but on a
-  CPU it costs 0.2 ms per call, which is more than a whole forward over a small vocabulary.
+  CPU it costs 0.2 ms per call: a third of what a forward of 2,000 rows over 98 tokens takes.
 - Under torch.compile it is a torch.library op. The compiler cannot look into Triton launches or
   loops over tiles, so it takes the op as one node of its graph (fullgraph=True works), and a
   "fake" function tells it the shapes of the results. The backward is an op of its own.

@@ -213,28 +213,31 @@ class RowTerms(NamedTuple):
     """What a row brings to the gradient of its logits, as columns (N, 1)."""
 
     index: Tensor  # (N,) the target
-    minus_g: Tensor  # -g / temperature, 0 where the target is ignored
-    minus_h: Tensor | None  # the same of the entropy's upstream gradient h
-    target_dz: Tensor  # g (1 - p[target]) / temperature
     logp: Tensor
-    entropy: Tensor | None
+    entropy: Tensor
     lse: Tensor
     share: Tensor  # (N, tiles): p = share E
-    factor: Tensor  # (N, tiles): -g p = factor E
+    factor: Tensor  # (N, tiles): -g p / temperature = factor E
+    target_dz: Tensor  # g (1 - p[target]) / temperature
+    minus_h: Tensor | None  # -h / temperature, h the upstream gradient of the entropy
 
 
 def row_terms(g_logp, g_entropy, target, logp, entropy, lse, share, v, temperature):
     ignored, index = usable(target, v)
 
-    def upstream(g):
+    def minus_upstream(g):
         return (g / -temperature).to(lse.dtype).masked_fill_(ignored, 0.0)[:, None]
 
-    minus_g = upstream(g_logp)
-    minus_h = None if g_entropy is None else upstream(g_entropy)
-    target_dz = torch.expm1(logp)[:, None] * minus_g  # g (1 - p) without cancellation
-    factor = share * minus_g
+    minus_g = minus_upstream(g_logp)
     return RowTerms(
-        index, minus_g, minus_h, target_dz, logp[:, None], entropy[:, None], lse[:, None], share, factor
+        index=index,
+        logp=logp[:, None],
+        entropy=entropy[:, None],
+        lse=lse[:, None],
+        share=share,
+        factor=share * minus_g,
+        target_dz=torch.expm1(logp)[:, None] * minus_g,  # without the cancellation of 1 - p
+        minus_h=None if g_entropy is None else minus_upstream(g_entropy),
     )
 
 
@@ -269,7 +272,7 @@ def backward(
     if is_kept:  # p = share E
         share = (peak - lse[:, None]).exp_()
         share = share if scratch is None else share / FP16_SCALE
-    else:
+    else:  # E is computed again as p itself
         share = x.new_ones(1).expand(n, len(spans(v, tile_cols)))
     terms = row_terms(g_logp, g_entropy, target, logp, entropy, lse, share, v, temperature)
 

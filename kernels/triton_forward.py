@@ -255,11 +255,11 @@ def row_kernel(
         peak2 = higher2
     top2 = tl.max(peak2, 0)
     log2_total = tl.log2(tl.sum(total * tl.exp2(peak2 - top2), 0))
-    t = tl.load(target + row)
-    inside = (t >= 0) & (t < V)
-    target_z2 = tl.load(line + t, mask=inside, other=0.0).to(tl.float32) * LOG2E
+    true_class = tl.load(target + row)
+    inside = (true_class >= 0) & (true_class < V)
+    target_z2 = tl.load(line + true_class, mask=inside, other=0.0).to(tl.float32) * LOG2E
     nats = tl.where(inside, (target_z2 - top2 - log2_total) * LN2, float("nan"))
-    tl.store(logp + row, tl.where(t == IGNORE, 0.0, nats))
+    tl.store(logp + row, tl.where(true_class == IGNORE, 0.0, nats))
     tl.store(lse + row, (top2 + log2_total) * LN2)
 
 

@@ -88,8 +88,8 @@ def test_memory(results):
         pytest.skip("of the resident set")
     found = {name: bench.implementation(name) for name in ("naive logits", "nanoroads torch recompute")}
     _, rows = bench.measure((1000, 16, 20000), torch.float32, "cpu", found, 1)
-    naive, mine = (row["extra_mib"] for row in rows.values())
-    assert naive > 2 * 1000 * 20000 * 4 / 2**20 * 0.9 and 0 <= mine < naive / 5
+    naive, ours = (row["extra_mib"] for row in rows.values())
+    assert naive > 2 * 1000 * 20000 * 4 / 2**20 * 0.9 and 0 <= ours < naive / 5
 
 
 def test_tiles_keep_their_layout():

@@ -57,10 +57,10 @@ def test_accuracy(n, d, v, dtype, mode):
     assert (logp - expected).abs().max() <= 2e-5
     g = torch.randn(n, device="cuda")
     poison()
-    for mine, true in zip(
+    for actual, true in zip(
         grads([logp], [hidden, weight], [g]), grads([expected], [hidden, weight], [g]), strict=True
     ):
-        assert error(mine, true) < {torch.bfloat16: 5e-3, torch.float16: 1e-3, torch.float32: 1e-5}[dtype]
+        assert error(actual, true) < {torch.bfloat16: 5e-3, torch.float16: 1e-3, torch.float32: 1e-5}[dtype]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -84,8 +84,8 @@ def test_options(options, mode):
     assert all((a - b).abs().max() <= 2e-5 for a, b in zip(out, expected, strict=True))
     g = [torch.randn(200, device="cuda") for _ in out]
     leaves = [hidden, weight, bias]
-    for mine, true in zip(grads(out, leaves, g), grads(expected, leaves, g), strict=True):
-        assert error(mine, true) < 5e-3
+    for actual, true in zip(grads(out, leaves, g), grads(expected, leaves, g), strict=True):
+        assert error(actual, true) < 5e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -122,11 +122,11 @@ def test_long():
     for mode in MODES.values():
         logp = kernels.linear_logp(hidden, weight, target, backend="triton", budget=mode)
         d_hidden, d_weight = torch.autograd.grad(logp.sum(), [hidden, weight])
-        some = slice(19900, 20000)
-        expected, _ = reference(hidden[some], weight, target[some])
-        assert (logp[some] - expected).abs().max() <= 2e-5
+        last = slice(19900, 20000)
+        expected, _ = reference(hidden[last], weight, target[last])
+        assert (logp[last] - expected).abs().max() <= 2e-5
         assert (
-            error(d_hidden[some], torch.autograd.grad(expected.sum(), hidden)[0][some]) < 5e-3
+            error(d_hidden[last], torch.autograd.grad(expected.sum(), hidden)[0][last]) < 5e-3
             and d_weight.isfinite().all()
         )
 
@@ -147,10 +147,10 @@ def test_the_rest():
 def test_auto_compile_and_bad_target():
     """ "auto" is triton here; torch.compile makes one graph; a target outside 0..V-1 gives NaN."""
     hidden, weight, target = problem(300, 768, 50257)
-    mine = kernels.linear_logp(hidden, weight, target)
-    assert torch.equal(mine, kernels.linear_logp(hidden, weight, target, backend="triton"))
+    actual = kernels.linear_logp(hidden, weight, target)
+    assert torch.equal(actual, kernels.linear_logp(hidden, weight, target, backend="triton"))
     compiled = torch.compile(lambda h, w, t: kernels.linear_logp(h * 1, w, t).sum(), fullgraph=True)
     (d,) = torch.autograd.grad(compiled(hidden, weight, target), hidden)
-    assert error(d, torch.autograd.grad(mine.sum(), hidden)[0]) < 5e-3
+    assert error(d, torch.autograd.grad(actual.sum(), hidden)[0]) < 5e-3
     target[3] = 50257
     assert kernels.linear_logp(hidden, weight, target).isnan().nonzero().tolist() == [[3]]

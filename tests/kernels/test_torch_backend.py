@@ -107,13 +107,13 @@ def test_shapes(n, d, v, mode, dtype, monkeypatch):
     logp = kernels.linear_logp(hidden, weight, target, backend="torch", budget=budget)
     expected = reference(hidden, weight, target)[0]
     torch.testing.assert_close(logp.double(), expected, rtol=0, atol=1e-5)
-    for mine, theirs in zip(
+    for actual, wanted in zip(
         *(torch.autograd.grad(x, (hidden, weight), g.to(x)) for x in (logp, expected)), strict=True
     ):
-        assert mine.dtype == dtype and (
-            error(mine, theirs) < (3e-3 if dtype == torch.bfloat16 else 5e-4) or v == 1
+        assert actual.dtype == dtype and (
+            error(actual, wanted) < (3e-3 if dtype == torch.bfloat16 else 5e-4) or v == 1
         )
-        assert torch.isfinite(mine).all() and (v > 1 or mine.abs().max() < 1e-6)
+        assert torch.isfinite(actual).all() and (v > 1 or actual.abs().max() < 1e-6)
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -141,9 +141,9 @@ def test_not_contiguous():
     assert not any(x.is_contiguous() for x in views)
     leaves = [x.requires_grad_() for x in views if x.is_floating_point()]
     g = torch.randn(11)
-    mine = gradients(lambda: kernels.linear_logp(*views[:3], bias=views[3], backend="torch"), leaves, g)
+    actual = gradients(lambda: kernels.linear_logp(*views[:3], bias=views[3], backend="torch"), leaves, g)
     expected = gradients(lambda: reference(hidden, weight, target, bias), [hidden, weight, bias], g)
-    assert max(map(error, mine, expected)) < 2e-6
+    assert max(map(error, actual, expected)) < 2e-6
     logits = torch.randn(7, 11).T  # (11, 7)
     logp = kernels.logp_from_logits(logits, target % 7, backend="torch")
     expected = torch.log_softmax(logits.double(), 1).gather(1, (target % 7)[:, None])[:, 0]
@@ -185,8 +185,8 @@ def test_rare_classes(mode, monkeypatch):
     weight.requires_grad_()
     logp = kernels.linear_logp(hidden, weight, target, backend="torch", budget=budget)
     expected = reference(hidden, weight, target)[0]
-    mine, theirs = (torch.autograd.grad(x.sum(), weight)[0][2:] for x in (logp, expected))
-    assert 1e-9 < theirs.abs().max() < 1e-8 and error(mine, theirs) < 1e-3
+    actual, wanted = (torch.autograd.grad(x.sum(), weight)[0][2:] for x in (logp, expected))
+    assert 1e-9 < wanted.abs().max() < 1e-8 and error(actual, wanted) < 1e-3
 
 
 def test_a_certain_target():
@@ -230,11 +230,11 @@ def test_logp_from_logits(dtype, area, monkeypatch):
         torch.randn(9),
     )
     target[4] = -100
-    mine = kernels.logp_from_logits(logits, target, backend="torch")
+    actual = kernels.logp_from_logits(logits, target, backend="torch")
     expected = reference(logits, torch.eye(31), target)[0]
     tol = 1e-12 if dtype == torch.float64 else 2e-6
-    torch.testing.assert_close(mine.double(), expected, rtol=0, atol=tol)
-    a, b = (torch.autograd.grad(x, logits, g.to(x))[0] for x in (mine, expected))
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=tol)
+    a, b = (torch.autograd.grad(x, logits, g.to(x))[0] for x in (actual, expected))
     assert a.dtype == dtype and (a[4] == 0).all()
     assert error(a, b) < {torch.float64: 1e-12, torch.float32: 1e-6}.get(dtype, 4e-3)
 
@@ -271,15 +271,15 @@ def test_gradients(mode, name, entropy, dtype, monkeypatch):
     leaves = [x for x in (hidden, weight, bias) if x is not None]
     g = torch.randn(2, len(target))
     more = {"bias": bias, "backend": "torch", "budget": budget, "return_entropy": entropy}
-    mine = gradients(lambda: kernels.linear_logp(hidden, weight, target, **more, **options), leaves, *g)
+    actual = gradients(lambda: kernels.linear_logp(hidden, weight, target, **more, **options), leaves, *g)
     expected = gradients(
         lambda: reference(hidden, weight, target, bias, **options), leaves, *g[: 1 + entropy]
     )
     tol = {torch.bfloat16: 3e-3, torch.float16: 6e-4, torch.float32: 3e-4 if mode == "fp16" else 2e-6}[dtype]
     assert all(
-        a.dtype == x.dtype and error(a, b) < tol for x, a, b in zip(leaves, mine, expected, strict=True)
+        a.dtype == x.dtype and error(a, b) < tol for x, a, b in zip(leaves, actual, expected, strict=True)
     )
-    assert (mine[0][target == -100] == 0).all()
+    assert (actual[0][target == -100] == 0).all()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -289,13 +289,13 @@ def test_softcap_and_an_improbable_target(mode, softcap, monkeypatch):
     budget = use(mode, monkeypatch)
     hidden, weight, target, _ = problem(scale=40.0)
     options, g = {"softcap": softcap}, torch.ones(11)
-    mine = gradients(
+    actual = gradients(
         lambda: kernels.linear_logp(hidden, weight, target, backend="torch", budget=budget, **options),
         [hidden, weight],
         g,
     )
     expected = gradients(lambda: reference(hidden, weight, target, **options), [hidden, weight], g)
-    assert max(map(error, mine, expected)) < 1e-3
+    assert max(map(error, actual, expected)) < 1e-3
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -378,11 +378,11 @@ def test_autocast():
     expected = reference(low[0], low[1], target, low[2])[0]
     torch.testing.assert_close(logp.double(), expected, rtol=0, atol=5e-6)
     assert logp.dtype == torch.float32
-    mine, theirs = (
+    actual, wanted = (
         torch.autograd.grad(logp, (hidden, weight, bias), g),
         torch.autograd.grad(expected, low, g.double()),
     )
-    assert all(a.dtype == torch.float32 and error(a, b) < 5e-3 for a, b in zip(mine, theirs, strict=True))
+    assert all(a.dtype == torch.float32 and error(a, b) < 5e-3 for a, b in zip(actual, wanted, strict=True))
 
 
 def test_compile():
