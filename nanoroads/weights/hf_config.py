@@ -156,7 +156,7 @@ def gather_rope(hf_config, keys, path):
 
 
 def llama3_scaling(rope, path):
-    """The four settings of Llama 3's scaling. Raises InputError: one is missing, or not a number."""
+    """The four settings of Llama 3's scaling. Raises InputError: one is missing or not a number."""
     scaling = {}
     for key in LLAMA3:
         if rope.get(key) is None:
