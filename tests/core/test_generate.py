@@ -28,9 +28,13 @@ def test_greedy_equals_the_uncached_forward(kind, k):
         wanted = [greedy(model, p, 12) for p in PROMPTS]
         assert len({tuple(w) for w in wanted}) > 1
         assert generate(model, PROMPTS, k, 12, temperature=0) == [[w] * k for w in wanted]
-        assert generate(model, PROMPTS[2:3] * 2, k, 12, temperature=0) == [[wanted[2]] * k] * 2  # nothing to pad
+        assert (
+            generate(model, PROMPTS[2:3] * 2, k, 12, temperature=0) == [[wanted[2]] * k] * 2
+        )  # nothing to pad
         eos = wanted[1][7]
-        assert generate(model, PROMPTS, k, 12, temperature=0, eos=eos) == [[greedy(model, p, 12, eos)] * k for p in PROMPTS]
+        assert generate(model, PROMPTS, k, 12, temperature=0, eos=eos) == [
+            [greedy(model, p, 12, eos)] * k for p in PROMPTS
+        ]
 
 
 def test_top_k_1_is_greedy():
@@ -94,7 +98,9 @@ def test_top_k_and_top_p_are_their_definitions(temperature):
     u = (torch.arange(n) + 0.5) / n
     for top_k in (0, 1, 4, 11, 50):
         for top_p in (1.0, 0.9, 0.5, 0.01):
-            token = sample_token(rows.repeat_interleave(n, 0), u.repeat(20), temperature, top_k, top_p).view(20, n)
+            token = sample_token(rows.repeat_interleave(n, 0), u.repeat(20), temperature, top_k, top_p).view(
+                20, n
+            )
             share = torch.nn.functional.one_hot(token, 11).double().mean(1)  # (20, 11)
             wanted = torch.stack([allowed(row, temperature, top_k, top_p) for row in rows.tolist()])
             assert not share[wanted == 0].any() and share[wanted > 1.001 / n].all()
@@ -116,7 +122,9 @@ def test_a_sample_does_not_depend_on_when_others_finish():
     model = tiny(vocab_size=7)
     alone = [row for group in generate(model, PROMPTS_7, 30, 15, temperature=3.0) for row in group]
     for eos in range(1, 4):
-        rows = [row for group in generate(model, PROMPTS_7, 30, 15, temperature=3.0, eos=eos) for row in group]
+        rows = [
+            row for group in generate(model, PROMPTS_7, 30, 15, temperature=3.0, eos=eos) for row in group
+        ]
         assert min(map(len, rows)) < 4 and max(map(len, rows)) > 9
         assert rows == [row[: row.index(eos) + 1] if eos in row else row for row in alone]
 
@@ -130,7 +138,9 @@ def test_frequencies_are_probabilities(kind, temperature):
     prompts = [[1, 2, 3], [2]]
     for prompt, rows in zip(prompts, generate(model, prompts, n, 2, temperature=temperature), strict=True):
         first = (model.logits(torch.tensor([prompt]))[0, -1] / temperature).softmax(-1)
-        second = (model.logits(torch.tensor([[*prompt, a] for a in range(4)]))[:, -1] / temperature).softmax(-1)
+        second = (model.logits(torch.tensor([[*prompt, a] for a in range(4)]))[:, -1] / temperature).softmax(
+            -1
+        )
         p = (first[:, None] * second).flatten()  # (16,)
         count = torch.bincount(torch.tensor([4 * a + b for a, b in rows]), minlength=16)
         z = (count - n * p) / (n * p * (1 - p)).clamp(min=1).sqrt()
@@ -141,7 +151,9 @@ def test_frequencies_are_probabilities(kind, temperature):
 def test_a_prompt_is_prefilled_once(monkeypatch):
     model, shapes = tiny(), []
     trunk = model.trunk
-    monkeypatch.setattr(model, "trunk", lambda tokens, *a: shapes.append(tuple(tokens.shape)) or trunk(tokens, *a))
+    monkeypatch.setattr(
+        model, "trunk", lambda tokens, *a: shapes.append(tuple(tokens.shape)) or trunk(tokens, *a)
+    )
     generate(model, PROMPTS, 6, 5)
     assert shapes == [(4, 7)] + [(24, 1)] * 4
 
@@ -161,7 +173,9 @@ def test_a_packed_twin_is_the_model(kind, dtype, monkeypatch):
     monkeypatch.setattr(module, "PACK", 1)
     twin = packed(model, dtype, 4)
     assert (
-        sum(isinstance(m, PackedLinear) for m in twin.modules()) == sum(type(m) is torch.nn.Linear for m in model.modules()) > 8
+        sum(isinstance(m, PackedLinear) for m in twin.modules())
+        == sum(type(m) is torch.nn.Linear for m in model.modules())
+        > 8
     )
     tokens = torch.tensor([PROMPTS[0], PROMPTS[0][::-1]])
     with torch.no_grad():

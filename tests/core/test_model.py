@@ -9,8 +9,8 @@ from helpers.tiny import SHAPES, tiny
 from transformers import AutoModelForCausalLM
 
 from nanoroads.batch import pack
-from nanoroads.weights.hf import save_hf
 from nanoroads.model import GPT, GPTConfig, KVCache, rotary_table
+from nanoroads.weights.hf import save_hf
 
 
 @torch.no_grad()
@@ -84,7 +84,9 @@ def test_log_probs_at_a_temperature():
     model, p, r = tiny(), [1, 2, 3], [4, 5]
     token_logp = model(pack([p], [[r]]), temperature=2.0)[1]
     logp = (model.logits(torch.tensor([p + r]))[0, 2:4] / 2.0).log_softmax(-1)
-    torch.testing.assert_close(token_logp.double(), logp.gather(1, torch.tensor(r)[:, None])[:, 0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        token_logp.double(), logp.gather(1, torch.tensor(r)[:, None])[:, 0], rtol=0, atol=1e-5
+    )
 
 
 def test_no_gradient_is_summed_in_the_order_of_threads():
@@ -112,7 +114,9 @@ def test_initialisation():
     assert torch.allclose(scalar.scalar_head.weight, torch.randn(1, 2) * 3**-0.5)
     tied = GPT(GPTConfig())
     assert tied.lm_head.weight is tied.embedding.weight
-    assert sum(p.numel() for p in tied.parameters()) == 98 * 64 + 64 * 64 + 2 * (12 * 64 * 64 + 13 * 64) + 2 * 64
+    assert (
+        sum(p.numel() for p in tied.parameters()) == 98 * 64 + 64 * 64 + 2 * (12 * 64 * 64 + 13 * 64) + 2 * 64
+    )
 
 
 def test_rotary_turns_by_the_position():

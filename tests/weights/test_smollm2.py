@@ -7,8 +7,8 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
-from helpers import smollm2
 import transformers
+from helpers import smollm2
 
 from nanoroads.generate import generate
 from nanoroads.model import GPT
@@ -43,7 +43,9 @@ def tokens():
 
 
 def load_both(dtype):
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2.folder(), dtype=dtype, attn_implementation="sdpa")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        smollm2.folder(), dtype=dtype, attn_implementation="sdpa"
+    )
     return GPT.from_pretrained(smollm2.folder(), dtype=dtype).eval(), theirs.eval()
 
 
@@ -61,7 +63,10 @@ def padded(prompts, pad=0):
     """Left padding and its mask, as transformers' generate takes them."""
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
-    return {"input_ids": ids, "attention_mask": torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])}
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts]),
+    }
 
 
 @torch.no_grad()
@@ -126,5 +131,7 @@ def test_speed(dtype, least, request, tokens, two_threads):
             run()
             seconds[name].append(time.perf_counter() - begun)
     ours, theirs = (statistics.median(seconds[name]) for name in runs)
-    print(f"\n{dtype}: {8 * new / ours:.0f} tokens/s, transformers {8 * new / theirs:.0f}: {theirs / ours:.2f} times as fast")
+    print(
+        f"\n{dtype}: {8 * new / ours:.0f} tokens/s, transformers {8 * new / theirs:.0f}: {theirs / ours:.2f} times as fast"
+    )
     assert theirs / ours > least
