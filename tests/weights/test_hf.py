@@ -27,7 +27,9 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def copy(folders, tmp_path):
-    """copy(name, {config changes}, {tensor changes}) -> a folder that differs in these; None removes a key."""
+    """copy(name, {config changes}, {tensor changes}) -> a folder that differs in these.
+
+    "REMOVE" removes a key of the config, None a tensor."""
 
     def write(name, config=(), tensors=(), rename=lambda key: key):
         changed = json.loads((folders[name] / "config.json").read_text()) | dict(config)
