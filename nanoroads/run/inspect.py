@@ -1,28 +1,43 @@
 """--inspect: the first rows of a file as tokens, as the loss sees them."""
 
+import tiktoken
+
 from nanoroads.batch import pack
+from nanoroads.text.data import Rows
 from nanoroads.text.tokenizer import piece
 
 
-def inspect(rows, encoding, examples=3):
-    """Print the first groups of data Rows as tokens: what stands in [brackets] is trained, the rest is not."""
+def inspect(rows: Rows, encoding: tiktoken.Encoding, examples: int = 3) -> None:
+    """Print the first groups of rows as tokens: what stands in [brackets] is trained, the rest is not."""
     for i in range(min(examples, len(rows))):
         prompt, responses = rows.prompts[i], rows.responses[i]
-        size = len(prompt) + sum(len(response) for response in responses)
-        if not responses:  # a file of prompts
-            print(f"example {i + 1}: 0 of {size} tokens are trained, those in [brackets]")
-            print(f"  {'prompt':<10}  {''.join(f'{printable(encoding, token)}|' for token in prompt)}")
-            continue
-        batch = pack([prompt], [responses])
-        trained = set(batch.response_index.tolist())
-        print(f"example {i + 1}: {len(trained)} of {size} tokens are trained, those in [brackets]")
-        for segment in range(len(responses) + 1):
-            label = f"response {segment}" if segment else "prompt"
-            text = ""
-            for place in (batch.segment[0] == segment).nonzero().flatten().tolist():
-                token = printable(encoding, batch.tokens[0, place].item())
-                text += f"[{token}]" if place in trained else f"{token}|"
-            print(f"  {label:<10}  {text}")
+        if responses:
+            inspect_group(i + 1, prompt, responses, encoding)
+        else:  # a file of prompts
+            print_head(i + 1, 0, len(prompt))
+            print_tokens("prompt", [f"{printable(encoding, token)}|" for token in prompt])
+
+
+def inspect_group(number, prompt, responses, encoding):
+    """Print one prompt and its responses from a packed batch, the same that the losses read."""
+    batch = pack([prompt], [responses])
+    trained = set(batch.response_index.tolist())
+    size = len(prompt) + sum(len(response) for response in responses)
+    print_head(number, len(trained), size)
+    for segment in range(len(responses) + 1):  # 0 is the prompt
+        tokens = []
+        for place in (batch.segment[0] == segment).nonzero().flatten().tolist():
+            token = printable(encoding, batch.tokens[0, place].item())
+            tokens.append(f"[{token}]" if place in trained else f"{token}|")
+        print_tokens(f"response {segment}" if segment else "prompt", tokens)
+
+
+def print_head(number, trained, size):
+    print(f"example {number}: {trained} of {size} tokens are trained, those in [brackets]")
+
+
+def print_tokens(label, tokens):
+    print(f"  {label:<10}  {''.join(tokens)}")
 
 
 def printable(encoding, token):
