@@ -8,7 +8,7 @@ from nanoroads.text.tokenizer import piece
 
 
 def inspect(rows: Rows, encoding: tiktoken.Encoding, examples: int = 3) -> None:
-    """Print the first groups of rows as tokens: what stands in [brackets] is trained, the rest is not."""
+    """Print the first groups of rows as tokens; what stands in [brackets] is trained, no other."""
     for i in range(min(examples, len(rows))):
         prompt, responses = rows.prompts[i], rows.responses[i]
         if responses:

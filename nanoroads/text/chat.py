@@ -1,8 +1,8 @@
 """Message lists -> text and tokens, by the chat template of a Hugging Face folder.
 
-Templates are jinja2 programs, and are rendered as transformers renders them. Special tokens that the template
-writes become special tokens; what looks like one in a message ("<|im_end|>") stays text, so a user cannot end
-their own turn.
+Templates are jinja2 programs, and are rendered as transformers renders them. Special tokens that
+the template writes become special tokens; what looks like one in a message ("<|im_end|>") stays
+text, so a user cannot end their own turn.
 """
 
 import datetime
@@ -17,13 +17,14 @@ from nanoroads.errors import InputError
 from nanoroads.text import tokenizer
 from nanoroads.text.tokenizer_json import split_at_matches, text_of_token
 
-PRIVATE_USE = range(0xE000, 0xF8FF)  # Unicode gives these code points no meaning, so texts hardly hold them
+# Unicode gives these code points no meaning, so hardly any text holds them.
+PRIVATE_USE = range(0xE000, 0xF8FF)
 
 # ---------------------------------------------------------------- the template
 
 
 def raise_exception(message):
-    """What templates call to refuse messages, for instance a system role that the model never saw."""
+    """What templates call to refuse messages, for instance a role that the model never saw."""
     raise jinja2.TemplateError(message)
 
 
@@ -40,7 +41,9 @@ def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=Fa
 
 
 class Generation(Extension):
-    """{% generation %} ... {% endgeneration %} marks what an assistant said; to the text it adds nothing."""
+    """{% generation %} ... {% endgeneration %} marks what an assistant said.
+
+    It adds nothing to the text."""
 
     tags = {"generation"}
 
@@ -67,7 +70,8 @@ def template(encoding):
     try:
         source = template_source(folder, encoding.config)
         return None if source is None else environment.from_string(source)
-    except (jinja2.TemplateError, ValueError, KeyError, TypeError) as error:  # also: not UTF-8, not text
+    except (jinja2.TemplateError, ValueError, KeyError, TypeError) as error:
+        # A ValueError may be bytes that are not UTF-8, a TypeError a template that is not text.
         raise InputError(f"{folder}: its chat template cannot be read ({error})") from None
 
 
@@ -99,7 +103,8 @@ def render(encoding, messages, add_generation_prompt=False):
             add_generation_prompt=add_generation_prompt,
             **special_names,
         )
-    except Exception as error:  # a template is a program: whatever it raises, it could not read the messages
+    except Exception as error:
+        # A template is a program: whatever it raises, it could not read the messages.
         raise InputError(f"the chat template refuses the messages ({error})") from None
 
 
@@ -109,14 +114,14 @@ def render(encoding, messages, add_generation_prompt=False):
 def encode_conversation(encoding, messages, answer=()):
     """(ids of the messages up to where the answer begins, ids of the answer). Raises InputError.
 
-    answer: the messages to be learned; what the template adds to them belongs to the response. It ends with its
-    EOS if the template writes one.
-
-    The template's output is one text, in which a special token that the template wrote and a user's "<|im_end|>"
-    look alike. So each look-alike is split before rendering: a mark goes in after its first character,
-    "<" + mark + "|im_end|>". The mark is a private-use character that no message holds. What still looks like a
-    special token after rendering was written by the template; from all other text the mark is taken out again.
+    answer: the messages to be learned; what the template adds to them belongs to the response. The
+    response ends with its EOS if the template writes one.
     """
+    # The template's output is one text, in which a special token that the template wrote and the
+    # same characters in a user's message look alike. So those in messages are split before
+    # rendering: a mark goes in after their first character, "<" + mark + "|im_end|>". The mark is a
+    # private-use character that no message holds. What still looks like a special token after
+    # rendering was written by the template; from all other text the mark is taken out again.
     mark = unused_character([*messages, *answer])
     messages = [split_special_tokens(encoding, message, mark) for message in messages]
     answer = [split_special_tokens(encoding, message, mark) for message in answer]
@@ -133,7 +138,7 @@ def encode_conversation(encoding, messages, answer=()):
 
 
 def unused_character(messages):
-    """A private-use character that stands nowhere in the messages. Raises InputError if they hold all of them."""
+    """A private-use character that no message holds. Raises InputError if they hold all of them."""
     text = json.dumps(messages, ensure_ascii=False)
     for code in PRIVATE_USE:
         if chr(code) not in text:
@@ -155,7 +160,9 @@ def split_special_tokens(encoding, message, mark):
 
 
 def encode_rendered(encoding, text, mark):
-    """A template's text -> ids. What looks like a special token is one; the rest is text, without its marks."""
+    """A template's text -> ids.
+
+    What looks like a special token is one; the rest is text, from which the marks are taken."""
     ids = []
     for piece, is_special in split_at_matches(text, encoding.special):
         if is_special:

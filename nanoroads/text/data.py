@@ -1,8 +1,8 @@
 """A user's file of rows -> tokens.
 
-Prompt and response are tokenised apart, so no merge crosses the boundary. EOS ends every response that was not
-cut. Message lists go through the chat template of the tokenizer's folder; without one they become HH-RLHF's
-"Human: ... Assistant:".
+Prompt and response are tokenised apart, so no merge crosses the boundary. EOS ends every response
+that was not cut. Message lists go through the chat template of the tokenizer's folder; without one
+they become HH-RLHF's "Human: ... Assistant:".
 """
 
 from array import array
@@ -43,7 +43,7 @@ class EncodedRow(NamedTuple):
 
 @dataclass
 class Rows:
-    """A file as tokens: N prompts with K responses each, as token arrays, and the prompts as text."""
+    """A file as tokens: N prompts with K responses each, and the prompts as text."""
 
     prompts: list[array]  # N arrays of tokens
     responses: list[list[array]]  # N lists of K arrays of tokens; K = 0 for a file of prompts
@@ -83,7 +83,7 @@ class Rows:
 def encode_row(
     encoding: tiktoken.Encoding, prompt: TextOrMessages, answers: Sequence[TextOrMessages] = ()
 ) -> EncodedRow:
-    """A prompt and its answers, all of them text or all message lists -> tokens. Raises InputError."""
+    """A prompt and its answers, all text or all message lists -> tokens. Raises InputError."""
     eos = tokenizer.eos_id(encoding)
     if isinstance(prompt, list) and chat.template(encoding):
         return encode_by_template(encoding, prompt, answers, eos)
@@ -124,7 +124,7 @@ def cut_prompt(encoding: tiktoken.Encoding, prompt: list[int], most: int) -> lis
 
 
 def fit(encoding, row, limits):
-    """Cut an EncodedRow to the limits. Raises InputError where it still does not fit, or teaches nothing."""
+    """Cut an EncodedRow to the limits. Raises InputError if it does not fit or teaches nothing."""
     prompt, responses = row.prompt, row.responses
     if limits.max_prompt:
         prompt = cut_prompt(encoding, prompt, limits.max_prompt)
@@ -152,7 +152,7 @@ def fit(encoding, row, limits):
 def load(path: str | Path, layout: Layout, encoding: tiktoken.Encoding, limits: Limits) -> Rows:
     """Read a whole file. layout: a function of layouts.py, row -> (prompt, answers).
 
-    Raises InputError with file:row for a row that does not fit, or with limits.skip_bad_rows leaves it out."""
+    A row that does not fit raises InputError with file:row; limits.skip_bad_rows leaves it out."""
     rows = Rows([], [], [])
     errors = []
     number = 0
@@ -165,7 +165,8 @@ def load(path: str | Path, layout: Layout, encoding: tiktoken.Encoding, limits: 
             if not limits.skip_bad_rows:
                 raise InputError(errors[0]) from None
             continue
-        rows.prompts.append(array("i", row.prompt))  # 4 bytes per token, where a list takes about 36
+        # An array takes 4 bytes per token, a list about 36.
+        rows.prompts.append(array("i", row.prompt))
         rows.responses.append([array("i", response) for response in row.responses])
         rows.texts.append(row.text)
     if not rows.prompts:
@@ -194,7 +195,9 @@ def load_split(
 def hold_out(
     rows: Rows, path: str | Path = "the data", share: float = 0.05, most: int = 256
 ) -> tuple[Rows, Rows]:
-    """Split off the last rows for evaluation: a share of them, at least one. Raises InputError for one row."""
+    """(all but the last rows, the last rows for evaluation). Raises InputError for a single row.
+
+    share: of the rows that are held out, but at least one and at most `most`."""
     if len(rows) < 2:
         raise InputError(f"{path}: holds one row; at least two are needed, one of them to be held out")
     held_out = max(1, min(most, int(len(rows) * share)))

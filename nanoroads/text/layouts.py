@@ -9,7 +9,7 @@ For SFT, `sft_texts` chooses among
 For preferences, `preference_texts` chooses among
 
     text_pair                {"prompt", "chosen", "rejected"} as TRL has them, all of them text
-    message_pair             the same as message lists; the prompt apart, or as their shared beginning
+    message_pair             the same as message lists; the prompt apart, or their shared beginning
     hh_rlhf                  {"chosen", "rejected"}: two dialogues as text, as in HH-RLHF
     summarize_from_feedback  {"info", "summaries", "choice"}: the comparisons of OpenAI's data set
 
@@ -38,7 +38,7 @@ def sft_texts(row: dict, template: str | None = None) -> tuple[TextOrMessages, l
 
 
 def templated(row, template):
-    """Any fields make the prompt; the response may also be `summary`, as data sets of summaries have it."""
+    """Any fields make the prompt; the response may also be the field `summary`."""
     try:
         prompt = template.format(**row)
         names = [name for _, name, _, _ in Formatter().parse(template)]
@@ -53,7 +53,7 @@ def templated(row, template):
 
 
 def is_one_message_list(row):
-    """Whether to read "messages". UltraChat and UltraFeedback have the prompt as text beside them."""
+    """Whether to read "messages", whatever "prompt" holds: UltraChat has it as text beside them."""
     return "messages" in row and "response" not in row and "completion" not in row
 
 
@@ -102,7 +102,7 @@ def text_pair(row, chosen, rejected):
 
 
 def message_pair(row, chosen, rejected):
-    """Two message lists. Their shared beginning belongs to the prompt, after the field "prompt" if there is one."""
+    """Two message lists. The prompt is the field "prompt", if any, and their shared beginning."""
     shared = shared_beginning(chosen, rejected)
     prompt = []
     if row.get("prompt"):
@@ -114,7 +114,9 @@ def message_pair(row, chosen, rejected):
 
 
 def shared_beginning(chosen, rejected):
-    """How many messages stand before the first that differs; 0 if one list merely goes on where the other ends."""
+    """How many messages stand before the first that differs.
+
+    0 if none differs, but one list ends before the other: its answer would be empty."""
     for place, (one, other) in enumerate(zip(chosen, rejected, strict=False)):
         if one != other:
             return place
@@ -134,7 +136,7 @@ def hh_rlhf(chosen, rejected):
 
 
 def summarize_from_feedback(row):
-    """A post of Reddit, or a news article, and two summaries; `choice` is the index of the better one."""
+    """A Reddit post or news article and two summaries; `choice` is the index of the better one."""
     info = row.get("info") or {}
     summaries = row["summaries"]
     choice = row["choice"]
@@ -167,7 +169,7 @@ def prompt_texts(row: dict) -> tuple[TextOrMessages, list]:
 
 
 def field(row, *names):
-    """The value of the first of `names` that the row has: text that is not empty, or a message list."""
+    """The value of the first of `names` that the row has: text, not empty, or a message list."""
     if not isinstance(row, dict):
         raise InputError(f"{row!r:.40}: an object with the field {either(names)} is wanted")
     present = [name for name in names if name in row]
@@ -195,10 +197,12 @@ def either(names):
 def checked_messages(messages, name="prompt"):
     """The messages without null values: parquet gives every message every key, null where absent.
 
-    name: of their field, for the InputError unless they are a list of {"role", "content"} with text in both."""
+    Raises InputError, with the name of their field, unless they are a list of objects with text in
+    both "role" and "content"."""
     if not isinstance(messages, list) or not messages or not all(is_message(each) for each in messages):
         raise InputError(
-            f"field {name!r}: a message list must hold objects with text in 'role' and 'content', and at least one"
+            f"field {name!r}: a message list must hold objects with text in 'role' and 'content', "
+            "and at least one"
         )
     return [{key: value for key, value in message.items() if value is not None} for message in messages]
 
@@ -211,7 +215,9 @@ def is_message(value):
 
 
 def dialogue(prompt, answers):
-    """(prompt, answers) as they are if all are text, else all as message lists. No answer may be empty."""
+    """(prompt, answers) as they are if all are text, else all as message lists.
+
+    Raises InputError for an empty answer."""
     if isinstance(prompt, str) and all(isinstance(answer, str) for answer in answers):
         if not all(answers):
             raise InputError("an answer is empty")
@@ -232,7 +238,9 @@ def as_messages(value, role):
 
 
 def chat_text(messages):
-    """Messages as HH-RLHF writes dialogues. If they end in the user's turn, the text asks for the assistant's."""
+    """Messages as HH-RLHF writes dialogues.
+
+    If they end in the user's turn, the text asks for the assistant's."""
     speakers = {"user": "Human", "assistant": "Assistant", "system": "System"}
     text = ""
     for message in checked_messages(messages):

@@ -12,7 +12,7 @@ def words(text: str) -> list[str]:
 
 
 def lcs(a: list, b: list) -> int:
-    """Length of the longest common subsequence of two lists, by dynamic programming, in O(len(a) len(b))."""
+    """Length of the longest common subsequence of two lists, in O(len(a) len(b))."""
     # row[j]: the length for what was read of a, and b[:j].
     row = [0] * (len(b) + 1)
     for word in a:

@@ -20,7 +20,7 @@ def write_rows(path: str | Path, rows: Iterable[dict]) -> None:
 
 
 def raw_rows(path: str | Path) -> Iterator[tuple[int, bytes | dict]]:
-    """Yields (row number from 1, a line as bytes or a row as a dict); `parse` makes a dict of either.
+    """Yields (row number from 1, a line as bytes or a row as a dict); `parse` takes either.
 
     Raises InputError: no file, no rows, a library is missing."""
     rows = open_rows(path)
@@ -37,7 +37,7 @@ def raw_rows(path: str | Path) -> Iterator[tuple[int, bytes | dict]]:
 
 
 def open_rows(path):
-    """What yields the lines or rows of a file and can be closed, by the file's name. Raises InputError: no such file."""
+    """What yields lines or rows and can be closed. Raises InputError: no such file."""
     name = str(path)
     if name.startswith("hf:"):
         return hub_rows(name)
@@ -73,7 +73,8 @@ def hub_rows(path):
     name, _, split = path.removeprefix("hf:").partition(":")
     try:
         yield from datasets.load_dataset(name, split=split or "train")
-    except Exception as error:  # of `datasets`, the network or the disk: the name is wrong or out of reach
+    except Exception as error:
+        # Whatever `datasets`, the network or the disk raises: the name is wrong or out of reach.
         raise InputError(f"{path}: {error}") from None
 
 

@@ -45,7 +45,8 @@ def get(name: str) -> tiktoken.Encoding:
 def of(folder: str | Path, model) -> tuple[str, tiktoken.Encoding]:
     """The tokenizer of a run or Hugging Face folder: (the name for `get`, the encoding).
 
-    Raises InputError if it has more tokens than the model. Fewer are usual: models are padded to round sizes."""
+    Raises InputError if it has more tokens than the model. Fewer are usual: models are padded to
+    round sizes."""
     name = read_config(folder).get("tokenizer", str(local_folder(folder)))
     encoding = get(name)
     model_size = model.config.vocab_size
@@ -55,7 +56,7 @@ def of(folder: str | Path, model) -> tuple[str, tiktoken.Encoding]:
 
 
 def eos_id(encoding: tiktoken.Encoding) -> int:
-    """The id of the token that ends a response. Raises InputError if the encoding has none that is known here."""
+    """The id of the token that ends a response. Raises InputError if the encoding has none."""
     eos = getattr(encoding, "eos", None)  # a FolderEncoding has one if its folder names one
     if eos is not None:
         return eos
@@ -68,8 +69,8 @@ def eos_id(encoding: tiktoken.Encoding) -> int:
 def encode(encoding: tiktoken.Encoding, text: str) -> list[int]:
     """Text -> ids, special tokens read as plain text.
 
-    tiktoken silently drops what its pattern does not match, so the ids are decoded again and compared: raises
-    InputError with the text that was lost."""
+    tiktoken silently drops what its pattern does not match, so the ids are decoded again and
+    compared: raises InputError with the text that was lost."""
     refuse_long_blanks(text)
     ids = encoding.encode_ordinary(text)
     decoded = encoding.decode(ids)
@@ -102,7 +103,7 @@ def first_difference(text, decoded):
 
 
 def piece(encoding: tiktoken.Encoding, token: int) -> bytes:
-    """The bytes of one token; empty for an id without one, as in a vocabulary padded to a round size."""
+    """The bytes of one token; empty for an id that only pads the vocabulary to a round size."""
     try:
         return encoding.decode_single_token_bytes(token)
     except KeyError:

@@ -1,7 +1,8 @@
-"""The tokenizer.json of a Hugging Face folder -> a tiktoken Encoding with the ids that the `tokenizers` library gives.
+"""The tokenizer.json of a Hugging Face folder -> a tiktoken Encoding.
 
-Byte-level BPEs: GPT-2, GPT-NeoX (Pythia), Llama 3, Qwen2, SmolLM2 and their like. What tiktoken cannot represent
-(SentencePiece, WordPiece, other normalizers, ...) is refused by name, never approximated.
+It gives the ids that the `tokenizers` library gives, for byte-level BPEs: GPT-2, GPT-NeoX (Pythia),
+Llama 3, Qwen2, SmolLM2 and their like. What tiktoken cannot represent (SentencePiece, WordPiece,
+other normalizers, ...) is refused by name, never approximated.
 """
 
 import functools
@@ -16,7 +17,8 @@ from nanoroads.errors import InputError
 
 # What ByteLevel splits at.
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# How ByteLevel writes bytes: a visible Latin-1 character as itself, the others as the characters from U+0100 on.
+# How ByteLevel writes bytes: a visible Latin-1 character as itself, the others as the characters
+# from U+0100 on.
 VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 INVISIBLE = [byte for byte in range(256) if byte not in VISIBLE]
 BYTE_OF = {chr(byte): byte for byte in VISIBLE}
@@ -38,7 +40,7 @@ SUPPORTED = {
 
 
 class FolderEncoding(tiktoken.Encoding):
-    """tokenizer.json as a tiktoken Encoding, whose encode_ordinary first does what the file asks for before the merges.
+    """A tiktoken Encoding that first does what the file asks for before the merges.
 
     folder      the Hugging Face folder
     config      its special_tokens_map.json and tokenizer_config.json, as one dict
@@ -46,8 +48,8 @@ class FolderEncoding(tiktoken.Encoding):
     ids         {text: id} of the added tokens, special or not
     special     a pattern of the special ones, which stay text where they stand in plain text
     added_first, added_normalized
-                patterns of the other added tokens, which plain text may hold (NeoX: runs of spaces): those that are
-                looked for before the text is normalized and those after; None without any
+                patterns of the other added tokens, which plain text may hold (NeoX: runs of
+                spaces): looked for before the text is normalized, and after; None without any
     stages      the patterns that cut a text before tiktoken's own does
     unreached   {id: bytes} of tokens that no text encodes to
     known       the number of ids; those from here on are stand-ins that encode_ordinary takes out
@@ -78,7 +80,7 @@ class FolderEncoding(tiktoken.Encoding):
         self.unreached = {vocab[token]: spelled[token] for token in unreached}
         self.known = max([*vocab.values(), *self.ids.values()]) + 1
         give_each_byte_a_rank(ranks, self.known)
-        # tiktoken must know the unreached ones to decode them. A name with \0 is not that of an added token.
+        # tiktoken needs a name for every id; one with \0 does not clash with an added token's.
         special_tokens = dict(self.ids)
         for token in unreached:
             special_tokens[f"{token}\0"] = vocab[token]
@@ -117,7 +119,8 @@ class FolderEncoding(tiktoken.Encoding):
     def encode_ordinary(self, text):
         """Text -> list of ids, special tokens read as text.
 
-        A byte that has no token is left out, as the `tokenizers` library does; tokenizer.encode raises."""
+        A byte that has no token is left out, as the `tokenizers` library does; tokenizer.encode
+        raises InputError instead."""
         ids = []
         for piece, is_added in split_at_matches(text, self.added_first):
             if is_added:
@@ -137,7 +140,7 @@ class FolderEncoding(tiktoken.Encoding):
         return ids
 
     def encode_between_added(self, text):
-        """Text without added tokens -> list of ids: cut it stage by stage, then let tiktoken cut and merge."""
+        """Text without added tokens -> list of ids. tiktoken makes the last cut, and merges."""
         pieces = [text]
         for pattern in self.stages:
             pieces = [part for piece in pieces for part, _ in split_at_matches(piece, pattern)]
@@ -171,7 +174,9 @@ def read_optional_json(path):
 
 
 def read_merges(model):
-    """The pairs of tokens that are merged, in order. Older files write a pair as one text with a space in it."""
+    """The pairs of tokens that are merged, in order.
+
+    Older files write a pair as one text with a space in it."""
     merges = []
     for pair in model.get("merges", ()):
         merges.append(pair.split(" ") if isinstance(pair, str) else pair)
@@ -179,7 +184,7 @@ def read_merges(model):
 
 
 def check_settings(path, specification):
-    """Raise InputError for settings of model, normalizer or added tokens that tiktoken cannot represent."""
+    """Raise InputError if tiktoken cannot represent model, normalizer or added tokens."""
     check_supported(path, "model", specification["model"])
     for normalizer in components(specification.get("normalizer"), "normalizers"):
         check_supported(path, "normalizer", normalizer)
@@ -188,14 +193,16 @@ def check_settings(path, specification):
 
 
 def check_supported(path, what, node):
-    """Raise InputError if a node of the file has a value that is not in SUPPORTED[what]; absent and null are fine."""
+    """Raise InputError if the node differs from SUPPORTED[what]; absent and null are fine."""
     for key, value in SUPPORTED[what].items():
         if node.get(key) not in (value, None):
             raise InputError(f"{path}: {what} with {key} {node[key]!r} is not supported, only {value!r}")
 
 
 def components(node, key):
-    """A component of tokenizer.json, or a Sequence of them, perhaps nested -> list. key: where a Sequence keeps them."""
+    """A component of tokenizer.json, or a Sequence of them, perhaps nested -> list.
+
+    key: where a Sequence keeps its parts."""
     if not node:
         return []
     if node.get("type") != "Sequence":
@@ -213,7 +220,9 @@ def components(node, key):
 
 
 def split_patterns(path, node):
-    """The pre-tokenizer as a list of patterns: each cuts the pieces that the one before it left. Raises InputError."""
+    """The pre-tokenizer as a list of patterns. Raises InputError.
+
+    Each cuts the pieces that the one before it left."""
     parts = components(node, "pretokenizers")
     patterns = []
     for part in parts:
@@ -239,7 +248,7 @@ def split_patterns(path, node):
 
 
 def pattern_without_gaps(pattern):
-    """The pattern, or else what it leaves between its matches: a piece of its own, which tiktoken would drop."""
+    """A pattern that also matches what `pattern` leaves over, which tiktoken would drop."""
     return f"(?:{pattern})|(?:(?!{pattern})(?s:.))+"
 
 
@@ -252,7 +261,9 @@ def pattern_of_any(tokens):
 
 
 def split_at_matches(text, pattern):
-    """Yields (piece, whether it is a match); the pieces make up the text. pattern: compiled, or None."""
+    """Yields (piece, whether it is a match); the pieces make up the text.
+
+    pattern: compiled, or None, which matches nothing."""
     begin = 0
     matches = pattern.finditer(text) if pattern else ()
     for match in matches:
@@ -268,7 +279,7 @@ def split_at_matches(text, pattern):
 
 
 def merged_tokens(path, merges, vocab):
-    """The set of tokens that merges make. Raises InputError unless their ids are in the order of the merges.
+    """The set of tokens that merges make. Raises InputError unless their ids are in that order.
 
     tiktoken has one number, the rank, for both a merge's priority and its token's id."""
     merged = list(dict.fromkeys(left + right for left, right in merges))
@@ -294,9 +305,10 @@ def spell_tokens(path, vocab, added_ids):
 
 
 def ranks_and_unreached(vocab, spelled, reachable):
-    """({bytes: id} of the tokens that text can encode to, list of the others as the file writes them).
+    """({bytes: id} of the tokens that text can encode to, list of the others' names in the file).
 
-    Text reaches single bytes, and the tokens of the set `reachable`. The others only a model can sample."""
+    Text reaches single bytes, and the tokens of the set `reachable`. No text encodes to the others;
+    a model can still sample them."""
     ranks = {}
     unreached = []
     for token, token_bytes in spelled.items():
@@ -317,7 +329,7 @@ def give_each_byte_a_rank(ranks, first_free):
 
 
 def start_of_text(post_processor, added_ids):
-    """The ids that the post-processor puts before a text: BOS where the family has one, as Llama 3."""
+    """The ids that the post-processor puts before a text: BOS if the family has one, as Llama 3."""
     for part in components(post_processor, "processors"):
         if part.get("type") == "TemplateProcessing":
             return ids_before_the_text(part, added_ids)
@@ -325,7 +337,7 @@ def start_of_text(post_processor, added_ids):
 
 
 def ids_before_the_text(template, added_ids):
-    """The ids of the special tokens that stand before the text in a TemplateProcessing. Raises ValueError."""
+    """The ids of what stands before the text in a TemplateProcessing. Raises ValueError."""
     ids = []
     for piece in template["single"]:
         if "Sequence" in piece:  # here stands the text
@@ -336,9 +348,10 @@ def ids_before_the_text(template, added_ids):
 
 
 def find_eos(folder, config, added_ids, known):
-    """The id that ends a response, by the first file that names a valid one; else None. Raises InputError.
+    """The id that ends a response, by the first file that names a valid one, or None.
 
-    config: tokenizer_config.json, whose eos_token is a text. The model's files have eos_token_id, an id or a list."""
+    config: the tokenizer's own, whose eos_token is a text; in the model's files eos_token_id is an
+    id or a list of ids, of which the first counts. Raises InputError."""
     eos = added_ids.get(text_of_token(config.get("eos_token")))
     if eos is not None:
         return eos
