@@ -121,7 +121,7 @@ def chat(args, model, encoding, settings):
     line = ask()
     while line:
         messages.append({"role": "user", "content": line})
-        prompt, _, _ = data.encode(encoding, messages)  # by the folder's chat template, if it has one
+        prompt = data.encode_row(encoding, messages).prompt  # by the folder's chat template, if it has one
         prompt = data.cut_prompt(encoding, prompt, room)  # the oldest tokens go, but not the BOS
         # Each turn draws from a seed of its own; the same words give the same conversation.
         answer = say(model, encoding, prompt, args.seed + len(messages), settings)
@@ -135,7 +135,7 @@ def read_prompts(args, task, encoding, context):
         rows = data.load(args.prompts, layouts.prompt_texts, encoding, data.Limits(context))
         return rows.texts, rows.prompts
     text = task.default_prompt() if args.prompt is None else args.prompt
-    prompt, _, _ = data.encode(encoding, text)
+    prompt = data.encode_row(encoding, text).prompt
     return [text], [prompt]
 
 
