@@ -137,7 +137,11 @@ def training_parser(doc, out, defaults, parents=()):
     )
 
     steps = p.add_argument_group("the optimizer")
-    steps.add_argument("--steps", type=positive(int), help="number of optimizer steps; overrides --epochs")
+    steps.add_argument(
+        "--steps",
+        type=positive(int),
+        help=f"number of optimizer steps; overrides --epochs {both_defaults(defaults, 'steps')}",
+    )
     steps.add_argument(
         "--epochs", type=positive(float), help=f"passes over the data {both_defaults(defaults, 'epochs')}"
     )
@@ -162,8 +166,8 @@ def training_parser(doc, out, defaults, parents=()):
         type=positive(int),
         help=f"prompts per optimizer step {both_defaults(defaults, 'batch_size')}",
     )
-    steps.add_argument("--micro-batch-size", type=positive(int), help="prompts per forward pass, which bounds the memory; None is the whole batch "
-                       f"{both_defaults(defaults, 'micro_batch_size')}")  # fmt: skip
+    steps.add_argument("--micro-batch-size", type=positive(int), help="prompts per forward pass, which bounds the memory "
+                       f"{both_defaults(defaults, 'micro_batch_size', none='the whole batch')}")  # fmt: skip
 
     machine = p.add_argument_group("the machine")
     machine.add_argument("--compile", action="store_true", help="torch.compile the trunk")
@@ -232,9 +236,13 @@ def use_defaults(args, defaults, kind):
     print(f"using: {', '.join(words)}")
 
 
-def both_defaults(defaults, name):
-    """The two defaults of a flag, for its help text."""
-    small, pretrained = defaults["map"][name], defaults["file"][name]
+def both_defaults(defaults, name, none="none"):
+    """The two defaults of a flag, for its help text. none: what the flag does where its default is None."""
+    small, pretrained = defaults["map"].get(name), defaults["file"].get(name)
+    if small is None:
+        small = none
+    if pretrained is None:
+        pretrained = none
     if small == pretrained:
         return f"(default: {small})"
     return f"(default: {small}; for a pretrained model {pretrained})"

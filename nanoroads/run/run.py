@@ -73,8 +73,14 @@ class Run:
 
     def inside(self, name: str, without=(), **changed) -> "Run":
         """A run in the folder OUT/name, of stage `name`: the flags of this one less those in `without`, some changed."""
-        flags = {flag: value for flag, value in vars(self.args).items() if flag not in without}
-        flags.update(changed, out=self.out / name, export_hf=None, profile=False)
+        changed.update(out=self.out / name, export_hf=None, profile=False)
+        flags = {}
+        for flag, value in vars(self.args).items():
+            if flag not in without and flag not in changed:
+                flags[flag] = value
+        flags.update(
+            changed
+        )  # last, so that a --resume with another --reward-lr is refused by that name, not as --lr
         return Run(Namespace(**flags), name)
 
     # ------------------------------------------------------------ before the loop
