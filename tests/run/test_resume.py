@@ -93,7 +93,9 @@ def half_a_line(n):
 
 def between_model_and_state():
     """Die when model.safetensors is written and resume.safetensors is still there."""
-    checkpoint.Path.unlink = lambda path, missing_ok=False: die() if path.name == "resume.safetensors" else None
+    checkpoint.Path.unlink = lambda path, missing_ok=False: (
+        die() if path.name == "resume.safetensors" else None
+    )
 
 
 MOMENTS = {
@@ -172,16 +174,26 @@ def uninterrupted(flags_of, tmp_path_factory):
     return get
 
 
-FEW = ["before the first step", "in the first checkpoint", "between checkpoints", "in a line of the log", "at the very end"]
+FEW = [
+    "before the first step",
+    "in the first checkpoint",
+    "between checkpoints",
+    "in a line of the log",
+    "at the very end",
+]
 
 
-@pytest.mark.parametrize("stage, moment", [("sft", m) for m in MOMENTS] + [("dpo", m) for m in FEW] + [("rl", m) for m in FEW])
+@pytest.mark.parametrize(
+    "stage, moment", [("sft", m) for m in MOMENTS] + [("dpo", m) for m in FEW] + [("rl", m) for m in FEW]
+)
 def test_killed_and_resumed(stage, moment, flags_of, uninterrupted, tmp_path):
     script, flags = flags_of[stage]
     check_killed(script, uninterrupted(stage), tmp_path, moment, **flags)
 
 
-@pytest.mark.parametrize("moment", ["before the first checkpoint", "between checkpoints", "in the middle of a checkpoint"])
+@pytest.mark.parametrize(
+    "moment", ["before the first checkpoint", "between checkpoints", "in the middle of a checkpoint"]
+)
 def test_killed_between_two_updates_of_one_batch(moment, flags_of, uninterrupted, tmp_path):
     script, flags = flags_of["rl-updates"]
     check_killed(script, uninterrupted("rl-updates"), tmp_path, moment, **flags)
@@ -200,13 +212,17 @@ def test_killed_after_the_reward_model(flags_of, uninterrupted, tmp_path):
     kill(script, out, (after_call, "nanoroads.common", "update", 18), **flags)
     before = (out / "reward/model.safetensors").stat().st_mtime_ns
     run(script, out, resume=True, **flags)
-    assert same(out, uninterrupted("reward")) and (out / "reward/model.safetensors").stat().st_mtime_ns == before
+    assert (
+        same(out, uninterrupted("reward")) and (out / "reward/model.safetensors").stat().st_mtime_ns == before
+    )
 
 
 def test_killed_many_times(flags_of, uninterrupted, tmp_path):
     script, flags = flags_of["dpo"]
     for n, resume in ((2, False), (6, True), (1, True), (6, True), (1, True)):
-        kill(script, tmp_path / "killed", (after_call, "nanoroads.common", "update", n), resume=resume, **flags)
+        kill(
+            script, tmp_path / "killed", (after_call, "nanoroads.common", "update", n), resume=resume, **flags
+        )
     run(script, tmp_path / "killed", resume=True, **flags)
     assert same(tmp_path / "killed", uninterrupted("dpo"))
 
