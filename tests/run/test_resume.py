@@ -237,9 +237,7 @@ def test_killed_after_the_reward_model(flags_of, uninterrupted, tmp_path):
 def test_killed_many_times(flags_of, uninterrupted, tmp_path):
     script, flags = flags_of["dpo"]
     for n, resume in ((2, False), (6, True), (1, True), (6, True), (1, True)):
-        kill(
-            script, tmp_path / "killed", (after_update, n), resume=resume, **flags
-        )
+        kill(script, tmp_path / "killed", (after_update, n), resume=resume, **flags)
     run(script, tmp_path / "killed", resume=True, **flags)
     assert same(tmp_path / "killed", uninterrupted("dpo"))
 
@@ -281,13 +279,15 @@ def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(flags_of, tmp_path)
 
 
 def test_a_killed_phase_goes_on_from_its_checkpoint(flags_of, uninterrupted, tmp_path):
-    """The commands of all_roads always say --resume: a phase whose process was killed is not lost."""
+    """The commands of all_roads.py always say --resume: a phase whose process was killed is not lost."""
     script, flags = flags_of["sft"]
     out = tmp_path / "sft"
     kill(script, out, MOMENTS["between checkpoints"], **flags)
     import all_roads
 
+    from nanoroads.report.phases import Phase, run_phases
+
     write_json(tmp_path / "phases.json", {})
-    all_roads.run_phases([("sft", [], ["train_sft.py", *argv(script, out=out, **flags)])], tmp_path, jobs=2)
+    run_phases([Phase("sft", [], ["train_sft.py", *argv(script, out=out, **flags)])], tmp_path, jobs=2)
     assert same(out, uninterrupted("sft"))
     assert (tmp_path / "logs/sft.txt").read_text().count("held-out loss") == 1
