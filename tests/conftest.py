@@ -35,9 +35,13 @@ def rows(sft, tmp_path_factory):
     """A folder with a user's own files: sft.jsonl, pairs.jsonl, prompts.jsonl. Their prompts are no prompts of the map."""
     folder = tmp_path_factory.mktemp("rows")
     # "WA>FL:" -> "WA>WA>FL:", which the map's tokenizer reads and its reward does not.
-    other = [row | {"prompt": row["prompt"][:3] + row["prompt"]} for row in read_jsonl(sft / "demos.jsonl")[:120]]
+    other = [
+        row | {"prompt": row["prompt"][:3] + row["prompt"]} for row in read_jsonl(sft / "demos.jsonl")[:120]
+    ]
     write_jsonl(folder / "sft.jsonl", other)
-    two = [row | {"prompt": row["prompt"][:3] + row["prompt"]} for row in read_jsonl(sft / "pairs.jsonl")[:80]]
+    two = [
+        row | {"prompt": row["prompt"][:3] + row["prompt"]} for row in read_jsonl(sft / "pairs.jsonl")[:80]
+    ]
     write_jsonl(folder / "pairs.jsonl", two)
     write_jsonl(folder / "prompts.jsonl", [{"prompt": row["prompt"]} for row in two[:3]])
     return folder

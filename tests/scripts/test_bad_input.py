@@ -42,7 +42,9 @@ def refuses(capfd, tmp_path):
             assert str(word) in error, f"{word!r} is not in {error!r}"
         after = files(tmp_path)
         assert {p: after.get(p) for p in before} == before
-        assert not [p for p in after if p.suffix == ".tmp" or p.name == "model.safetensors" and p not in before]
+        assert not [
+            p for p in after if p.suffix == ".tmp" or p.name == "model.safetensors" and p not in before
+        ]
         return error
 
     return check
@@ -56,12 +58,17 @@ def refuses(capfd, tmp_path):
     [
         (["train_sft.py", "--data", "no/such.jsonl"], ["no/such.jsonl: no such file"]),
         (["sample.py", "--model", "no/run"], ["no/run", "config.json"]),
-        (["-m", "nanoroads.world.pairs", "--policy", "no/run", "--out", "x.jsonl"], ["no/run", "config.json"]),
+        (
+            ["-m", "nanoroads.world.pairs", "--policy", "no/run", "--out", "x.jsonl"],
+            ["no/run", "config.json"],
+        ),
         (["train_dpo.py", "--loss", "ppo"], ["train_dpo.py", "--loss", "'ppo'", "simpo"]),
     ],
 )
 def test_a_process_says_one_line_and_exits_with_2(command, words, tmp_path):
-    done = subprocess.run(common.python(command), cwd=tmp_path, env=common.environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        common.python(command), cwd=tmp_path, env=common.environment(), capture_output=True, text=True
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
     assert all(word in done.stderr for word in words) and not done.stdout and not files(tmp_path)
 
@@ -117,7 +124,12 @@ def test_values_of_one_script(script, flags, words, refuses, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize("script", [train_sft, train_dpo, train_rlhf, sample])
 def test_a_device_that_is_not_there(script, refuses, sft, tmp_path):
-    refuses(script, "--device cuda", **{"model": sft} if script is sample else {"out": tmp_path / "out"}, device="cuda")
+    refuses(
+        script,
+        "--device cuda",
+        **{"model": sft} if script is sample else {"out": tmp_path / "out"},
+        device="cuda",
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -133,10 +145,14 @@ def test_data_that_is_not_there_or_holds_nothing(refuses, sft, tmp_path):
     (tmp_path / "folder").mkdir()
     for i, (script, flags) in enumerate(stages(sft, tmp_path)):
         out = tmp_path / f"out{i}"
-        refuses(script, tmp_path / "none.jsonl", "no such file", out=out, data=tmp_path / "none.jsonl", **flags)
+        refuses(
+            script, tmp_path / "none.jsonl", "no such file", out=out, data=tmp_path / "none.jsonl", **flags
+        )
         refuses(script, tmp_path / "empty.jsonl", "no rows", out=out, data=tmp_path / "empty.jsonl", **flags)
         refuses(script, tmp_path / "folder", out=out, data=tmp_path / "folder", **flags)
-        refuses(script, "roadmap-tiny", out=out, data="roadmap-tiny", **flags)  # an unknown world is no file either
+        refuses(
+            script, "roadmap-tiny", out=out, data="roadmap-tiny", **flags
+        )  # an unknown world is no file either
 
 
 ROW = {"prompt": "WA>FL:", "response": ">OR", "chosen": ">OR", "rejected": ">CA"}
@@ -174,7 +190,9 @@ def test_a_pair_of_the_same_response(refuses, sft, tmp_path):
 def test_held_out_pairs_that_are_not_there(refuses, sft, tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [ROW] * 5)
     for i, (script, flags) in enumerate(stages(sft, tmp_path)[1:]):
-        refuses(script, tmp_path / "no", out=tmp_path / f"out{i}", data=path, eval_data=tmp_path / "no", **flags)
+        refuses(
+            script, tmp_path / "no", out=tmp_path / f"out{i}", data=path, eval_data=tmp_path / "no", **flags
+        )
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -203,7 +221,12 @@ def test_a_policy_of_another_world(refuses, sft, tmp_path):
     """Its pairs are of that world, and would be taken for pairs of this one."""
     for script in (train_dpo, train_rlhf):
         refuses(
-            script, f"{sft}: a policy of --data roadmap,", "roadmap-short", out=tmp_path / "x", init=sft, data="roadmap-short"
+            script,
+            f"{sft}: a policy of --data roadmap,",
+            "roadmap-short",
+            out=tmp_path / "x",
+            init=sft,
+            data="roadmap-short",
         )
 
 
@@ -219,10 +242,14 @@ def break_weights(path, how):
     elif how == "torch.save":
         torch.save({"embedding.weight": torch.zeros(3)}, path)
     else:
-        path.write_bytes(whole[: {"empty": 0, "a few bytes": 5, "in the header": 100, "truncated": len(whole) - 1}[how]])
+        path.write_bytes(
+            whole[: {"empty": 0, "a few bytes": 5, "in the header": 100, "truncated": len(whole) - 1}[how]]
+        )
 
 
-@pytest.mark.parametrize("how", ["empty", "a few bytes", "in the header", "truncated", "pickle", "torch.save"])
+@pytest.mark.parametrize(
+    "how", ["empty", "a few bytes", "in the header", "truncated", "pickle", "torch.save"]
+)
 def test_weights_that_are_no_safetensors(how, refuses, sft, tmp_path):
     folder = copy(sft, tmp_path / "sft")
     break_weights(folder / "model.safetensors", how)
@@ -235,7 +262,9 @@ def test_weights_of_another_shape(refuses, sft, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model": config["model"] | {"block_size": 64}}))
     for script, flags in users_of(folder, tmp_path):
-        refuses(script, folder / "model.safetensors", "position_embedding.weight", "(32, 16)", "(64, 16)", **flags)
+        refuses(
+            script, folder / "model.safetensors", "position_embedding.weight", "(32, 16)", "(64, 16)", **flags
+        )
     (folder / "config.json").write_text(json.dumps(config | {"model": config["model"] | {"n_layer": 2}}))
     for script, flags in users_of(folder, tmp_path):
         refuses(script, folder / "model.safetensors", "no tensor blocks.1.", **flags)
@@ -286,7 +315,9 @@ def test_a_directory_with_a_run_is_not_written_to(refuses, sft, dpo, tmp_path):
 def test_a_directory_with_an_unfinished_reward_model_is_not_written_to(refuses, sft, tmp_path):
     out = run(train_rlhf, tmp_path / "out", init=sft, stop_after="reward")
     refuses(train_rlhf, out / "reward", "already holds a run", out=out, init=sft)
-    refuses(train_rlhf, out / "reward", "lr", "0.003", "1e-05", out=out, init=sft, resume=True, reward_lr=1e-5)
+    refuses(
+        train_rlhf, out / "reward", "lr", "0.003", "1e-05", out=out, init=sft, resume=True, reward_lr=1e-5
+    )
 
 
 OTHER = [("lr", 5e-3), ("seed", 4), ("beta", 1.0), ("loss", "ipo"), ("steps", 31), ("batch_size", 8)]
@@ -296,7 +327,13 @@ OTHER = [("lr", 5e-3), ("seed", 4), ("beta", 1.0), ("loss", "ipo"), ("steps", 31
 def test_resume_with_other_flags(flag, value, refuses, sft, dpo, tmp_path):
     mine = copy(dpo, tmp_path / "dpo")
     name = f"--{flag.replace('_', '-')}"
-    refuses(train_dpo, mine, f"{name} ", value, **{"out": mine, "init": sft, "resume": True, "steps": 30} | {flag: value})
+    refuses(
+        train_dpo,
+        mine,
+        f"{name} ",
+        value,
+        **{"out": mine, "init": sft, "resume": True, "steps": 30} | {flag: value},
+    )
 
 
 def test_resume_with_flags_that_only_say_where_and_how_often(sft, dpo, tmp_path):
@@ -324,7 +361,11 @@ def test_a_directory_that_is_none_of_ours(refuses, sft, tmp_path):
 
 @pytest.mark.parametrize("script", [train_sft, train_dpo, train_rlhf])
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(script, refuses, sft, tmp_path, monkeypatch):
-    flags = {"data": sft / "demos.jsonl"} if script is train_sft else {"init": sft, "reward": "helpers.runs:brevity"}
+    flags = (
+        {"data": sft / "demos.jsonl"}
+        if script is train_sft
+        else {"init": sft, "reward": "helpers.runs:brevity"}
+    )
     flags = {k: v for k, v in flags.items() if not (script is train_dpo and k == "reward")}
     flags |= {"out": tmp_path / "run", "steps": 12, "save_every": 1, "warmup": 0, "schedule": "constant"}
     assert "a lower --lr" in refuses(script, "step ", "loss is nan", tmp_path / "run", lr=1e30, **flags)
@@ -337,10 +378,20 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(script, refuses, sf
 def test_weights_that_are_not_finite_are_never_saved(refuses, sft, rows, tmp_path):
     """Where no line of the log is due, the checkpoint itself looks; and so do the final weights."""
     huge = {"lr": 1e38, "warmup": 0, "schedule": "constant", "log_every": 100, "eval_every": 100}
-    refuses(train_sft, tmp_path / "a", "not finite", out=tmp_path / "a", data=sft / "demos.jsonl", steps=12, **huge)
+    refuses(
+        train_sft,
+        tmp_path / "a",
+        "not finite",
+        out=tmp_path / "a",
+        data=sft / "demos.jsonl",
+        steps=12,
+        **huge,
+    )
     assert not (tmp_path / "a/resume.safetensors").exists() and not (tmp_path / "a/metrics.jsonl").exists()
     rl = {"init": sft, "data": rows / "pairs.jsonl", "reward": "helpers.runs:brevity", "max_new_tokens": 12}
-    refuses(train_rlhf, tmp_path / "b", "not finite", out=tmp_path / "b", steps=1, **rl, **huge | {"lr": 3.4e38})
+    refuses(
+        train_rlhf, tmp_path / "b", "not finite", out=tmp_path / "b", steps=1, **rl, **huge | {"lr": 3.4e38}
+    )
 
 
 # ---------------------------------------------------------------- rewards
@@ -350,7 +401,10 @@ def test_weights_that_are_not_finite_are_never_saved(refuses, sft, rows, tmp_pat
     "reward, words",
     [
         ("nosuchmodule:f", ["--reward nosuchmodule:f", "nosuchmodule"]),
-        ("nanoroads.world.roadmap:nosuchfunction", ["--reward nanoroads.world.roadmap:nosuchfunction", "nosuchfunction"]),
+        (
+            "nanoroads.world.roadmap:nosuchfunction",
+            ["--reward nanoroads.world.roadmap:nosuchfunction", "nosuchfunction"],
+        ),
         ("nanoroads.world.roadmap:", ["--reward nanoroads.world.roadmap:"]),
         (":f", ["--reward :f"]),
         ("nanoroads.world.roadmap:STATES", ["--reward nanoroads.world.roadmap:STATES", "not callable"]),
@@ -362,7 +416,11 @@ def test_a_reward_that_is_none(reward, words, refuses, sft, tmp_path):
 
 
 def test_a_rule_that_knows_other_prompts(refuses, sft, rows, tmp_path):
-    rule = {"reward": "nanoroads.world.roadmap:true_reward", "data": rows / "pairs.jsonl", "max_new_tokens": 12}
+    rule = {
+        "reward": "nanoroads.world.roadmap:true_reward",
+        "data": rows / "pairs.jsonl",
+        "max_new_tokens": 12,
+    }
     refuses(train_rlhf, "does not name a start and a goal", out=tmp_path / "out", init=sft, **rule)
 
 
@@ -377,7 +435,12 @@ def test_missing_start_and_compare(refuses, sft, tmp_path):
 
 @pytest.mark.parametrize("prompt", ["WA>XX:", "WA>WA:", "WA>FL", "Seattle", "", "WA>FL:" * 20])
 def test_prompts_that_the_map_does_not_have(prompt, refuses, sft):
-    refuses(sample, "prompt" if "XX" not in prompt and "Sea" not in prompt else "no tokens", model=sft, prompt=prompt)
+    refuses(
+        sample,
+        "prompt" if "XX" not in prompt and "Sea" not in prompt else "no tokens",
+        model=sft,
+        prompt=prompt,
+    )
 
 
 def test_sampling_from_what_gives_no_text(refuses, sft, rlhf, tmp_path):
@@ -432,7 +495,16 @@ def test_rl_that_does_not_fit_the_context(refuses, sft, tmp_path):
     flags = {"init": sft, "data": path, "reward": "helpers.runs:brevity"}
     refuses(train_rlhf, "context", "32", "--max-new-tokens", out=tmp_path / "out", max_new_tokens=30, **flags)
     train_rlhf.main(
-        [str(w) for w in ("--out", tmp_path / "out2", "--steps", 1, *(x for k, v in flags.items() for x in (f"--{k}", v)))]
+        [
+            str(w)
+            for w in (
+                "--out",
+                tmp_path / "out2",
+                "--steps",
+                1,
+                *(x for k, v in flags.items() for x in (f"--{k}", v)),
+            )
+        ]
     )
 
 
@@ -443,10 +515,19 @@ def test_a_policy_without_a_beta_is_no_reward(refuses, sft, tmp_path):
 
 def test_a_hub_name_that_cannot_be_had(refuses, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    refuses(train_dpo, "hf:org/name", "pip install huggingface_hub", out=tmp_path / "out", init="hf:org/name", data="x.jsonl")
+    refuses(
+        train_dpo,
+        "hf:org/name",
+        "pip install huggingface_hub",
+        out=tmp_path / "out",
+        init="hf:org/name",
+        data="x.jsonl",
+    )
     hub = types.SimpleNamespace(snapshot_download=lambda name, allow_patterns: f"{tmp_path}/{1 / 0}")
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    refuses(train_dpo, "hf:org/name", "division by zero", out=tmp_path / "out", init="hf:org/name", data="x.jsonl")
+    refuses(
+        train_dpo, "hf:org/name", "division by zero", out=tmp_path / "out", init="hf:org/name", data="x.jsonl"
+    )
 
 
 def test_a_hub_name_is_its_downloaded_folder(sft, monkeypatch):
@@ -459,11 +540,28 @@ def test_a_hub_name_is_its_downloaded_folder(sft, monkeypatch):
 def test_a_reward_model_is_no_policy(refuses, sft, rlhf, tmp_path):
     model, out = rlhf / "reward", tmp_path / "out"
     refuses(
-        train_sft, model, "reward model", out=out, init=model, rows=100, n_layer=None, n_embd=None, n_head=None, block_size=None
+        train_sft,
+        model,
+        "reward model",
+        out=out,
+        init=model,
+        rows=100,
+        n_layer=None,
+        n_embd=None,
+        n_head=None,
+        block_size=None,
     )
     refuses(train_dpo, model, "reward model", out=out, init=model, data=row_file(tmp_path))
     for name in ("start", "compare"):
-        refuses(train_rlhf, model, "reward model", out=tmp_path / name, init=sft, reward="helpers.runs:brevity", **{name: model})
+        refuses(
+            train_rlhf,
+            model,
+            "reward model",
+            out=tmp_path / name,
+            init=sft,
+            reward="helpers.runs:brevity",
+            **{name: model},
+        )
     refuses(sample, model, "reward model", model=model)
 
 
@@ -472,11 +570,15 @@ def row_file(tmp_path):
 
 
 def test_a_local_reward_needs_its_scale_and_its_reference(refuses, sft, dpo, rlhf, tmp_path):
-    refuses(sample, rlhf, "no reward", model=sft, reward=rlhf, best_of=2)  # an RLHF policy was fitted to no pairs
+    refuses(
+        sample, rlhf, "no reward", model=sft, reward=rlhf, best_of=2
+    )  # an RLHF policy was fitted to no pairs
     free = tmp_path / "free"
     shutil.copytree(dpo, free)
     config = json.loads((free / "config.json").read_text())
-    (free / "config.json").write_text(json.dumps(config | {"args": config["args"] | {"loss": "reference-free"}}))
+    (free / "config.json").write_text(
+        json.dumps(config | {"args": config["args"] | {"loss": "reference-free"}})
+    )
     refuses(train_rlhf, free, "no reward", out=tmp_path / "out", init=sft, reward=free)
     other = tmp_path / "other"
     shutil.copytree(sft, other)
@@ -501,7 +603,14 @@ def test_flags_that_do_not_go_together(refuses, sft, tmp_path):
 def test_a_rule_whose_module_is_broken(refuses, sft, tmp_path, monkeypatch):
     (tmp_path / "brokenrule.py").write_text("def f(:\n")
     monkeypatch.chdir(tmp_path)  # modules of the user's own directory are found
-    refuses(train_rlhf, "--reward brokenrule:f", "SyntaxError", out=tmp_path / "out", init=sft, reward="brokenrule:f")
+    refuses(
+        train_rlhf,
+        "--reward brokenrule:f",
+        "SyntaxError",
+        out=tmp_path / "out",
+        init=sft,
+        reward="brokenrule:f",
+    )
 
 
 # ---------------------------------------------------------------- what was found by trying
@@ -516,7 +625,9 @@ def test_an_export_that_could_not_be_written_is_refused_before_the_training(refu
 
 def test_held_out_pairs_that_nothing_reads(refuses, sft, tmp_path):
     flags = {"init": sft, "data": row_file(tmp_path), "reward": "helpers.runs:brevity", "max_new_tokens": 12}
-    refuses(train_rlhf, "--eval-data", "no stage 1", out=tmp_path / "out", eval_data=row_file(tmp_path), **flags)
+    refuses(
+        train_rlhf, "--eval-data", "no stage 1", out=tmp_path / "out", eval_data=row_file(tmp_path), **flags
+    )
 
 
 @pytest.mark.parametrize(
@@ -542,7 +653,15 @@ def test_a_reward_model_has_no_pairs(refuses, rlhf, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "entry", [{"tokenizer": 3}, {"args": None}, {"reference": 3}, {"beta": "x"}, {"n_layer": "2"}, {"n_embd": -16, "n_head": -1}]
+    "entry",
+    [
+        {"tokenizer": 3},
+        {"args": None},
+        {"reference": 3},
+        {"beta": "x"},
+        {"n_layer": "2"},
+        {"n_embd": -16, "n_head": -1},
+    ],
 )
 def test_a_config_of_the_wrong_kinds(entry, refuses, sft, tmp_path):
     folder = copy(sft, tmp_path / "sft")
@@ -558,7 +677,9 @@ def test_other_data_under_the_same_name(refuses, sft, tmp_path):
     run(train_dpo, out, init=sft, data=path, resume=True)
     (out / "model.safetensors").unlink()
     write_jsonl(path, [ROW] * 9)
-    refuses(train_dpo, out / "ref_logp.safetensors", "4 pairs", "8 now", out=out, init=sft, data=path, resume=True)
+    refuses(
+        train_dpo, out / "ref_logp.safetensors", "4 pairs", "8 now", out=out, init=sft, data=path, resume=True
+    )
 
 
 def test_a_ledger_that_is_none(refuses, tmp_path):
@@ -568,4 +689,12 @@ def test_a_ledger_that_is_none(refuses, tmp_path):
 
 
 def test_memory_that_is_not_there(refuses, sft, rlhf):
-    refuses(sample, "memory", "--micro-batch-size", model=sft, reward=rlhf / "reward", best_of=10**10, device="cpu")
+    refuses(
+        sample,
+        "memory",
+        "--micro-batch-size",
+        model=sft,
+        reward=rlhf / "reward",
+        best_of=10**10,
+        device="cpu",
+    )

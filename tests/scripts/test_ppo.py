@@ -29,7 +29,10 @@ def test_gae_is_the_weighted_sum_of_td_errors():
 
 
 def test_its_limits_and_its_padding():
-    reward, value = torch.tensor([[1.0, 2.0, 3.0], [4.0, 0.0, 0.0]]), torch.tensor([[0.5, 0.25, 0.125], [1.0, 0.0, 0.0]])
+    reward, value = (
+        torch.tensor([[1.0, 2.0, 3.0], [4.0, 0.0, 0.0]]),
+        torch.tensor([[0.5, 0.25, 0.125], [1.0, 0.0, 0.0]]),
+    )
     to_go = ppo.gae(reward, value, 1.0, 1.0) + value  # lambda 1: reward to go
     assert to_go.tolist() == [[6.0, 5.0, 3.0], [4.0, 0.0, 0.0]]
     one_step = ppo.gae(reward, value, 1.0, 0.0)  # lambda 0: the TD error
@@ -47,7 +50,9 @@ def test_values_are_read_before_each_token():
     torch.testing.assert_close(seen, alone[[2, 3, 2]])
 
 
-@pytest.mark.parametrize("flags", [["--epochs", "2"], ["--resume"], ["--export-hf", "x"], ["--micro-batch-size", "2"]])
+@pytest.mark.parametrize(
+    "flags", [["--epochs", "2"], ["--resume"], ["--export-hf", "x"], ["--micro-batch-size", "2"]]
+)
 def test_flags_that_it_does_not_have(flags, capsys):
     with pytest.raises(SystemExit):
         ppo.flags(flags)
