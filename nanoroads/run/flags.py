@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from nanoroads.errors import InputError
-from nanoroads.weights.files import local_folder, read_config
+from nanoroads.weights.files import read_config
 
 SMALL_MODEL = 10_000_000  # parameters; the map's model has 150,000, the smallest pretrained ones 14 million
 
@@ -200,11 +200,15 @@ def add_machine_flags(p):
 
 
 def model_kind(folder):
-    """Which column of a script's DEFAULTS suits the model in `folder`: "map" for a small one that was trained from scratch,
-    as the map's is, "file" for a pretrained one. folder None, or not there yet: a new model of the map's size."""
+    """Which column of a script's DEFAULTS suits the model in `folder`: "map" for a small one that was trained
+    from scratch, as the map's is, "file" for a pretrained one.
+
+    folder None, or not there yet: a new model of the map's size. Raises InputError."""
     if folder is None:
         return "map"
-    if not str(folder).startswith("hf:") and not (local_folder(folder) / "config.json").exists():
+    if str(folder).startswith("hf:"):  # nothing is downloaded before the flags are checked
+        return "file"
+    if not (Path(folder) / "config.json").exists():
         return "map"
     config = read_config(folder)
     if "model_type" in config or parameters(config.get("model", {})) > SMALL_MODEL:
