@@ -4,7 +4,6 @@ import argparse
 import json
 import re
 import sys
-import types
 from dataclasses import asdict
 
 import pytest
@@ -132,9 +131,8 @@ def test_a_new_model_on_rows_of_yours_is_a_small_one():
     assert parsed(train_sft, "--data", "rows.jsonl")["lr"] == 3e-3
 
 
-def test_a_hub_name_is_a_pretrained_model(folders, monkeypatch):
-    hub = types.SimpleNamespace(snapshot_download=lambda name, allow_patterns: str(folders["hugging face"]))
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+def test_a_hub_name_is_a_pretrained_model_and_is_not_yet_downloaded(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     for script in SCRIPTS:
         assert parsed(script, "--init", "hf:org/name", "--data", "x.jsonl") == expected(script, "file")
 
