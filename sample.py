@@ -1,4 +1,5 @@
-"""Sample from, or chat with, any checkpoint: a run directory or a Hugging Face folder. Tokens are streamed.
+"""Sample from, or chat with, any checkpoint: a run directory or a Hugging Face folder. Tokens are
+streamed.
 
 python sample.py --model out/rlhf --prompt 'WA>FL:'
 python sample.py --model out/sft --prompt 'WA>FL:' --reward out/rlhf/reward --best-of 16
@@ -54,6 +55,8 @@ def flags(argv):
     )
     add_machine_flags(p)
     args = p.parse_args(argv)
+
+    # Refuse what does not go together.
     if not 0 < args.top_p <= 1 or args.top_k < 0:
         p.error("--top-p must be in (0, 1], --top-k must not be negative")
     if bool(args.best_of) != bool(args.reward):
@@ -70,8 +73,9 @@ def say(model, encoding, prompt, seed, settings):
     text = ""
     with model.autocast():  # around the loop: weights are cast once, not at every step
         for tokens, finished in stream(model, [prompt], 1, eos=eos, seed=seed, **settings):
-            if finished.item():
+            if finished.item():  # EOS, which is not printed
                 break
+            # A token may be part of a character: what is not whole yet is printed with a later one.
             piece = decoder.decode(tokenizer.piece(encoding, int(tokens[0])))
             text += piece
             print(piece, end="", flush=True)
@@ -81,6 +85,7 @@ def say(model, encoding, prompt, seed, settings):
 
 def best_of(args, model, encoding, texts, prompts, settings):
     """Draw --best-of responses of each prompt and print the one with the highest reward."""
+    # Either class of reward: a scalar head, or the log-ratio of a policy to the reference it was fitted with.
     config = read_config(args.reward)
     device = model.embedding.weight.device
     reward_model = load_reward_model(args.reward, device, model.compute_dtype, like=model)
@@ -88,10 +93,11 @@ def best_of(args, model, encoding, texts, prompts, settings):
     if reward_model.config.head == "lm":
         check_local(args.reward, config.get("reference", ""))
         reference = load_policy(config["reference"], device, model.compute_dtype, like=model)
+
     eos = tokenizer.eos_id(encoding)
     for text, prompt in zip(texts, prompts, strict=True):
         responses = generate(model, [prompt], args.best_of, eos=eos, seed=args.seed, **settings)
-        scores = rewards(reward_model, reference, [prompt], responses, config.get("beta"))[0]
+        scores = rewards(reward_model, reference, [prompt], responses, config.get("beta"))[0]  # (N,)
         best = int(scores.argmax())
         answer = tokenizer.decode_all(encoding, responses[0])[best]
         print(f"{text}{answer}")
@@ -108,13 +114,14 @@ def ask():
 
 def chat(model, encoding, args, settings):
     """A conversation, until an empty line."""
-    messages = []
+    messages = []  # the whole conversation, {"role", "content"} each
     room = model.config.block_size - settings["max_new_tokens"]
     line = ask()
     while line:
         messages.append({"role": "user", "content": line})
         prompt, _, _ = data.encode(encoding, messages)  # by the folder's chat template, if it has one
-        prompt = data.cut_prompt(encoding, prompt, room)
+        prompt = data.cut_prompt(encoding, prompt, room)  # the oldest tokens go, but not the BOS
+        # Each turn draws from a seed of its own; the same words give the same conversation.
         answer = say(model, encoding, prompt, args.seed + len(messages), settings)
         messages.append({"role": "assistant", "content": answer.strip()})
         line = ask()
@@ -134,6 +141,8 @@ def read_prompts(args, task, encoding, context):
 def main(argv=None):
     """A model and prompts -> responses on stdout."""
     args = flags(argv)
+
+    # The model, its tokenizer, and what it was trained on: answers of a policy of the map are judged.
     device = pick_device(args.device)
     pick_kernel(args.kernel, device)
     model = load_policy(args.model, device, pick_dtype(args.dtype, device))
@@ -151,7 +160,7 @@ def main(argv=None):
         "top_p": args.top_p,
         "max_new_tokens": length,
     }
-    if args.chat:
+    if args.chat:  # prompts come one by one
         return chat(model, encoding, args, settings)
 
     # Refuse every prompt that has no answer before the first one is answered.
@@ -163,6 +172,7 @@ def main(argv=None):
     for text in texts:
         task.check_prompt(text)
 
+    # Answer them, streaming; sample i of every prompt has the seed --seed + i.
     if args.best_of:
         return best_of(args, model, encoding, texts, prompts, settings)
     for text, prompt in zip(texts, prompts, strict=True):

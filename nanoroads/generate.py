@@ -1,4 +1,5 @@
-"""Batched sampling with a KV cache. Each prompt is prefilled once, whatever the number of its samples."""
+"""Batched sampling with a KV cache. Each prompt is prefilled once, whatever the number of its
+samples."""
 
 from typing import NamedTuple
 
@@ -9,9 +10,9 @@ from nanoroads.weights.packed import decoding_twin
 
 
 def sample_token(logits, u, temperature, top_k, top_p):
-    """logits (N, V), u (N,) uniform in [0, 1) -> tokens (N,). temperature 0 is greedy; top_k 0 and top_p 1 cut nothing.
+    """logits (N, V), u (N,) uniform in [0, 1) -> tokens (N,).
 
-    Ties with the k-th logit are kept."""
+    temperature 0 is greedy; top_k 0 and top_p 1 keep every token. Ties with the k-th logit are kept."""
     if temperature == 0:
         return logits.max(-1).indices  # on a CPU several times as fast as argmax
     logits = logits.float() / temperature
@@ -35,7 +36,7 @@ def sample_token(logits, u, temperature, top_k, top_p):
 
 
 class Rows(NamedTuple):
-    """The rows that are still being written: everything of theirs that moves together when finished rows are dropped."""
+    """The rows that are still being written; when some are finished, all three shrink together."""
 
     index: torch.Tensor  # (N,) which of the P*k rows each is
     padding: torch.Tensor  # (N,) columns of padding on its left
@@ -47,7 +48,8 @@ class Rows(NamedTuple):
 
 
 def prefill(model, prompts, cache, k, max_new_tokens):
-    """Run P prompts through the trunk, once each -> the hidden state of their last tokens (P*k, D), and Rows of N = P*k.
+    """Run P prompts through the trunk, once each -> the hidden states of their last tokens (P*k, D),
+    and Rows.
 
     Prompts end in the same column: shorter ones are padded on the left, and the padding is masked."""
     device = model.embedding.weight.device
@@ -69,7 +71,8 @@ def prefill(model, prompts, cache, k, max_new_tokens):
     position = (column[:width] - padding[:, None]).clamp(min=0)
     hidden = model.trunk(tokens, position, mask, cache)[:, -1]  # (P, D)
 
-    # From here on each sample is a row of its own; the samples of a prompt begin with copies of its cache.
+    # From here on each sample is a row of its own; the samples of a prompt begin with copies of its
+    # cache.
     if k > 1:
         cache.repeat(k)
         hidden = hidden.repeat_interleave(k, dim=0)
@@ -80,10 +83,12 @@ def prefill(model, prompts, cache, k, max_new_tokens):
 
 @torch.no_grad()
 def stream(model, prompts, k, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, eos=None, seed=0):
-    """Yields (tokens (P*k,), finished (P*k,) bool) per step, until every row is finished or max_new_tokens is reached.
+    """Yields (tokens (P*k,), finished (P*k,) bool) per step, until all rows are finished or long
+    enough.
 
-    Row p*k + i is sample i of prompt p. After its EOS a row yields EOS. The caller may stop at any step.
-    Raises ValueError if a prompt is empty, or prompt + max_new_tokens is over the model's block_size."""
+    Row p*k + i is sample i of prompt p. After its EOS a row yields EOS. The caller may stop at any
+    step. Raises ValueError if a prompt is empty, or prompt + max_new_tokens is over the model's
+    block_size."""
     width = check_prompts(model, prompts, max_new_tokens)
     device = model.embedding.weight.device
     dtype = model.compute_dtype or model.embedding.weight.dtype
@@ -113,7 +118,8 @@ def stream(model, prompts, k, max_new_tokens, temperature=1.0, top_k=0, top_p=1.
         running = (~finished[rows.index]).nonzero().squeeze(1)
         if step + 1 == max_new_tokens or len(running) == 0:
             return
-        # Drop finished rows once a quarter are done; earlier, copying the cache costs more than it saves.
+        # Drop finished rows once a quarter are done; earlier, copying the cache costs more than it
+        # saves.
         if len(running) <= 0.75 * len(rows.index):
             cache.keep(running)
             rows = rows.select(running)
@@ -150,7 +156,8 @@ def generate(
     eos: int | None = None,
     seed: int = 0,
 ) -> list[list[list[int]]]:
-    """prompts: list of P token lists -> P lists of k responses: token lists that end in EOS unless they were cut off.
+    """P prompts as token lists -> P lists of k responses: token lists that end in EOS unless they were
+    cut off.
 
     Deterministic for a seed (torch's generator of the model's device). Raises what `stream` raises."""
     with model.autocast():  # around the loop: weights are cast once, not at every step

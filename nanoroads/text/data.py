@@ -40,6 +40,11 @@ class Rows:
         """(prompts, responses) of the rows with these indices, as `pack` takes them."""
         return [self.prompts[i] for i in indices], [self.responses[i] for i in indices]
 
+    def select(self, indices):
+        """The rows with these indices, as Rows."""
+        prompts, responses = self.take(indices)
+        return Rows(prompts, responses, [self.texts[i] for i in indices])
+
     def part(self, begin, end):
         """Rows begin to end - 1."""
         return Rows(self.prompts[begin:end], self.responses[begin:end], self.texts[begin:end])

@@ -1,8 +1,8 @@
-"""What a script asks of its --data: the built-in map, whose files are made when they are missing, or a file of yours.
+"""What a script asks of its --data: the built-in map, or a file of yours.
 
-A task answers for its demonstrations and pairs, its prompts' longest answers, and what can be measured on it. On the map the
-true reward is known; of a file nothing is, so its measures are empty.
-"""
+A task answers for its demonstrations and pairs, the length of its answers, and what can be measured on
+it. The map's files are made when they are missing, and its true reward is known. Of a file nothing is
+known, so its measures are empty."""
 
 import torch
 
@@ -30,6 +30,18 @@ def task_of_run(config: dict) -> "MapTask | FileTask":
     if config.get("tokenizer") == "roadmap" and data in roadmap.WORLDS:
         return MapTask(roadmap.WORLDS[data])
     return FileTask(data)
+
+
+def response_length(task, given, context, prompts):
+    """Tokens of a sampled response, at most: `given` (--max-new-tokens), or None: what suits the task.
+
+    context: the model's. prompts: as tokens. Raises InputError where they do not fit together."""
+    room = context - max(map(len, prompts))
+    length = given or task.max_new_tokens(room)
+    if not 0 < length <= room:
+        over = f"the model's context of {context} tokens by {length - room}"
+        raise InputError(f"prompt and --max-new-tokens {length} exceed {over}")
+    return length
 
 
 class FileTask:
@@ -150,7 +162,8 @@ class MapTask:
 
 
 def sample_routes(policy, world, encoding, prompts, k, temperature=1.0, seed=0):
-    """k responses to each prompt, a string: (prompts as tokens, responses as tokens), as `sequence_logps` takes them."""
+    """k responses to each prompt, a string -> (prompts, responses) as tokens, as `sequence_logps` takes
+    them."""
     ids = [tokenizer.encode(encoding, prompt) for prompt in prompts]
     eos, length = tokenizer.eos_id(encoding), world.max_moves + 1
     return ids, generate(policy, ids, k, length, temperature=temperature, eos=eos, seed=seed)
@@ -158,9 +171,11 @@ def sample_routes(policy, world, encoding, prompts, k, temperature=1.0, seed=0):
 
 @torch.no_grad()
 def measure_on_map(policy, reference, world, encoding, prompts, groups_per_pass=None, samples=1, seed=0):
-    """A policy on the map: true reward at temperature 1 and greedy, its parts, and KL(policy || reference) in nats.
+    """A policy on the map: true reward at temperature 1 and greedy, its parts, and KL(policy ||
+    reference).
 
-    prompts: strings; `samples` responses are drawn for each. Returns {name: list with one value per sample}; take mean_se."""
+    prompts: strings; `samples` responses are drawn for each. KL in nats. Returns {name: one value per
+    sample}; take mean_se."""
     ids, responses = sample_routes(policy, world, encoding, prompts, samples, seed=seed)
     _, likeliest = sample_routes(policy, world, encoding, prompts, 1, temperature=0)
     values = {"reward": [], "legal": [], "arrives": [], "moves": [], "greedy_reward": [], "kl": []}
