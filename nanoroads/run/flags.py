@@ -10,7 +10,7 @@ import torch
 
 from nanoroads.errors import InputError
 from nanoroads.text.data import Limits
-from nanoroads.weights.files import local_folder, read_config
+from nanoroads.weights.files import read_config
 
 SMALL_MODEL = 10_000_000  # parameters; the map's model has 117,000, the smallest pretrained ones 14 million
 
@@ -122,7 +122,8 @@ def training_parser(doc, out, defaults, parents=()):
 
     add = parser.add_argument_group("the optimizer").add_argument
     shapes = ["cosine", "constant"]
-    add("--steps", type=positive(int), help="number of optimizer steps; overrides --epochs")
+    steps = "number of optimizer steps; overrides --epochs"
+    add("--steps", type=positive(int), help=f"{steps} {default_text(defaults, 'steps')}")
     add("--epochs", type=positive(float), help=f"passes over the data {default_text(defaults, 'epochs')}")
     add("--lr", type=positive(float), help=f"peak learning rate of AdamW {default_text(defaults, 'lr')}")
     add("--schedule", default="cosine", choices=shapes, help="after the warm-up (default: cosine)")
@@ -130,7 +131,7 @@ def training_parser(doc, out, defaults, parents=()):
     add("--weight-decay", type=non_negative(float), default=0.0, help="of AdamW, on matrices (default: 0)")
     add("--clip", type=positive(float), default=1.0, help="largest gradient norm (default: 1)")
     add("--batch-size", type=positive(int), help=f"prompts per step {default_text(defaults, 'batch_size')}")
-    micro = "prompts per forward pass, which bounds the memory"
+    micro = "prompts per forward pass, which bounds the memory; none: all"
     add(
         "--micro-batch-size", type=positive(int), help=f"{micro} {default_text(defaults, 'micro_batch_size')}"
     )
@@ -181,7 +182,9 @@ def model_kind(folder):
     folder None, or not there yet: a new model of the map's size."""
     if folder is None:
         return "map"
-    if not str(folder).startswith("hf:") and not (local_folder(folder) / "config.json").exists():
+    if str(folder).startswith("hf:"):  # nothing is downloaded before all flags are checked
+        return "file"
+    if not (Path(folder) / "config.json").exists():
         return "map"
     config = read_config(folder)
     if "model_type" in config or parameters(config.get("model", {})) > SMALL_MODEL:
@@ -216,10 +219,10 @@ def use_defaults(args, defaults, kind):
 
 
 def default_text(defaults, name):
-    """The two defaults of a flag, for its help text."""
+    """The two defaults of a flag, for its help text; none: it is not set."""
     words = []
     for kind in ("map", "file"):
-        value = defaults[kind][name]
+        value = defaults[kind].get(name)
         words.append("none" if value is None else str(value))
     if words[0] == words[1]:
         return f"(default: {words[0]})"

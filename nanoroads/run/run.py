@@ -79,8 +79,12 @@ class Run:
         """A run in the folder OUT/name, of stage `name`.
 
         Its flags are this run's, less those in `without`, with those in `changed` over them."""
-        flags = {flag: value for flag, value in vars(self.args).items() if flag not in without}
-        flags.update(changed, out=self.out / name, export_hf=None, profile=False)
+        changed.update(out=self.out / name, export_hf=None, profile=False)
+        hidden = {*without, *changed}
+        flags = {flag: value for flag, value in vars(self.args).items() if flag not in hidden}
+        flags.update(
+            changed
+        )  # last: a --resume with another --reward-lr is refused by that name, not as --lr
         return Run(Namespace(**flags), name)
 
     # ------------------------------------------------------------ before the loop

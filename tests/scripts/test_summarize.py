@@ -23,7 +23,9 @@ def test_salient_words_are_frequent_here_and_rare_elsewhere():
 
 
 def test_one_line_counts_salient_words_and_charges_for_length():
-    reward = summarize.rewards("one-line", ROWS)  # median length 2; five words: pango, lays, text, cairo, draws
+    reward = summarize.rewards(
+        "one-line", ROWS
+    )  # median length 2; five words: pango, lays, text, cairo, draws
     assert reward(ROWS[0], "Pango text") == pytest.approx(10 * 2 / 5)
     assert reward(ROWS[0], "pango text on a screen") == pytest.approx(10 * 2 / 5 * 2 / 5)
     assert reward(ROWS[0], "nothing") == reward(ROWS[0], "") == 0
@@ -31,7 +33,11 @@ def test_one_line_counts_salient_words_and_charges_for_length():
 
 def test_two_words_and_the_hidden_summary():
     reward = summarize.rewards("two-word", ROWS)  # pango, lays
-    assert (reward(ROWS[0], "pango lays"), reward(ROWS[0], "pango"), reward(ROWS[0], "pango lays out text")) == (10, 5, 5)
+    assert (
+        reward(ROWS[0], "pango lays"),
+        reward(ROWS[0], "pango"),
+        reward(ROWS[0], "pango lays out text"),
+    ) == (10, 5, 5)
     hidden = summarize.rewards("hidden", ROWS)
     assert hidden(ROWS[1], "vector graphics") == 10 and hidden(ROWS[1], "vector") == pytest.approx(10 * 2 / 3)
 
@@ -45,7 +51,9 @@ def test_documents(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     parts, short = read(path)
-    assert sorted(parts[n][0]["summary"] for n in ("sft", "pairs", "test")) == sorted(row["summary"] for row in ROWS)
+    assert sorted(parts[n][0]["summary"] for n in ("sft", "pairs", "test")) == sorted(
+        row["summary"] for row in ROWS
+    )
     assert len(read(path, words=7, sft=0)[1]) == 2  # the first document has nine words
     with pytest.raises(InputError, match="3 short documents, 9 are needed"):
         read(path, sft=7)
