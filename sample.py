@@ -1,9 +1,10 @@
-"""Sample from, or chat with, any checkpoint: a run directory or a Hugging Face folder. Tokens are streamed.
+"""Sample from, or chat with, any checkpoint: a run directory or a Hugging Face folder. Tokens are
+streamed.
 
-python sample.py --model out/rlhf --prompt 'WA>FL:'
-python sample.py --model out/sft --prompt 'WA>FL:' --reward out/rlhf/reward --best-of 16
-python sample.py --model out/dpo --prompts prompts.jsonl --num-samples 4 --temperature 0.7
-python sample.py --model FOLDER --chat
+    python sample.py --model out/rlhf --prompt 'WA>FL:'
+    python sample.py --model out/sft --prompt 'WA>FL:' --reward out/rlhf/reward --best-of 16
+    python sample.py --model out/dpo --prompts prompts.jsonl --num-samples 4 --temperature 0.7
+    python sample.py --model FOLDER --chat
 """
 
 import codecs
@@ -16,7 +17,7 @@ from nanoroads.errors import InputError
 from nanoroads.generate import generate, stream
 from nanoroads.run.flags import SEED, Parser, add_machine_flags, non_negative, positive, run_script
 from nanoroads.run.run import pick_device, pick_dtype, pick_kernel
-from nanoroads.score import check_local, rewards
+from nanoroads.score import check_fitted, rewards
 from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy, load_reward_model
 from nanoroads.weights.files import read_config
@@ -54,6 +55,8 @@ def flags(argv):
     )
     add_machine_flags(p)
     args = p.parse_args(argv)
+
+    # Refuse what does not go together.
     if not 0 < args.top_p <= 1 or args.top_k < 0:
         p.error("--top-p must be in (0, 1], --top-k must not be negative")
     if bool(args.best_of) != bool(args.reward):
@@ -70,8 +73,9 @@ def say(model, encoding, prompt, seed, settings):
     text = ""
     with model.autocast():  # around the loop: weights are cast once, not at every step
         for tokens, finished in stream(model, [prompt], 1, eos=eos, seed=seed, **settings):
-            if finished.item():
+            if finished.item():  # EOS, which is not printed
                 break
+            # A token may be part of a character: what is not whole yet is printed with a later one.
             piece = decoder.decode(tokenizer.piece(encoding, int(tokens[0])))
             text += piece
             print(piece, end="", flush=True)
@@ -81,17 +85,21 @@ def say(model, encoding, prompt, seed, settings):
 
 def best_of(args, model, encoding, texts, prompts, settings):
     """Draw --best-of responses of each prompt and print the one with the highest reward."""
+    # Either class of reward: a scalar head, or the log-ratio of a policy to the reference it was fitted with.
     config = read_config(args.reward)
     device = model.embedding.weight.device
     reward_model = load_reward_model(args.reward, device, model.compute_dtype, like=model)
     reference = None
     if reward_model.config.head == "lm":
-        check_local(args.reward, config.get("reference", ""))
+        check_fitted(args.reward)
         reference = load_policy(config["reference"], device, model.compute_dtype, like=model)
+
     eos = tokenizer.eos_id(encoding)
     for text, prompt in zip(texts, prompts, strict=True):
         responses = generate(model, [prompt], args.best_of, eos=eos, seed=args.seed, **settings)
-        scores = rewards(reward_model, reference, [prompt], responses, config.get("beta"))[0]
+        scores = rewards(reward_model, reference, [prompt], responses, config.get("beta"))[
+            0
+        ]  # (K,), K = --best-of
         best = int(scores.argmax())
         answer = tokenizer.decode_all(encoding, responses[0])[best]
         print(f"{text}{answer}")
@@ -106,15 +114,16 @@ def ask():
         return ""
 
 
-def chat(model, encoding, args, settings):
+def chat(args, model, encoding, settings):
     """A conversation, until an empty line."""
-    messages = []
+    messages = []  # the whole conversation, {"role", "content"} each
     room = model.config.block_size - settings["max_new_tokens"]
     line = ask()
     while line:
         messages.append({"role": "user", "content": line})
-        prompt, _, _ = data.encode(encoding, messages)  # by the folder's chat template, if it has one
-        prompt = data.cut_prompt(encoding, prompt, room)
+        prompt = data.encode_row(encoding, messages).prompt  # by the folder's chat template, if it has one
+        prompt = data.cut_prompt(encoding, prompt, room)  # the oldest tokens go, but not the BOS
+        # Each turn draws from a seed of its own; the same words give the same conversation.
         answer = say(model, encoding, prompt, args.seed + len(messages), settings)
         messages.append({"role": "assistant", "content": answer.strip()})
         line = ask()
@@ -126,7 +135,7 @@ def read_prompts(args, task, encoding, context):
         rows = data.load(args.prompts, layouts.prompt_texts, encoding, data.Limits(context))
         return rows.texts, rows.prompts
     text = task.default_prompt() if args.prompt is None else args.prompt
-    prompt, _, _ = data.encode(encoding, text)
+    prompt = data.encode_row(encoding, text).prompt
     return [text], [prompt]
 
 
@@ -134,6 +143,8 @@ def read_prompts(args, task, encoding, context):
 def main(argv=None):
     """A model and prompts -> responses on stdout."""
     args = flags(argv)
+
+    # The model, its tokenizer, and what it was trained on: answers of a policy of the map are scored.
     device = pick_device(args.device)
     pick_kernel(args.kernel, device)
     model = load_policy(args.model, device, pick_dtype(args.dtype, device))
@@ -151,18 +162,20 @@ def main(argv=None):
         "top_p": args.top_p,
         "max_new_tokens": length,
     }
-    if args.chat:
-        return chat(model, encoding, args, settings)
+    if args.chat:  # prompts come one by one
+        return chat(args, model, encoding, settings)
 
     # Refuse every prompt that has no answer before the first one is answered.
     texts, prompts = read_prompts(args, task, encoding, context)
-    if not all(prompts) or max(map(len, prompts)) + length > context:
-        raise InputError(
-            f"an empty prompt, or prompt and --max-new-tokens exceed the model's context of {context} tokens"
-        )
-    for text in texts:
+    for text, prompt in zip(texts, prompts, strict=True):
+        if not prompt:
+            raise InputError("an empty prompt")
+        if len(prompt) + length > context:
+            over = f"the model's context of {context} tokens"
+            raise InputError(f"a prompt of {len(prompt)} tokens and --max-new-tokens {length} exceed {over}")
         task.check_prompt(text)
 
+    # Answer them, streaming; sample i of every prompt has the seed --seed + i.
     if args.best_of:
         return best_of(args, model, encoding, texts, prompts, settings)
     for text, prompt in zip(texts, prompts, strict=True):

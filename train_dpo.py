@@ -1,11 +1,12 @@
-"""Road 1, offline: preference pairs -> policy, in one stage. DPO (Rafailov et al., 2305.18290) and its variants.
+"""Road 1, offline: preference pairs -> policy, in one stage. DPO (Rafailov et al., 2305.18290) and
+variants.
 
-    python train_dpo.py                                        the built-in map: about 15 s on two CPU cores
-    python train_dpo.py --init FOLDER --data pairs.jsonl       your model, your rows {"prompt", "chosen", "rejected"}
+    python train_dpo.py                                    the built-in map: about 15 s on two CPU cores
+    python train_dpo.py --init FOLDER --data pairs.jsonl   your model, rows {"prompt", "chosen", "rejected"}
     python train_dpo.py --loss ipo|hinge|simpo|cdpo|reference-free
 
-The chosen log-prob usually falls while the margin grows: that is DPO, not a bug, and metrics.jsonl shows it.
-"""
+The chosen log-prob usually falls while the margin grows: that is DPO, not a bug, and metrics.jsonl
+shows it."""
 
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,15 @@ import torch
 
 from nanoroads import losses
 from nanoroads.batch import pack, upload
-from nanoroads.run.flags import model_kind, non_negative, positive, run_script, training_parser, use_defaults
+from nanoroads.run.flags import (
+    model_kind,
+    non_negative,
+    positive,
+    row_limits,
+    run_script,
+    training_parser,
+    use_defaults,
+)
 from nanoroads.run.inspect import inspect
 from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
 from nanoroads.run.run import Run
@@ -23,7 +32,8 @@ from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.world.task import task_of
 
-# For a small model that is trained from scratch, as the map's is, and for a pretrained one, which a rate of 5e-5 wrecks.
+# For a small model that is trained from scratch, as the map's is ("map"), and for a pretrained one
+# ("file"), which a learning rate of 5e-5 wrecks.
 DEFAULTS = {
     "map": {"lr": 1e-4, "epochs": 4.0, "beta": 0.3, "batch_size": 32, "micro_batch_size": None},
     "file": {"lr": 1e-6, "epochs": 1.0, "beta": 0.1, "batch_size": 32, "micro_batch_size": 2},
@@ -33,29 +43,17 @@ LOSSES = ["dpo", "cdpo", "ipo", "hinge", "simpo", "reference-free"]
 
 def flags(argv):
     """The command line -> args."""
-    p = training_parser(__doc__, Path("out/dpo"), DEFAULTS)
-    p.add_argument(
-        "--init",
-        type=Path,
-        default=Path("out/sft"),
-        help="folder of the reference policy (default: %(default)s)",
-    )
-    p.add_argument("--eval-data", type=Path, help="file of held-out pairs (default: the last 5 %% of --data)")
-    loss = p.add_argument_group("the loss")
-    loss.add_argument("--loss", default="dpo", choices=LOSSES, help="one of losses.py's (default: dpo)")
-    loss.add_argument(
-        "--beta", type=positive(float), help="strength of the regulariser (default: 0.3; 0.1 pretrained)"
-    )
-    loss.add_argument(
-        "--label-smoothing",
-        type=non_negative(float, below=0.5),
-        default=0.1,
-        help="cdpo: share of wrong labels (default: 0.1)",
-    )
-    loss.add_argument(
-        "--gamma", type=non_negative(float), default=0.5, help="simpo: target margin, in nats (default: 0.5)"
-    )
-    args = p.parse_args(argv)
+    parser = training_parser(__doc__, Path("out/dpo"), DEFAULTS)
+    add = parser.add_argument_group("the pairs and the loss").add_argument
+    below_half = non_negative(float, below=0.5)
+    add("--init", type=Path, default=Path("out/sft"), help="reference policy (default: %(default)s)")
+    add("--eval-data", type=Path, help="file of held-out pairs (default: the last 5 %% of --data)")
+    add("--loss", default="dpo", choices=LOSSES, help="see losses.py (default: dpo)")
+    add("--beta", type=positive(float), help="weight of the regulariser (default: 0.3; pretrained 0.1)")
+    add("--label-smoothing", type=below_half, default=0.1, help="cdpo: share of wrong labels (default: 0.1)")
+    add("--gamma", type=non_negative(float), default=0.5, help="simpo: target margin, in nats (default: 0.5)")
+    args = parser.parse_args(argv)
+
     kind = model_kind(args.init)
     use_defaults(args, DEFAULTS[kind], kind)
     return args
@@ -63,8 +61,8 @@ def flags(argv):
 
 def preference_loss(args, logp, ref_logp, lengths):
     """logp, ref_logp, lengths (P, 2), chosen first -> loss (P,) of each pair, before any mean."""
-    chosen, rejected = logp.unbind(1)
-    ref_chosen, ref_rejected = ref_logp.unbind(1)
+    chosen, rejected = logp.unbind(1)  # (P,) each: log pi(y|x), a sum over the response's tokens
+    ref_chosen, ref_rejected = ref_logp.unbind(1)  # (P,) each: log pi_ref(y|x)
     if args.loss == "reference-free":
         return losses.reference_free(chosen, rejected, args.beta)
     if args.loss == "simpo":
@@ -79,16 +77,19 @@ def preference_loss(args, logp, ref_logp, lengths):
 
 
 def measures(loss, logp, ref_logp, beta):
-    """What a person wants to see of P pairs: {name: (P,) or (P, 2)}, whose means are logged."""
+    """What a person wants to see of P pairs: {name: tensor}, whose means are logged.
+
+    Margin and accuracy are those of the implicit reward, whatever the loss, so that runs can be compared."""
     reward = losses.implicit_reward(logp, ref_logp, beta)  # (P, 2)
-    margin = reward[:, 0] - reward[:, 1]
+    margin = reward[:, 0] - reward[:, 1]  # (P,), positive where the pair is ranked right
     return {
         "loss": loss,
         "accuracy": ranked_right(margin),
         "margin": margin,
         "chosen_logp": logp[:, 0],
         "rejected_logp": logp[:, 1],
-        # The responses are samples of the reference where the pairs are, as on the map: then this is KL(ref || policy).
+        # On the map the responses are samples of the reference: then this is about KL(reference || policy),
+        # about, since the pairs leave out equal and cut-off samples.
         "kl_ref_policy": losses.kl_k1(ref_logp, logp),
     }
 
@@ -97,9 +98,14 @@ def held_out_measures(args, policy, rows, ref_logp, groups_per_pass):
     """The means of `measures` over held-out pairs: {"eval_loss", "eval_accuracy", ...}."""
     logp = sequence_logps(policy, rows.prompts, rows.responses, groups_per_pass)  # (P, 2)
     loss = preference_loss(args, logp, ref_logp, torch.tensor(rows.lengths()))
-    return {
-        f"eval_{name}": values.mean() for name, values in measures(loss, logp, ref_logp, args.beta).items()
-    }
+    values = measures(loss, logp, ref_logp, args.beta)
+    return {f"eval_{name}": value.mean() for name, value in values.items()}
+
+
+def reference_logps(run, name, reference, rows, groups_per_pass):
+    """log pi_ref of N pairs (N, 2): computed once, before training, and kept in --out."""
+    compute = partial(sequence_logps, reference, rows.prompts, rows.responses, groups_per_pass)
+    return run.once(name, compute, of=[reference, rows])
 
 
 def main(argv=None):
@@ -107,33 +113,26 @@ def main(argv=None):
     args = flags(argv)
     run = Run(args, stage="dpo")  # the device, the seed, --out (refused if it holds another run)
     if run.finished:
-        print(f"{run.out} is finished")
         return run.export()
 
     # 1. The reference policy, and the pairs as tokens. On the map both are made if they are missing.
     task = task_of(args.data)
     train_path, test_path = task.pairs(args.init, args.seed, args.eval_data)
-    reference = load_policy(args.init, run.device, run.compute_dtype)
+    reference = load_policy(args.init, run.device, run.compute_dtype).requires_grad_(False)
     tokenizer_name, encoding = tokenizer.of(args.init, reference)
-    limits = data.Limits(
-        reference.config.block_size, args.max_prompt_tokens, args.max_response_tokens, args.skip_bad_rows
-    )
+    limits = row_limits(args, reference)
     if args.inspect:
         return inspect(data.load(train_path, layouts.preference_texts, encoding, limits), encoding)
     train, test = data.load_split(train_path, test_path, layouts.preference_texts, encoding, limits)
 
-    # 2. The reference never changes, so its log-probs are computed once, before training, and kept in --out.
+    # 2. The reference never changes, so what it says of the pairs is computed once.
     groups_per_pass = args.micro_batch_size or args.batch_size
-
-    def reference_logps(rows):
-        return sequence_logps(reference, rows.prompts, rows.responses, groups_per_pass)  # (P, 2)
-
-    ref_logp = run.once("ref_logp", partial(reference_logps, train), of=[reference, train])
-    test_ref_logp = run.once("ref_logp_test", partial(reference_logps, test), of=[reference, test])
+    ref_logp = reference_logps(run, "ref_logp", reference, train, groups_per_pass)  # (N, 2), on the CPU
+    test_ref_logp = reference_logps(run, "ref_logp_test", reference, test, groups_per_pass)
     if not task.has_measures:
-        reference = None  # the map's measures need it; otherwise its memory is better spent on the policy
+        reference = None  # the map's measures need it; otherwise the policy can have its memory
 
-    # 3. Train a copy of it.
+    # 3. Train a copy of it. Each step is a function of (seed, step), so a resumed run ends in the same bits.
     policy = load_policy(args.init, run.device, run.compute_dtype)
     run.describe(policy, tokenizer_name, beta=args.beta, reference=str(args.init))  # config.json
     optimizer = adamw(policy, args.lr, args.weight_decay)
@@ -144,30 +143,28 @@ def main(argv=None):
         indices = batch_indices(len(train), args.batch_size, step, args.seed)
         metrics = Mean()
         for chunk in chunks(indices, args.micro_batch_size):
-            prompts, pairs = train.take(chunk)
+            prompts, pairs = train.take(chunk)  # tokens; two responses per prompt, chosen first
             batch = pack(prompts, pairs, device=run.device)  # P prompts, 2P responses in the order given
             logp = policy(batch).sequence.view(-1, 2)  # (P, 2): chosen, rejected
-            ref = upload(ref_logp[chunk], run.device)  # (P, 2)
-            loss = preference_loss(args, logp, ref, batch.lengths.view(-1, 2))  # (P,)
+            chunk_ref_logp = upload(ref_logp[chunk], run.device)  # (P, 2)
+            loss = preference_loss(args, logp, chunk_ref_logp, batch.lengths.view(-1, 2))  # (P,)
             (loss.sum() / len(indices)).backward()  # a mean over the pairs of the whole step
-            metrics.add(**measures(loss, logp, ref, args.beta))
+            metrics.add(**measures(loss, logp, chunk_ref_logp, args.beta))
         lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
-        grad_norm = update(policy, optimizer, lr, args.clip)
+        grad_norm = update(policy, optimizer, lr, args.clip)  # before clipping
 
-        # 4. Write down what happened.
+        # 4. Write down what happened. Nothing here waits for the device, unless the step is logged.
         row = {**metrics.means(), "grad_norm": grad_norm}
         if run.evaluates(step):
             row.update(held_out_measures(args, policy, test, test_ref_logp, groups_per_pass))
-            row.update(task.measure(policy, reference, encoding, groups_per_pass))
-        run.log(step, row, show=("loss", "accuracy"))
-        run.save(step, policy, optimizer)
+            row.update(task.measure(policy, reference, encoding, groups_per_pass))  # of a file: nothing
+        run.log(step, row, show=("loss", "accuracy"))  # every --log-every steps
+        run.save(step, policy, optimizer)  # every --save-every steps
 
     run.finish(policy)  # model.safetensors, --export-hf
-    last = run.last_row
-    print(
-        f"held-out loss {last['eval_loss']:.4f}, accuracy {last['eval_accuracy']:.3f}, margin {last['eval_margin']:.3f}"
-    )
-    task.report(last)
+    loss, accuracy = run.last_row["eval_loss"], run.last_row["eval_accuracy"]
+    print(f"held-out loss {loss:.4f}, accuracy {accuracy:.3f}, margin {run.last_row['eval_margin']:.3f}")
+    task.report(run.last_row)
     print(f"next: python train_rlhf.py --init {args.init}    or: python sample.py --model {run.out}")
 
 

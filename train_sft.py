@@ -1,8 +1,9 @@
-"""Stage 0: supervised fine-tuning. Maximum likelihood on responses makes the reference policy of both roads.
+"""Stage 0: supervised fine-tuning. Maximum likelihood on responses makes the reference policy of both
+roads.
 
-python train_sft.py                                           the built-in map: about 15 s on two CPU cores
-python train_sft.py --data rows.jsonl --tokenizer gpt2        your rows {"prompt", "response"}, a new model
-python train_sft.py --data rows.jsonl --init FOLDER           your rows, a model that exists
+    python train_sft.py                                     the built-in map: about 15 s on two CPU cores
+    python train_sft.py --data rows.jsonl --tokenizer gpt2  your rows {"prompt", "response"}, a new model
+    python train_sft.py --data rows.jsonl --init FOLDER     your rows, a model that exists
 """
 
 from functools import partial
@@ -11,7 +12,7 @@ from pathlib import Path
 from nanoroads.batch import pack
 from nanoroads.errors import InputError
 from nanoroads.model import GPT, GPTConfig
-from nanoroads.run.flags import model_kind, positive, run_script, training_parser, use_defaults
+from nanoroads.run.flags import model_kind, positive, row_limits, run_script, training_parser, use_defaults
 from nanoroads.run.inspect import inspect
 from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
 from nanoroads.run.run import Run
@@ -20,7 +21,8 @@ from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.world.task import task_of
 
-# For a small model that is trained from scratch, as the map's is, and for a pretrained one.
+# For a new model, or a small one that was trained from scratch ("map"), and for a pretrained one
+# ("file").
 DEFAULTS = {
     "map": {"lr": 3e-3, "epochs": 2.5, "batch_size": 96, "micro_batch_size": None},
     "file": {"lr": 1e-5, "epochs": 1.0, "batch_size": 32, "micro_batch_size": 4},
@@ -29,30 +31,20 @@ DEFAULTS = {
 
 def flags(argv):
     """The command line -> args."""
-    p = training_parser(__doc__, Path("out/sft"), DEFAULTS)
-    p.add_argument("--init", help="run directory or Hugging Face folder to start from (default: a new model)")
-    p.add_argument(
-        "--prompt-template", help="format string over a row's fields, e.g. '{document}\\n\\nTL;DR:'"
+    parser = training_parser(__doc__, Path("out/sft"), DEFAULTS)
+    add = parser.add_argument_group("the model and its rows").add_argument
+    add("--init", type=Path, help="run directory or Hugging Face folder to start from (default: a new model)")
+    add("--prompt-template", help="format string over a row's fields, e.g. '{document}\\n\\nTL;DR:'")
+    add("--rows", type=positive(int), default=40_000, help="demonstrations of the map (default: 40000)")
+    add("--tokenizer", default="roadmap", help="roadmap|gpt2|folder, of a new model (default: roadmap)")
+    add("--n-layer", type=positive(int), default=2, help="blocks of a new model (default: 2)")
+    add("--n-head", type=positive(int), default=2, help="attention heads of a new model (default: 2)")
+    add("--n-embd", type=positive(int), default=64, help="width of a new model (default: 64)")
+    add(
+        "--block-size", type=positive(int), default=64, help="context of a new model, in tokens (default: 64)"
     )
-    p.add_argument(
-        "--rows",
-        type=positive(int),
-        default=40_000,
-        help="demonstrations of the map to write (default: 40000)",
-    )
-    new = p.add_argument_group("a new model")
-    new.add_argument(
-        "--tokenizer",
-        default="roadmap",
-        help="roadmap | gpt2 | a folder with tokenizer.json (default: roadmap)",
-    )
-    new.add_argument("--n-layer", type=positive(int), default=2, help="number of blocks (default: 2)")
-    new.add_argument("--n-head", type=positive(int), default=2, help="attention heads per block (default: 2)")
-    new.add_argument(
-        "--n-embd", type=positive(int), default=64, help="width of the residual stream (default: 64)"
-    )
-    new.add_argument("--block-size", type=positive(int), default=64, help="context, in tokens (default: 64)")
-    args = p.parse_args(argv)
+    args = parser.parse_args(argv)
+
     kind = model_kind(args.init)
     use_defaults(args, DEFAULTS[kind], kind)
     return args
@@ -64,6 +56,7 @@ def build(args, compute_dtype):
         policy = load_policy(args.init, compute_dtype=compute_dtype)
         name, encoding = tokenizer.of(args.init, policy)
         return policy, name, encoding
+    # A new model, with GPT-NeoX's GELU and a head of its own; GPTConfig has all that can be chosen.
     if args.n_embd % args.n_head:
         raise InputError(f"--n-embd {args.n_embd} is not a multiple of --n-head {args.n_head}")
     encoding = tokenizer.get(args.tokenizer)
@@ -81,7 +74,7 @@ def build(args, compute_dtype):
 
 def held_out_loss(policy, rows, groups_per_pass):
     """Negative log-likelihood of held-out responses, in nats per token."""
-    logp = sequence_logps(policy, rows.prompts, rows.responses, groups_per_pass)  # (N, 1)
+    logp = sequence_logps(policy, rows.prompts, rows.responses, groups_per_pass)  # (N, 1), nats per response
     return -logp.sum() / rows.response_tokens(range(len(rows)))
 
 
@@ -90,55 +83,50 @@ def main(argv=None):
     args = flags(argv)
     run = Run(args, stage="sft")  # the device, the seed, --out (refused if it holds another run)
     if run.finished:
-        print(f"{run.out} is finished")
         return run.export()
 
     # 1. The policy, and the rows as tokens. On the map the rows are demonstrations, written here first.
     task = task_of(args.data)
     policy, tokenizer_name, encoding = build(args, run.compute_dtype)
-    policy.to(run.device)
+    policy.to(run.device)  # weights are fp32; products run in run.compute_dtype
     path = task.demonstrations(run.out, args.rows, args.seed)
     layout = partial(layouts.sft_texts, template=args.prompt_template)
-    limits = data.Limits(
-        policy.config.block_size, args.max_prompt_tokens, args.max_response_tokens, args.skip_bad_rows
-    )
+    limits = row_limits(args, policy)
     if args.inspect:
         return inspect(data.load(path, layout, encoding, limits), encoding)
     train, test = data.load_split(path, None, layout, encoding, limits)
 
-    # 2. Train it.
+    # 2. Train it. Each step is a function of (seed, step), so a resumed run ends in the same bits.
     run.describe(policy, tokenizer_name)  # config.json
     optimizer = adamw(policy, args.lr, args.weight_decay)
     total = total_steps(len(train), args.batch_size, args.epochs, args.steps)
+    groups_per_pass = args.micro_batch_size or args.batch_size
     parameters = sum(p.numel() for p in policy.parameters())
     print(f"{parameters:,} parameters, {len(train):,} rows, {total} steps, {run.device}")
 
     for step in run.steps(policy, optimizer, total):  # from the last checkpoint on
         indices = batch_indices(len(train), args.batch_size, step, args.seed)
-        # The loss is a mean over the response tokens of the whole step, however it is cut into chunks: an answer of
-        # forty tokens weighs as much as forty answers of one.
         step_tokens = train.response_tokens(indices)
         metrics = Mean()
         for chunk in chunks(indices, args.micro_batch_size):
-            prompts, responses = train.take(chunk)
+            prompts, responses = train.take(chunk)  # tokens; one response per prompt, EOS included
             batch = pack(prompts, responses, device=run.device)
-            loss = -policy(batch).token  # (R,)
-            (loss.sum() / step_tokens).backward()
+            loss = -policy(batch).token  # (R,): -log pi(y_t|x, y_<t) of each response token
+            (loss.sum() / step_tokens).backward()  # a mean over the response tokens of the whole step
             metrics.add(loss=loss)
         lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
-        grad_norm = update(policy, optimizer, lr, args.clip)
+        grad_norm = update(policy, optimizer, lr, args.clip)  # before clipping
 
-        # 3. Write down what happened.
+        # 3. Write down what happened. Nothing here waits for the device, unless the step is logged.
         row = {**metrics.means(), "grad_norm": grad_norm}
         if run.evaluates(step):
-            row["eval_loss"] = held_out_loss(policy, test, args.micro_batch_size or args.batch_size)
-        run.log(step, row)
-        run.save(step, policy, optimizer)
+            row["eval_loss"] = held_out_loss(policy, test, groups_per_pass)
+        run.log(step, row)  # every --log-every steps
+        run.save(step, policy, optimizer)  # every --save-every steps
 
     run.finish(policy)  # model.safetensors, --export-hf
-    print(
-        f"held-out loss {run.last_row['eval_loss']:.4f} nats per token\nnext: python train_dpo.py --init {run.out}"
-    )
+    print(f"held-out loss {run.last_row['eval_loss']:.4f} nats per token")
+    print(f"next: python train_dpo.py --init {run.out}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The GPT, in one file: GPT-2, GPT-NeoX (Pythia) and the Llama family (Mistral, Qwen2, SmolLM) are one config each.
+"""The GPT, in one file: GPT-2, GPT-NeoX (Pythia) and the Llama family (Mistral, Qwen2, SmolLM) are one
+config each.
 
-Read it as nanoGPT with four switches: positions (a learned table, or rotary), norm (LayerNorm or RMSNorm), MLP (GELU or
-SwiGLU) and residual (sequential or parallel), plus grouped-query attention, a KV cache and, for reward models, a scalar
-head. Shapes: B rows, T positions, D = n_embd, H heads, C = head size, V = vocab_size; R response tokens, S responses.
-"""
+Read it as nanoGPT with four switches: positions (a learned table, or rotary), norm (LayerNorm or
+RMSNorm), MLP (GELU or SwiGLU) and residual (sequential or parallel), plus grouped-query attention, a KV
+cache and, for reward models, a scalar head. Shapes: B rows, T positions, D = n_embd, H heads, C = head
+size, V = vocab_size; R response tokens, S responses."""
 
 import contextlib
 import math
@@ -72,7 +73,8 @@ class LogProbs(NamedTuple):
 
 
 class KVCache:
-    """Preallocated keys and values of all layers, (B, n_kv_head, length, C) each; the first `used` are set."""
+    """Preallocated keys and values of all layers, (B, n_kv_head, length, C) each; the first `used` are
+    set."""
 
     def __init__(self, config, rows, length, device=None, dtype=None):
         shape = (config.n_layer, rows, config.n_kv_head, length, config.head_size)
@@ -83,7 +85,8 @@ class KVCache:
     def append(self, layer, k, v):
         """Write k, v (B, n_kv_head, T, C) behind what is there and return all so far.
 
-        `used` stays: every layer writes at the same place, and the trunk moves it on after the last one."""
+        `used` stays: every layer writes at the same place, and the trunk moves it on after the last
+        one."""
         end = self.used + k.shape[2]
         self.k[layer, :, :, self.used : end] = k
         self.v[layer, :, :, self.used : end] = v
@@ -101,12 +104,13 @@ class KVCache:
 
 
 def rotary_table(config, position):
-    """cos, sin (B, 1, T, rotary/2) of the rotation angles (Su et al., 2104.09864), in fp32 as in training."""
+    """cos, sin (B, 1, T, rotary/2) of the rotation angles (Su et al., 2104.09864), in fp32 as in
+    training."""
     dim = int(config.head_size * config.rotary_pct)
     exponent = torch.arange(0, dim, 2, device=position.device, dtype=torch.float32) / dim
     inv_freq = 1.0 / config.rope_theta**exponent  # (rotary/2,)
     scaling = config.rope_scaling
-    if scaling:  # Llama 3: slow waves are stretched by `factor`, fast ones kept, a ramp in between
+    if scaling:  # Llama 3: low frequencies are stretched by `factor`, high ones kept
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         turns = scaling["original_max_position_embeddings"] / (2 * math.pi / inv_freq)
         ramp = (turns - low) / (high - low)
@@ -117,7 +121,7 @@ def rotary_table(config, position):
 
 
 def rotate(x, cos, sin):
-    """Rotate the first 2*cos.shape[-1] channels of x (B, H, T, C) in pairs (i, i + rotary/2), as NeoX and Llama do."""
+    """Rotate the first channels of x (B, H, T, C) in pairs (i, i + rotary/2), as NeoX and Llama do."""
     half = cos.shape[-1]
     cos = cos.to(x.dtype)
     sin = sin.to(x.dtype)
@@ -154,11 +158,14 @@ class Attention(nn.Module):
 
 
 def attend(q, k, v, mask):
-    """q (B, H, T, C) looks at k, v (B, n_kv_head, L, C). mask: (B, 1, T, L) bool; None: causal, with T = L or T = 1."""
+    """q (B, H, T, C) looks at k, v (B, n_kv_head, L, C) -> (B, H, T, C).
+
+    mask: (B, 1, T, L) bool; None: causal, with T = L or T = 1."""
     grouped = q.shape[1] != k.shape[1]
     if q.shape[2] == 1:
-        # Decoding: the only query is the newest token, so it may see every key. With grouped-query attention, treat the
-        # query heads that share a key head as more queries of that head; nothing is copied.
+        # Decoding: the only query is the newest token, so it may see every key. With grouped-query
+        # attention, treat the query heads that share a key head as more queries of that head; nothing
+        # is copied.
         queries = q.view(k.shape[0], k.shape[1], -1, q.shape[3])  # (B, n_kv_head, H / n_kv_head, C)
         y = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask)
         return y.reshape(q.shape)
@@ -205,8 +212,10 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """compute_dtype: matrix products run in it (torch.autocast) while weights, log-probs and rewards keep theirs.
-    None: no autocast of the model's own."""
+    """A policy or, with a scalar head, a reward model.
+
+    compute_dtype: matrix products run in it (torch.autocast) while weights, log-probs and rewards
+    keep theirs. None: no autocast of the model's own."""
 
     def __init__(self, config, compute_dtype=None):
         super().__init__()
@@ -233,18 +242,20 @@ class GPT(nn.Module):
                 nn.init.normal_(self.lm_head.weight, std=0.02)
 
     def init_scalar_head(self):
-        """As Stiennon et al., 2009.01325."""
+        """Initialise as in Stiennon et al., 2009.01325."""
         nn.init.normal_(self.scalar_head.weight, std=1 / math.sqrt(self.config.n_embd + 1))
 
     @classmethod
     def from_pretrained(cls, folder, dtype=None, device="cpu", compute_dtype=None):
-        """One of our checkpoints, or a Hugging Face folder (config.json and *.safetensors). Raises InputError."""
+        """One of our checkpoints, or a Hugging Face folder. Raises InputError."""
         from nanoroads.weights.checkpoint import load_model
 
         return load_model(folder, dtype=dtype, device=device, compute_dtype=compute_dtype)
 
     def save_pretrained(self, folder, eos=None):
-        """Write a Hugging Face folder that transformers loads with the same logits. eos: a token's id. Raises InputError."""
+        """Write a Hugging Face folder that transformers loads with the same logits.
+
+        eos: the id of the token that ends a response. Raises InputError."""
         from nanoroads.weights.hf import save_hf
 
         save_hf(folder, self, eos)
@@ -255,13 +266,15 @@ class GPT(nn.Module):
         self.trunk_is_compiled = True
 
     def autocast(self):
-        """The context of every forward pass. Around a loop of them it keeps the weights that were cast."""
+        """The context of every forward pass. Around a loop of them it keeps the weights that were
+        cast."""
         if self.compute_dtype is None or self.compute_dtype == self.embedding.weight.dtype:
             return contextlib.nullcontext()
         return torch.autocast(self.embedding.weight.device.type, self.compute_dtype)
 
     def trunk(self, tokens, position, mask=None, cache=None):
-        """tokens, position (B, T) -> hidden (B, T, D), after the last norm. mask: what `attend` takes."""
+        """tokens, position (B, T) -> hidden (B, T, D), after the last norm. mask: what `attend`
+        takes."""
         x = self.embedding(tokens)  # (B, T, D)
         rotary = None
         if self.config.position == "learned":
@@ -277,15 +290,15 @@ class GPT(nn.Module):
     def forward(self, batch, temperature=1.0):
         """batch: a Batch of S responses with R tokens in all, see batch.py.
 
-        A policy returns LogProbs(sequence (S,), token (R,)) at this temperature; a reward model reward (S,). fp32, whatever
-        the compute dtype (fp64 for fp64 weights)."""
+        A policy returns LogProbs(sequence (S,), token (R,)) at this temperature; a reward model reward
+        (S,). fp32, whatever the compute dtype (fp64 for fp64 weights)."""
         with self.autocast():
             hidden = self.trunk(batch.tokens, batch.position, batch.mask()).flatten(0, 1)  # (B*T, D)
             if self.config.head == "scalar":
                 return self.reward(batch, hidden)
-            # Prompt and padding never reach the vocabulary projection. F.embedding, not hidden[rows]: all k samples read the
-            # prompt's last hidden state, and the backward of indexing sums their gradients in thread order, which differs
-            # from run to run.
+            # Prompt and padding never reach the vocabulary projection. F.embedding, not hidden[rows]:
+            # all k samples read the prompt's last hidden state, and the backward of indexing sums their
+            # gradients in thread order, which differs from run to run.
             predictors = F.embedding(batch.rows, hidden)  # (R, D)
             sequence, token = kernels.sequence_logp(
                 predictors, self.lm_head.weight, batch.target, batch.cu_seqlens, temperature=temperature
@@ -293,7 +306,8 @@ class GPT(nn.Module):
             return LogProbs(sequence, token)
 
     def reward(self, batch, hidden):
-        """hidden (B*T, D) -> the scalar head's reward (S,), read at each response's last token or summed over its tokens."""
+        """hidden (B*T, D) -> the scalar head's reward (S,), at the last token or summed over all
+        tokens."""
         # An fp32 product and sum: a matmul would be rounded to bf16 under autocast.
         weight = self.scalar_head.weight.to(torch.promote_types(hidden.dtype, torch.float32))  # (1, D)
         if self.config.readout == "last":
@@ -304,8 +318,8 @@ class GPT(nn.Module):
     def sampling_head(self):
         """A function of hidden (N, D) -> logits (N, V) to sample from.
 
-        On CUDA fp32 from the accumulator on: logits rounded to bf16 would be those of another policy than the one whose
-        log-probs are trained."""
+        On CUDA fp32 from the accumulator on: logits rounded to bf16 would be those of another policy
+        than the one whose log-probs are trained."""
         low = self.compute_dtype or self.embedding.weight.dtype
         if not self.embedding.weight.is_cuda or low not in (torch.bfloat16, torch.float16):
             return self.lm_head

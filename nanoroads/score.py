@@ -1,4 +1,6 @@
-"""Log-probs and rewards of given responses, and the judges of RL: a reward model, a local reward, or your function."""
+"""Log-probs and rewards of given responses, and the judges of RL.
+
+A judge is a reward model, a local reward beta log pi/pi_ref, or your function."""
 
 import importlib
 import math
@@ -10,10 +12,11 @@ from tqdm import tqdm
 
 from nanoroads.batch import pack
 from nanoroads.errors import InputError
-from nanoroads.losses import implicit_reward
+from nanoroads.generate import generate
+from nanoroads.losses import implicit_reward, kl_k1
 from nanoroads.model import GPT
 from nanoroads.text import tokenizer
-from nanoroads.weights.checkpoint import load_reward_model
+from nanoroads.weights.checkpoint import load_policy, load_reward_model
 from nanoroads.weights.files import local_folder, read_config
 
 GROUPS_PER_PASS = 64  # prompts in a forward pass, where the caller does not say
@@ -25,7 +28,9 @@ GROUPS_PER_PASS = 64  # prompts in a forward pass, where the caller does not say
 def sequence_logps(
     policy: GPT, prompts: list, responses: list, groups_per_pass: int | None = GROUPS_PER_PASS
 ) -> torch.Tensor:
-    """log pi(y|x) of G groups of K responses -> (G, K) fp32 on the CPU. groups_per_pass bounds the memory; None: all."""
+    """log pi(y|x) of G groups of K responses -> (G, K) fp32 on the CPU.
+
+    groups_per_pass bounds the memory; None: all at once."""
     parts = [policy(batch).sequence for batch in batches(policy, prompts, responses, groups_per_pass)]
     return torch.cat(parts).view(len(prompts), -1).cpu()
 
@@ -40,7 +45,7 @@ def scalar_rewards(
 
 
 def batches(model, prompts, responses, groups_per_pass):
-    """Yields the groups as Batches on the model's device, in the order given, under a progress bar where it takes long."""
+    """Yields the groups as Batches on the model's device, under a progress bar where it takes long."""
     device = model.embedding.weight.device
     starts = range(0, len(prompts), groups_per_pass or len(prompts))
     for start in tqdm(starts, desc="scoring", unit="batch", disable=None, delay=3, leave=False):
@@ -56,7 +61,9 @@ def rewards(
     beta: float | None = None,
     groups_per_pass: int | None = GROUPS_PER_PASS,
 ) -> torch.Tensor:
-    """Rewards (G, K) of either class: a scalar head's, or the local beta (log pi - log pi_ref); without a reference log pi."""
+    """Rewards (G, K) of either class: a scalar head's, or beta (log pi - log pi_ref).
+
+    A policy without a reference gives log pi, without beta."""
     if reward_model.config.head == "scalar":
         return scalar_rewards(reward_model, prompts, responses, groups_per_pass)
     logp = sequence_logps(reward_model, prompts, responses, groups_per_pass)
@@ -65,17 +72,38 @@ def rewards(
     return implicit_reward(logp, sequence_logps(reference, prompts, responses, groups_per_pass), beta)
 
 
+class AnotherPolicy:
+    """Samples of another policy, to measure KL(other || policy): drawn once, while the policy is trained.
+
+    folder: of the other policy. like: the policy being trained. prompts: as tokens; of each,
+    4 responses of at most `length` tokens."""
+
+    def __init__(self, folder, like, prompts, length, eos, seed, groups_per_pass=GROUPS_PER_PASS):
+        policy = load_policy(folder, like.embedding.weight.device, like.compute_dtype, like=like)
+        self.prompts = prompts
+        self.responses = generate(policy, prompts, 4, length, eos=eos, seed=seed)
+        self.logp = sequence_logps(policy, prompts, self.responses, groups_per_pass)  # (P, 4)
+
+    def kl(self, policy, groups_per_pass=GROUPS_PER_PASS):
+        """KL(the other || policy) in nats: the mean of log other - log ours."""
+        logp = sequence_logps(policy, self.prompts, self.responses, groups_per_pass)
+        return kl_k1(self.logp, logp).mean()
+
+
 # ---------------------------------------------------------------- statistics
 
 
 def ranked_right(margin: torch.Tensor) -> torch.Tensor:
-    """margin (P,), chosen minus rejected -> (P,): 1 where the pair is ranked right, 0 where wrong, 0.5 for a tie (a margin
-    below 1e-5). Its mean is the accuracy."""
+    """margin (P,), chosen minus rejected -> (P,), whose mean is the accuracy.
+
+    1 where the pair is ranked right, 0 where wrong; a tie (margin below 1e-5) counts one half."""
+    # sign() is 1 or -1, and the factor makes ties 0.
     return 0.5 + 0.5 * margin.sign() * (margin.abs() > 1e-5)
 
 
 def mean_se(values) -> dict[str, float]:
-    """{"mean", "se"} of a list or tensor; se is the standard error of the mean, 0 for a single value."""
+    """{"mean", "se"} of a list or tensor; se is the standard error of the mean, 0 for a single
+    value."""
     x = torch.as_tensor(values, dtype=torch.float64)
     se = x.std().item() / math.sqrt(len(x)) if len(x) > 1 else 0.0
     return {"mean": x.mean().item(), "se": se}
@@ -83,8 +111,9 @@ def mean_se(values) -> dict[str, float]:
 
 # ---------------------------------------------------------------- the judges of RL
 
-# judge(batch, ref, prompts, responses) -> reward (S,): batch holds S responses, ref is the reference's LogProbs of it, prompts
-# are S texts and responses S token lists. judge.beta is the scale of a local reward, None for the others.
+# judge(batch, ref, prompt_texts, response_tokens) -> reward (S,) of a batch of S responses. ref: the
+# reference's LogProbs of it. prompt_texts: S strings. response_tokens: S token lists.
+# judge.beta: the scale of a local reward, None for the others.
 
 
 class ScalarJudge:
@@ -95,7 +124,7 @@ class ScalarJudge:
     def __init__(self, model):
         self.model = model
 
-    def __call__(self, batch, ref, prompts, responses):
+    def __call__(self, batch, ref, prompt_texts, response_tokens):
         return self.model(batch)
 
 
@@ -107,12 +136,13 @@ class LocalJudge:
         self.beta = beta
         self.temperature = temperature
 
-    def __call__(self, batch, ref, prompts, responses):
+    def __call__(self, batch, ref, prompt_texts, response_tokens):
         return implicit_reward(self.policy(batch, self.temperature).sequence, ref.sequence, self.beta)
 
 
 class RuleJudge:
-    """Your function(prompt, response) -> float, of texts without EOS. What it raises becomes one line."""
+    """Your function(prompt, response) -> float, of texts without EOS. What it raises becomes one
+    line."""
 
     beta = None
 
@@ -121,9 +151,9 @@ class RuleJudge:
         self.encoding = encoding
         self.function = import_function(name)
 
-    def __call__(self, batch, ref, prompts, responses):
-        answers = tokenizer.decode_all(self.encoding, responses)
-        values = [self.value(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    def __call__(self, batch, ref, prompt_texts, response_tokens):
+        answers = tokenizer.decode_all(self.encoding, response_tokens)
+        values = [self.value(prompt, answer) for prompt, answer in zip(prompt_texts, answers, strict=True)]
         return torch.tensor(values, device=batch.tokens.device)
 
     def value(self, prompt, answer):
@@ -137,7 +167,8 @@ class RuleJudge:
 
 
 def import_function(name):
-    """`module:function` -> the function; the module may lie in the user's own directory. Raises InputError."""
+    """`module:function` -> the function; the module may lie in the user's own directory. Raises
+    InputError."""
     module, _, function = name.partition(":")
     sys.path.insert(0, "")
     try:
@@ -158,17 +189,22 @@ def load_judge(reward, reference, init, encoding, temperature=1.0):
     model = load_reward_model(folder, device, reference.compute_dtype, like=reference).requires_grad_(False)
     if model.config.head == "scalar":
         return ScalarJudge(model)
-    check_local(folder, init)
+    check_fitted(folder)
+    check_reference(folder, init)
     return LocalJudge(model, read_config(folder)["beta"], temperature)
 
 
-def check_local(folder, init):
-    """beta log pi/pi_ref is a reward only with the beta and the reference it was trained with: raises InputError for a
-    policy without them, or trained against another reference than `init`."""
+def check_fitted(folder):
+    """beta log pi/pi_ref is a reward only if it was fitted to pairs. Raises InputError for another policy."""
     config = read_config(folder)
-    if "beta" not in config or config.get("args", {}).get("loss") in ("reference-free", "simpo"):
-        raise InputError(
-            f"--reward {folder}: its log-ratio to a reference was not fitted to anything, so it is no reward"
-        )
-    if local_folder(config["reference"]).resolve() != local_folder(init).resolve():
-        raise InputError(f"--reward {folder}: was fitted against {config['reference']}, not against {init}")
+    loss = config.get("args", {}).get("loss")
+    if "beta" not in config or "reference" not in config or loss in ("reference-free", "simpo"):
+        reason = "its log-ratio to a reference was not fitted to anything, so it is no reward"
+        raise InputError(f"--reward {folder}: {reason}")
+
+
+def check_reference(folder, init):
+    """beta log pi/pi_ref is a reward only with the pi_ref it was fitted with: `init`. Raises InputError."""
+    reference = read_config(folder)["reference"]
+    if local_folder(reference).resolve() != local_folder(init).resolve():
+        raise InputError(f"--reward {folder}: was fitted against {reference}, not against {init}")

@@ -12,8 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent  # the checkout
 
 
 def command_line(command):
-    """["train_sft.py", ...] or ["-m", "nanoroads.world.pairs", ...] -> a command line that works from any directory."""
-    script, *flags = [str(word) for word in command]
+    """A command line that works from any directory.
+
+    command: ["train_sft.py", ...] or ["-m", "nanoroads.world.pairs", ...]."""
+    script, *flags = map(str, command)
     if script.endswith(".py"):
         script = str(ROOT / script)
     return [sys.executable, script, *flags]
@@ -21,19 +23,22 @@ def command_line(command):
 
 def child_environment():
     """The environment of a child process that finds this checkout, installed or not."""
-    paths = [str(ROOT)]
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = str(ROOT)
     if "PYTHONPATH" in os.environ:
-        paths.append(os.environ["PYTHONPATH"])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        environment["PYTHONPATH"] += os.pathsep + os.environ["PYTHONPATH"]
+    return environment
 
 
 def as_typed(command):
     """The command as a user would type it."""
-    return "python " + shlex.join(str(word) for word in command)
+    return f"python {shlex.join(map(str, command))}"
 
 
 def make_if_missing(path, command):
-    """If `path` is not there, say so and run the command, which makes it. Raises InputError where it fails."""
+    """If `path` is not there, say so and run the command, which makes it.
+
+    Raises InputError where it fails."""
     if Path(path).exists():
         return
     print(f"{path} is missing; making it:\n  {as_typed(command)}", flush=True)

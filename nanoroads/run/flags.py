@@ -1,4 +1,4 @@
-"""What the scripts' command lines share: number types, the common flags, defaults by model, and errors in one line."""
+"""What the scripts' command lines share: number types, common flags, defaults, errors in one line."""
 
 import argparse
 import math
@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from nanoroads.errors import InputError
-from nanoroads.weights.files import local_folder, read_config
+from nanoroads.text.data import Limits
+from nanoroads.weights.files import read_config
 
-SMALL_MODEL = 10_000_000  # parameters; the map's model has 150,000, the smallest pretrained ones 14 million
+SMALL_MODEL = 10_000_000  # parameters; the map's model has 117,000, the smallest pretrained ones 14 million
 
 # ---------------------------------------------------------------- running a script
 
@@ -60,31 +61,32 @@ class Parser(argparse.ArgumentParser):
 # ---------------------------------------------------------------- types of flags
 
 
-def positive(kind):
+def positive(number_type):
     """A flag's type: an int or a float above zero."""
-    return number(kind, "a positive number", lambda value: value > 0)
+    return number(number_type, "a positive number", lambda value: value > 0)
 
 
-def non_negative(kind, below=math.inf):
+def non_negative(number_type, below=math.inf):
     """A flag's type: an int or a float from zero on, below `below`."""
     limit = f" below {below}" if below < math.inf else ""
-    return number(kind, f"a non-negative number{limit}", lambda value: 0 <= value < below)
+    return number(number_type, f"a non-negative number{limit}", lambda value: 0 <= value < below)
 
 
-def number(kind, description, is_right):
-    """kind: int or float, with a condition on its value that `description` words."""
+def number(number_type, description, is_right):
+    """number_type: int or float. is_right: a condition on the value, which `description` words."""
 
     def parse(text):
-        value = kind(text)
+        value = number_type(text)
         if not is_right(value) or value == math.inf:
             raise argparse.ArgumentTypeError(f"{text} is not {description}")
         return value
 
-    parse.__name__ = kind.__name__  # argparse names it when the text is no number at all
+    parse.__name__ = number_type.__name__  # argparse names it when the text is no number at all
     return parse
 
 
-SEED = non_negative(int, below=2**32)  # NumPy takes no negative ones; times 1_000_003 it must fit 64 bits
+# NumPy takes no negative seeds; RL derives its own as seed x 1,000,003 + batch, and keeps them below 2^53.
+SEED = non_negative(int, below=2**32)
 
 # ---------------------------------------------------------------- the flags of every training script
 
@@ -92,115 +94,97 @@ SEED = non_negative(int, below=2**32)  # NumPy takes no negative ones; times 1_0
 def training_parser(doc, out, defaults, parents=()):
     """A parser with the flags that every training script has.
 
-    doc: the script's docstring. out: where its run goes. defaults: the script's DEFAULTS, see `use_defaults`."""
-    p = Parser(description=doc, parents=parents)
+    doc: the script's docstring. out: where its run goes. defaults: its DEFAULTS, see `use_defaults`."""
+    parser = Parser(description=doc, parents=parents)
 
-    run = p.add_argument_group("the run")
-    run.add_argument("--out", type=Path, default=out, help="directory of the run (default: %(default)s)")
-    run.add_argument("--resume", action="store_true", help="continue the run in --out")
-    run.add_argument(
-        "--seed", type=SEED, default=0, help="seed of weights, data order and samples (default: 0)"
-    )
-    run.add_argument(
-        "--log-every", type=positive(int), default=10, help="steps per line of metrics.jsonl (default: 10)"
-    )
-    run.add_argument(
-        "--eval-every", type=positive(int), default=100, help="steps between evaluations (default: 100)"
-    )
-    run.add_argument(
-        "--save-every", type=positive(int), default=100, help="steps between checkpoints (default: 100)"
-    )
-    run.add_argument(
-        "--export-hf", type=Path, metavar="DIR", help="also write the result as a Hugging Face folder"
-    )
+    add = parser.add_argument_group("the run").add_argument
+    add("--out", type=Path, default=out, help="directory of the run (default: %(default)s)")
+    add("--resume", action="store_true", help="continue the run in --out")
+    add("--seed", type=SEED, default=0, help="seed of weights, data order and samples (default: 0)")
+    add("--log-every", type=positive(int), default=10, help="steps per line of metrics.jsonl (default: 10)")
+    add("--eval-every", type=positive(int), default=100, help="steps between evaluations (default: 100)")
+    add("--save-every", type=positive(int), default=100, help="steps between checkpoints (default: 100)")
+    add("--export-hf", type=Path, metavar="DIR", help="also write the result as a Hugging Face folder")
 
-    rows = p.add_argument_group("the data")
-    rows.add_argument("--data", default="roadmap", help="roadmap[-short|-hidden], a .jsonl[.gz] or .parquet file, or "
-                      "hf:org/name[:split] (default: roadmap, the built-in map)")  # fmt: skip
-    rows.add_argument(
-        "--max-prompt-tokens",
-        type=positive(int),
-        help="keep the last tokens of longer prompts (default: refuse them)",
+    files = "roadmap[-short|-hidden], or a .jsonl[.gz] or .parquet file, or hf:org/name[:split]"
+    add = parser.add_argument_group("the data").add_argument
+    add("--data", default="roadmap", help=f"{files} (default: roadmap, the built-in map)")
+    add(
+        "--max-prompt-tokens", type=positive(int), help="keep a prompt's last tokens (default: refuse longer)"
     )
-    rows.add_argument(
-        "--max-response-tokens",
-        type=positive(int),
-        help="cut longer responses, without EOS (default: refuse them)",
-    )
-    rows.add_argument(
-        "--skip-bad-rows", action="store_true", help="skip rows of --data that do not fit, and say how many"
-    )
-    rows.add_argument(
+    add("--max-response-tokens", type=positive(int), help="cut, without EOS (default: refuse longer)")
+    add("--skip-bad-rows", action="store_true", help="skip rows that do not fit, and say how many")
+    add(
         "--inspect",
         action="store_true",
         help="print three examples as tokens, with what is trained, and stop",
     )
 
-    steps = p.add_argument_group("the optimizer")
-    steps.add_argument("--steps", type=positive(int), help="number of optimizer steps; overrides --epochs")
-    steps.add_argument(
-        "--epochs", type=positive(float), help=f"passes over the data {both_defaults(defaults, 'epochs')}"
+    add = parser.add_argument_group("the optimizer").add_argument
+    shapes = ["cosine", "constant"]
+    steps = "number of optimizer steps; overrides --epochs"
+    add("--steps", type=positive(int), help=f"{steps} {default_text(defaults, 'steps')}")
+    add("--epochs", type=positive(float), help=f"passes over the data {default_text(defaults, 'epochs')}")
+    add("--lr", type=positive(float), help=f"peak learning rate of AdamW {default_text(defaults, 'lr')}")
+    add("--schedule", default="cosine", choices=shapes, help="after the warm-up (default: cosine)")
+    add("--warmup", type=non_negative(int), default=10, help="steps of linear warm-up (default: 10)")
+    add("--weight-decay", type=non_negative(float), default=0.0, help="of AdamW, on matrices (default: 0)")
+    add("--clip", type=positive(float), default=1.0, help="largest gradient norm (default: 1)")
+    add("--batch-size", type=positive(int), help=f"prompts per step {default_text(defaults, 'batch_size')}")
+    micro = "prompts per forward pass, which bounds the memory; none: all"
+    add(
+        "--micro-batch-size", type=positive(int), help=f"{micro} {default_text(defaults, 'micro_batch_size')}"
     )
-    steps.add_argument(
-        "--lr", type=positive(float), help=f"peak learning rate of AdamW {both_defaults(defaults, 'lr')}"
-    )
-    steps.add_argument(
-        "--schedule",
-        default="cosine",
-        choices=["cosine", "constant"],
-        help="after the warm-up (default: cosine)",
-    )
-    steps.add_argument(
-        "--warmup", type=non_negative(int), default=10, help="steps of linear warm-up (default: 10)"
-    )
-    steps.add_argument(
-        "--weight-decay", type=non_negative(float), default=0.0, help="weight decay of AdamW (default: 0)"
-    )
-    steps.add_argument("--clip", type=positive(float), default=1.0, help="largest gradient norm (default: 1)")
-    steps.add_argument(
-        "--batch-size",
-        type=positive(int),
-        help=f"prompts per optimizer step {both_defaults(defaults, 'batch_size')}",
-    )
-    steps.add_argument("--micro-batch-size", type=positive(int), help="prompts per forward pass, which bounds the memory; None is the whole batch "
-                       f"{both_defaults(defaults, 'micro_batch_size')}")  # fmt: skip
 
-    machine = p.add_argument_group("the machine")
-    machine.add_argument("--compile", action="store_true", help="torch.compile the trunk")
-    machine.add_argument(
-        "--profile", action="store_true", help="write a torch.profiler trace of a few steps to OUT/trace.json"
-    )
+    machine = parser.add_argument_group("the machine")
     add_machine_flags(machine)
-    return p
+    machine.add_argument("--compile", action="store_true", help="torch.compile the trunk")
+    trace = "write a torch.profiler trace of a few steps to OUT/trace.json"
+    machine.add_argument("--profile", action="store_true", help=trace)
+    return parser
 
 
-def add_machine_flags(p):
+def add_machine_flags(parser):
     """--device, --dtype and --kernel, which sampling has too."""
-    p.add_argument(
-        "--device",
+    add = parser.add_argument
+    devices = ["auto", "cpu", "cuda", "mps"]
+    add("--device", default="auto", choices=devices, help="auto is the fastest there is (default: auto)")
+    dtypes = ["auto", "float32", "bfloat16"]
+    add(
+        "--dtype",
         default="auto",
-        choices=["auto", "cpu", "cuda", "mps"],
-        help="default: the fastest there is",
+        choices=dtypes,
+        help="of activations; auto: bfloat16 on CUDA (default: auto)",
     )
-    p.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"],
-                   help="dtype of activations; auto: bfloat16 on CUDA, else float32")  # fmt: skip
-    p.add_argument(
+    backends = ["auto", "torch", "triton"]
+    add(
         "--kernel",
         default="auto",
-        choices=["auto", "torch", "triton"],
-        help="backend of the log-prob kernels",
+        choices=backends,
+        help="of log-probs; auto: triton on CUDA (default: auto)",
     )
+
+
+def row_limits(args, model):
+    """--max-prompt-tokens and the like as data.load takes them, with the model's context."""
+    context = model.config.block_size
+    hint = " (--max-prompt-tokens and --max-response-tokens cut)"
+    return Limits(context, args.max_prompt_tokens, args.max_response_tokens, args.skip_bad_rows, hint)
 
 
 # ---------------------------------------------------------------- defaults by model
 
 
 def model_kind(folder):
-    """Which column of a script's DEFAULTS suits the model in `folder`: "map" for a small one that was trained from scratch,
-    as the map's is, "file" for a pretrained one. folder None, or not there yet: a new model of the map's size."""
+    """Which column of a script's DEFAULTS suits the model in `folder`, "map" or "file".
+
+    "map": a small one that was trained from scratch, as the map's is. "file": a pretrained one.
+    folder None, or not there yet: a new model of the map's size."""
     if folder is None:
         return "map"
-    if not str(folder).startswith("hf:") and not (local_folder(folder) / "config.json").exists():
+    if str(folder).startswith("hf:"):  # nothing is downloaded before all flags are checked
+        return "file"
+    if not (Path(folder) / "config.json").exists():
         return "map"
     config = read_config(folder)
     if "model_type" in config or parameters(config.get("model", {})) > SMALL_MODEL:
@@ -219,7 +203,9 @@ def parameters(model_config):
 
 
 def use_defaults(args, defaults, kind):
-    """Fill in the flags that were not given, from `defaults`, the column `kind` of a script's DEFAULTS. Prints them all."""
+    """Fill in the flags that were not given, and print those that have a value.
+
+    defaults: the column `kind` of a script's DEFAULTS."""
     words = []
     for name, default in defaults.items():
         given = getattr(args, name)
@@ -232,9 +218,12 @@ def use_defaults(args, defaults, kind):
     print(f"using: {', '.join(words)}")
 
 
-def both_defaults(defaults, name):
-    """The two defaults of a flag, for its help text."""
-    small, pretrained = defaults["map"][name], defaults["file"][name]
-    if small == pretrained:
-        return f"(default: {small})"
-    return f"(default: {small}; for a pretrained model {pretrained})"
+def default_text(defaults, name):
+    """The two defaults of a flag, for its help text; none: it is not set."""
+    words = []
+    for kind in ("map", "file"):
+        value = defaults[kind].get(name)
+        words.append("none" if value is None else str(value))
+    if words[0] == words[1]:
+        return f"(default: {words[0]})"
+    return f"(default: {words[0]}; pretrained {words[1]})"

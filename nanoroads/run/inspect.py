@@ -5,24 +5,30 @@ from nanoroads.text.tokenizer import piece
 
 
 def inspect(rows, encoding, examples=3):
-    """Print the first groups of data Rows as tokens: what stands in [brackets] is trained, the rest is not."""
+    """Print the first groups of data Rows as tokens; what stands in [brackets] is trained."""
     for i in range(min(examples, len(rows))):
-        prompt, responses = rows.prompts[i], rows.responses[i]
-        size = len(prompt) + sum(len(response) for response in responses)
-        if not responses:  # a file of prompts
-            print(f"example {i + 1}: 0 of {size} tokens are trained, those in [brackets]")
-            print(f"  {'prompt':<10}  {''.join(f'{printable(encoding, token)}|' for token in prompt)}")
-            continue
-        batch = pack([prompt], [responses])
-        trained = set(batch.response_index.tolist())
+        prompts, responses = rows.take([i])
+        trained = set()  # places in the batch
+        if responses[0]:
+            trained = set(pack(prompts, responses).response_index.tolist())
+        size = len(prompts[0]) + rows.response_tokens([i])
         print(f"example {i + 1}: {len(trained)} of {size} tokens are trained, those in [brackets]")
-        for segment in range(len(responses) + 1):
-            label = f"response {segment}" if segment else "prompt"
+
+        place = 0  # `pack` lays a prompt and its responses out one after the other
+        for k, tokens in enumerate([prompts[0], *responses[0]]):
             text = ""
-            for place in (batch.segment[0] == segment).nonzero().flatten().tolist():
-                token = printable(encoding, batch.tokens[0, place].item())
-                text += f"[{token}]" if place in trained else f"{token}|"
+            for token in tokens:
+                text += mark(printable(encoding, token), place in trained)
+                place += 1
+            label = f"response {k}" if k else "prompt"
             print(f"  {label:<10}  {text}")
+
+
+def mark(token, is_trained):
+    """A token's text in brackets if it is trained, else with a bar behind it."""
+    if is_trained:
+        return f"[{token}]"
+    return f"{token}|"
 
 
 def printable(encoding, token):

@@ -7,7 +7,9 @@ import torch
 
 @contextlib.contextmanager
 def profiled(wanted, out, device):
-    """Yields a function to call after each step. If wanted, steps 3 to 7 go to out/trace.json and a table to stdout."""
+    """Yields a function to call after each step.
+
+    If wanted, steps 3 to 7 go to out/trace.json and a table of the costliest operations to stdout."""
     if not wanted:
         yield lambda: None
         return

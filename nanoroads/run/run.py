@@ -1,6 +1,6 @@
-"""Run: the books of a training run. A script keeps the loop; its Run keeps the folder, the clock and the record.
+"""Run: the bookkeeping of a training run. A script keeps the loop; its Run keeps the folder and the record.
 
-A Run knows nothing of losses, and takes no function of the user but the one whose result `once` keeps.
+A Run knows nothing of losses, and calls no function of the script but the one whose result `once` keeps.
 """
 
 import atexit
@@ -34,7 +34,8 @@ from nanoroads.weights.files import (
 )
 from nanoroads.weights.hf import TOKENIZER_FILES, save_hf
 
-# Flags that may change between a run and its --resume: they affect where and how often we write, not the result.
+# Flags that may change between a run and its --resume: they affect where and how often we write, not the
+# result, but for --device, another one of which rounds differently.
 NOT_THE_RESULT = {
     "out",
     "resume",
@@ -52,8 +53,9 @@ NOT_THE_RESULT = {
 class Run:
     """One run of a training script, in the folder --out: config.json, metrics.jsonl, checkpoints.
 
-    args: the script's flags, of training_parser. stage: "sft", "dpo", "reward", "rlhf" or another experiment's name.
-    Raises InputError: --out holds another run, or --device or --kernel is not to be had here."""
+    args: the script's flags, of training_parser. stage: "sft", "dpo", "reward", "rlhf" or another
+    experiment's name. Raises InputError: --out holds another run, or --device or --kernel is not
+    available."""
 
     def __init__(self, args: Namespace, stage: str):
         self.args = args
@@ -67,58 +69,65 @@ class Run:
         self.total = 0  # optimizer steps of the whole run
         self.saved = 0  # steps that the last checkpoint holds
         self.bar = None
-        self.seconds = {}  # of each `timed` part, in all
+        self.seconds = {}  # {"seconds_<name>": s} of each `timed` part, since this process started
         self.last_row = {}  # the last line of metrics.jsonl
         torch.manual_seed(args.seed)
+        if self.finished:
+            print(f"{self.out} is finished")
 
     def inside(self, name: str, without=(), **changed) -> "Run":
-        """A run in the folder OUT/name, of stage `name`: the flags of this one less those in `without`, some changed."""
-        flags = {flag: value for flag, value in vars(self.args).items() if flag not in without}
-        flags.update(changed, out=self.out / name, export_hf=None, profile=False)
+        """A run in the folder OUT/name, of stage `name`.
+
+        Its flags are this run's, less those in `without`, with those in `changed` over them."""
+        changed.update(out=self.out / name, export_hf=None, profile=False)
+        hidden = {*without, *changed}
+        flags = {flag: value for flag, value in vars(self.args).items() if flag not in hidden}
+        flags.update(
+            changed
+        )  # last: a --resume with another --reward-lr is refused by that name, not as --lr
         return Run(Namespace(**flags), name)
 
     # ------------------------------------------------------------ before the loop
 
     def describe(self, model, tokenizer_name: str, **more):
-        """Write config.json: the model's shape, its tokenizer's name, the flags, and what is given as `more`."""
+        """Write config.json: the model's shape, its tokenizer's name, the flags, and `more`."""
         shape = asdict(model.config)
-        head = {"nanoroads": self.stage, "stage": self.stage, "model": shape, "tokenizer": tokenizer_name}
-        write_json(self.out / "config.json", {**head, **more, "args": plain(self.args)})
+        fields = {"nanoroads": self.stage, "stage": self.stage, "model": shape, "tokenizer": tokenizer_name}
+        write_json(self.out / "config.json", {**fields, **more, "args": plain(self.args)})
 
     def once(self, name: str, compute, of) -> torch.Tensor:
-        """The tensor compute(), kept in OUT/name.safetensors, so that a resumed run does not compute it again.
+        """The tensor compute(), kept in OUT/name.safetensors for a resumed run.
 
-        of: what it is computed from, a list of models, data Rows and plain values. Raises InputError where the file was
-        computed from something else."""
+        of: what it is computed from, a list of models, data Rows and plain values. Raises InputError
+        where the file was computed from something else."""
         path = self.out / f"{name}.safetensors"
         made_from = fingerprint(of)
         if not path.exists():
-            write_safetensors(path, {"logp": compute()}, {"made_from": made_from})
+            write_safetensors(path, {"value": compute()}, {"made_from": made_from})
         tensors, metadata = read_safetensors(path)
         if metadata.get("made_from") != made_from:
             raise InputError(
                 f"{path}: was computed from other data or another model; delete it, or choose another --out"
             )
-        return tensors["logp"]
+        return tensors["value"]
 
     # ------------------------------------------------------------ the loop
 
     def steps(self, model, optimizer, total: int):
-        """Yields the steps that are left, from 0 or where the last checkpoint was, under a progress bar.
+        """Yields the steps that are left, under a progress bar.
 
-        Fills model and optimizer from that checkpoint, drops the lines of metrics.jsonl behind it, and with --profile
-        traces a few steps."""
+        Fills model and optimizer from that checkpoint, drops the lines of metrics.jsonl after it, and
+        with --profile traces a few steps."""
         self.total = total
         self.saved = checkpoint.load_state(self.out, model, optimizer)
-        drop_lines_behind(self.out / "metrics.jsonl", self.saved)
+        drop_lines_after(self.out / "metrics.jsonl", self.saved)
         if self.args.compile:
             model.compile_trunk()
         left = range(self.saved, total)
         options = {"initial": self.saved, "total": total, "desc": self.stage, "unit": "step"}
         with profiled(self.args.profile, self.out, self.device) as profile_step:
-            self.bar = tqdm(
-                left, disable=None, dynamic_ncols=True, **options
-            )  # silent where stderr is not a terminal
+            # disable=None: silent where stderr is not a terminal.
+            self.bar = tqdm(left, disable=None, dynamic_ncols=True, **options)
             for step in self.bar:
                 yield step
                 profile_step()
@@ -128,13 +137,14 @@ class Run:
         return (step + 1) % self.args.eval_every == 0 or step + 1 == self.total
 
     def logs(self, step: int) -> bool:
-        """Whether the step gets a line of metrics.jsonl: every --log-every steps, and wherever it evaluates."""
+        """Whether the step gets a line of metrics.jsonl: every --log-every steps, and evaluations."""
         return (step + 1) % self.args.log_every == 0 or self.evaluates(step)
 
     def log(self, step: int, row: dict, show=("loss",)):
-        """Append {name: number or tensor} to metrics.jsonl, if the step gets a line, and show some of it beside the bar.
+        """Append {name: number or tensor} to metrics.jsonl, if the step gets a line.
 
-        Here alone tensors become numbers, which waits for the device. Raises InputError for a value that is not finite."""
+        show: the names to show beside the progress bar. Here alone tensors become numbers, which waits
+        for the device. Raises InputError for a value that is not finite."""
         if not self.logs(step):
             return
         self.last_row = {"step": step + 1}
@@ -157,10 +167,11 @@ class Run:
 
     @contextlib.contextmanager
     def timed(self, name: str):
-        """Adds the seconds of a `with` block to seconds[name]. On CUDA these are until launched, not until done."""
+        """Adds the seconds of a `with` block to `seconds`. On CUDA: until launched, not done."""
         begin = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+        took = time.perf_counter() - begin
+        self.seconds[f"seconds_{name}"] = self.seconds.get(f"seconds_{name}", 0.0) + took
 
     # ------------------------------------------------------------ after the loop
 
@@ -171,9 +182,10 @@ class Run:
         self.export()
 
     def export(self):
-        """--export-hf: the finished run as a Hugging Face folder, with the tokenizer files of the folder that it began with.
+        """--export-hf: the finished run as a Hugging Face folder.
 
-        A killed export is written anew, a whole one stays. Raises InputError for a folder that holds something else."""
+        With the tokenizer files of the folder that it began with. A killed export is written anew, a
+        whole one stays. Raises InputError for a folder that holds something else."""
         folder = self.args.export_hf
         if folder is None:
             return
@@ -208,7 +220,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype | None:
-    """--dtype, of matrix products while weights stay fp32; "auto" is bfloat16 on CUDA. None: fp32, as the weights."""
+    """--dtype, of matrix products while weights stay fp32: "auto" is bfloat16 on CUDA. None: fp32."""
     if name == "bfloat16" or (name == "auto" and device.type == "cuda"):
         return torch.bfloat16
     return None
@@ -218,7 +230,7 @@ def pick_kernel(name: str, device: torch.device):
     """--kernel. Raises InputError if that backend cannot work on the device."""
     try:
         kernels.set_backend(name)
-        kernels.pick("auto", torch.empty(0, device=device))
+        kernels.pick("auto", torch.empty(0, device=device))  # raises if it cannot run on this device
     except ValueError as error:
         raise InputError(f"--kernel {name}: {error}") from None
 
@@ -227,7 +239,9 @@ def pick_kernel(name: str, device: torch.device):
 
 
 def open_folder(out, args, stage):
-    """Make the folder of a run, or refuse: one with another run is never written to. Fails now, not after an hour of training."""
+    """Make the folder of a run, or refuse: one with another run is never written to.
+
+    What is wrong with it or with --export-hf is found now, not after an hour of training."""
     export = args.export_hf
     if export and export.resolve() == out.resolve():
         raise InputError(f"--export-hf {export}: is --out itself")
@@ -270,7 +284,7 @@ def plain(args):
     return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
 
 
-def drop_lines_behind(log, step):
+def drop_lines_after(log, step):
     """Keep the lines of metrics.jsonl up to `step`; the last one of a killed run may be cut in half."""
     if not log.exists():
         return

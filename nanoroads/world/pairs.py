@@ -24,7 +24,8 @@ TEST_SEEDS = 2**31  # the test split's seeds begin here: in the hidden world bot
 def draw(policy, encoding, world, prompts, n, seed):
     """n (prompt, first, second): two samples of each of n random prompts, at temperature 1.
 
-    Draws again if the two samples are equal (no information) or one was cut off (its text cannot show that)."""
+    Draws again if the two samples are equal (no information) or one was cut off (its text cannot show
+    that)."""
     eos = tokenizer.eos_id(encoding)
     generator = torch.Generator().manual_seed(seed)
     triples = []

@@ -1,8 +1,8 @@
-"""What a script asks of its --data: the built-in map, whose files are made when they are missing, or a file of yours.
+"""What a script asks of its --data: the built-in map, or a file of yours.
 
-A task answers for its demonstrations and pairs, its prompts' longest answers, and what can be measured on it. On the map the
-true reward is known; of a file nothing is, so its measures are empty.
-"""
+A task answers for its demonstrations and pairs, the length of its answers, and what can be measured on
+it. The map's files are made when they are missing, and its true reward is known. Of a file nothing is
+known, so its measures are empty."""
 
 import torch
 
@@ -30,6 +30,18 @@ def task_of_run(config: dict) -> "MapTask | FileTask":
     if config.get("tokenizer") == "roadmap" and data in roadmap.WORLDS:
         return MapTask(roadmap.WORLDS[data])
     return FileTask(data)
+
+
+def response_length(task, given, context, prompts):
+    """The most tokens a sampled response may have: `given`, or the task's default if that is None.
+
+    context: the model's. prompts: as tokens. Raises InputError where they do not fit together."""
+    room = context - max(map(len, prompts))
+    length = given or task.max_new_tokens(room)
+    if not 0 < length <= room:
+        over = f"the model's context of {context} tokens by {length - room}"
+        raise InputError(f"prompt and --max-new-tokens {length} exceed {over}")
+    return length
 
 
 class FileTask:
@@ -99,17 +111,17 @@ class MapTask:
         if eval_data:
             raise InputError("--eval-data: the map has its own held-out pairs; it goes with --data FILE")
         name = self.world.name
-        sft = ["train_sft.py", "--data", name, "--out", init, "--resume", "--seed", seed]
-        make_if_missing(init / "model.safetensors", sft)
+        make_sft = ["train_sft.py", "--data", name, "--out", init, "--resume", "--seed", seed]
+        make_if_missing(init / "model.safetensors", make_sft)
         trained_on = read_config(init).get("args", {}).get("data", name)
         if trained_on != name:  # its pairs would be of another world
             raise InputError(
                 f"{init}: a policy of --data {trained_on}, not of {name}; --init DIR names (or makes) another"
             )
         train, test = init / "pairs.jsonl", init / "pairs_test.jsonl"
-        sample = ["-m", "nanoroads.world.pairs", "--policy", init, "--seed", seed]
-        make_if_missing(train, [*sample, "--out", train])
-        make_if_missing(test, [*sample, "--split", "test", "--n", 1000, "--out", test])
+        make_pairs = ["-m", "nanoroads.world.pairs", "--policy", init, "--seed", seed]
+        make_if_missing(train, [*make_pairs, "--out", train])
+        make_if_missing(test, [*make_pairs, "--split", "test", "--n", 1000, "--out", test])
         return train, test
 
     # ------------------------------------------------------------ sampling and measures
@@ -119,8 +131,8 @@ class MapTask:
 
     def measure(self, policy, reference, encoding, groups_per_pass):
         prompts = roadmap.prompts(self.world, "test")
-        samples = measure_on_map(policy, reference, self.world, encoding, prompts, groups_per_pass)
-        return {f"map_{name}": sum(values) / len(values) for name, values in samples.items()}
+        measures = measure_on_map(policy, reference, self.world, encoding, prompts, groups_per_pass)
+        return {f"map_{name}": sum(values) / len(values) for name, values in measures.items()}
 
     def true_reward(self, prompts, responses, encoding):
         rewards = []
@@ -139,7 +151,7 @@ class MapTask:
         return roadmap.prompts(self.world, "test")[0] if self.world.hidden else "WA>FL:"
 
     def check_prompt(self, prompt):
-        self.world.reward(prompt, "")
+        self.world.reward(prompt, "")  # raises on a malformed prompt
 
     def comment(self, prompt, answer):
         parts = roadmap.reward_parts(prompt, answer, self.world)
@@ -150,7 +162,8 @@ class MapTask:
 
 
 def sample_routes(policy, world, encoding, prompts, k, temperature=1.0, seed=0):
-    """k responses to each prompt, a string: (prompts as tokens, responses as tokens), as `sequence_logps` takes them."""
+    """k responses to each prompt, a string -> (prompts, responses) as tokens, as `sequence_logps` takes
+    them."""
     ids = [tokenizer.encode(encoding, prompt) for prompt in prompts]
     eos, length = tokenizer.eos_id(encoding), world.max_moves + 1
     return ids, generate(policy, ids, k, length, temperature=temperature, eos=eos, seed=seed)
@@ -158,9 +171,11 @@ def sample_routes(policy, world, encoding, prompts, k, temperature=1.0, seed=0):
 
 @torch.no_grad()
 def measure_on_map(policy, reference, world, encoding, prompts, groups_per_pass=None, samples=1, seed=0):
-    """A policy on the map: true reward at temperature 1 and greedy, its parts, and KL(policy || reference) in nats.
+    """A policy on the map: true reward at temperature 1 and greedy, its parts, and KL(policy ||
+    reference).
 
-    prompts: strings; `samples` responses are drawn for each. Returns {name: list with one value per sample}; take mean_se."""
+    prompts: strings; `samples` responses are drawn for each. KL in nats. Returns {name: one value per
+    sample}; average with score.mean_se."""
     ids, responses = sample_routes(policy, world, encoding, prompts, samples, seed=seed)
     _, likeliest = sample_routes(policy, world, encoding, prompts, 1, temperature=0)
     values = {"reward": [], "legal": [], "arrives": [], "moves": [], "greedy_reward": [], "kl": []}

@@ -9,7 +9,7 @@ from helpers.runs import make_sft, metrics, run, weights
 
 import train_dpo
 import train_rlhf
-from nanoroads.weights.checkpoint import read_config
+from nanoroads.weights.files import read_config
 
 
 @pytest.mark.parametrize("more", [{}, {"micro_batch_size": 5, "weight_decay": 0.1, "schedule": "constant"}])
@@ -44,12 +44,16 @@ ALGOS = ["rloo", "grpo", "online-dpo", "rebel", "reinforce"]
 @pytest.mark.parametrize("algo", ALGOS)
 def test_rl_raises_its_reward(algo, sft, tmp_path):
     rule = {"reward": "helpers.runs:brevity", "kl": 0.01, "steps": 25, "lr": 5e-3}
-    log = metrics(run(train_rlhf, tmp_path / algo, init=sft, algo=algo, updates=2 if algo == "grpo" else 1, **rule))
+    log = metrics(
+        run(train_rlhf, tmp_path / algo, init=sft, algo=algo, updates=2 if algo == "grpo" else 1, **rule)
+    )
     assert log[-1]["reward"] > log[0]["reward"] + 1  # moves fewer
     assert log[-1]["length"] < log[0]["length"] - 1 and log[-1]["kl"] > 0
 
 
-@pytest.mark.parametrize("algo", [a for a in ALGOS if a != "online-dpo"])  # its labels are hard: no finite optimum at any kl
+@pytest.mark.parametrize(
+    "algo", [a for a in ALGOS if a != "online-dpo"]
+)  # its labels are hard: no finite optimum at any kl
 def test_the_kl_term_holds_the_policy_back(algo, sft, tmp_path):
     """The same reward under a strong regulariser: the policy stays near the reference."""
     rule = {"reward": "helpers.runs:brevity", "steps": 25, "lr": 5e-3, "init": sft, "algo": algo}

@@ -13,12 +13,13 @@ import pytest
 import torch
 from helpers.runs import argv, metrics, run, weights
 
-import all_roads
 import train_dpo
 import train_rlhf
 import train_sft
-from nanoroads import checkpoint, common
-from nanoroads.weights.checkpoint import read_safetensors, write_json
+from nanoroads.run.run import Run
+from nanoroads.weights import checkpoint
+from nanoroads.weights import files as weight_files
+from nanoroads.weights.files import read_safetensors, write_json
 
 if sys.platform == "win32":
     pytest.skip("needs fork and SIGKILL", allow_module_level=True)
@@ -28,83 +29,101 @@ processes = multiprocessing.get_context("forkserver")
 
 @pytest.fixture(scope="session", autouse=True)
 def server():
-    """The server imports once, and never computes: its forks are as good as fresh processes, without their seconds."""
+    """It imports once, and never computes: its forks are as good as fresh processes, without their seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        processes.set_forkserver_preload(
-            ["pytest", "conftest", "test_resume", "torch._dynamo"]
-        )  # the last by optimizers, at their first step
+        # The last is imported by optimizers, at their first step.
+        processes.set_forkserver_preload(["pytest", "conftest", "test_resume", "torch._dynamo"])
         forkserver.ensure_running()
+
+
+# ---------------------------------------------------------------- the moments of death
 
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def after_call(module, name, n):
-    """Die when module.name was called for the n-th time and has done its work."""
-    module = sys.modules[module]
-    original, calls = getattr(module, name), []
+def after_call(owner, name, n):
+    """Die when owner.name was called for the n-th time and has done its work."""
+    original = getattr(owner, name)
+    calls = []
 
     def call(*args, **kwargs):
         result = original(*args, **kwargs)
-        calls.append(1)
-        return die() if len(calls) == n else result
+        calls.append(name)
+        if len(calls) == n:
+            die()
+        return result
 
-    setattr(module, name, call)
+    setattr(owner, name, call)
+
+
+def after_update(n):
+    """Die in the n-th optimizer step, when its weights are updated and not yet logged or saved."""
+    after_call(torch.optim.AdamW, "step", n)
 
 
 def while_writing(name, n, stage):
     """Die in the n-th writing of a file called `name`: half of it written, or all of it but not renamed."""
     calls = []
-    replace, save_file = os.replace, checkpoint.save_file
+    replace, save_file = os.replace, weight_files.save_file
 
     def half(tensors, path, **kwargs):
         save_file(tensors, path, **kwargs)
-        calls.append(1) if f"/{name}." in str(path) else None
+        if f"/{name}." in str(path):
+            calls.append(path)
         if len(calls) == n:
             os.truncate(path, path.stat().st_size // 2)
             die()
 
-    def unnamed(a, b):
-        calls.append(1) if str(b).endswith(f"/{name}") else None
-        return die() if len(calls) == n else replace(a, b)
+    def unnamed(source, target):
+        if str(target).endswith(f"/{name}"):
+            calls.append(target)
+        if len(calls) == n:
+            die()
+        replace(source, target)
 
     if stage == "half":
-        checkpoint.save_file = half
+        weight_files.save_file = half
     else:
         os.replace = unnamed
 
 
 def half_a_line(n):
     """Die while line n of metrics.jsonl is written."""
-    original = common.log_metrics
+    original = Run.log
 
-    def log_metrics(out, step, row):
-        if step == n:
-            with open(out / "metrics.jsonl", "a") as f:
-                f.write('{"step": 1')
-                f.flush()
+    def log(self, step, row, **options):
+        if step + 1 == n:
+            with open(self.out / "metrics.jsonl", "a") as file:
+                file.write('{"step": 1')
+                file.flush()
                 die()
-        return original(out, step, row)
+        original(self, step, row, **options)
 
-    common.log_metrics = log_metrics
+    Run.log = log
 
 
 def between_model_and_state():
     """Die when model.safetensors is written and resume.safetensors is still there."""
-    checkpoint.Path.unlink = lambda path, missing_ok=False: die() if path.name == "resume.safetensors" else None
+
+    def unlink(path, missing_ok=False):
+        if path.name == "resume.safetensors":
+            die()
+
+    checkpoint.Path.unlink = unlink
 
 
 MOMENTS = {
-    "before the first step": (after_call, "nanoroads.common", "total_steps", 1),
-    "before the first checkpoint": (after_call, "nanoroads.common", "update", 3),
+    "before the first step": (after_call, Run, "describe", 1),
+    "before the first checkpoint": (after_update, 3),
     "in the first checkpoint": (while_writing, "resume.safetensors", 1, "half"),
     "right after a checkpoint": (while_writing, "resume.safetensors", 2, "unnamed"),
-    "between checkpoints": (after_call, "nanoroads.common", "update", 7),
+    "between checkpoints": (after_update, 7),
     "in the middle of a checkpoint": (while_writing, "resume.safetensors", 2, "half"),
     "in a line of the log": (half_a_line, 8),
-    "in the last step": (after_call, "nanoroads.common", "update", 12),
+    "in the last step": (after_update, 12),
     "in the final weights": (while_writing, "model.safetensors", 1, "half"),
     "at the very end": (between_model_and_state,),
 }
@@ -131,12 +150,12 @@ def same(one, two):
 
 
 def check_killed(script, whole, tmp_path, moment, sub="", **flags):
-    """Kill and resume; then the run in `sub` (and everything else) is what the uninterrupted run `whole` is."""
+    """Kill and resume; then the run in `sub`, and everything else, is as in `whole`, which was not interrupted."""
     out = tmp_path / "killed"
     kill(script, out, MOMENTS[moment], **flags)
     assert not (out / sub / "model.safetensors").exists() or moment == "at the very end"
     run(script, out, resume=True, **flags)
-    folders = [f.relative_to(whole) for f in (whole, *whole.iterdir()) if f.is_dir()]
+    folders = [path.relative_to(whole) for path in (whole, *whole.iterdir()) if path.is_dir()]
     for folder in folders:
         assert same(out / folder, whole / folder), folder
         assert not (out / folder / "resume.safetensors").exists()
@@ -172,16 +191,26 @@ def uninterrupted(flags_of, tmp_path_factory):
     return get
 
 
-FEW = ["before the first step", "in the first checkpoint", "between checkpoints", "in a line of the log", "at the very end"]
+FEW = [
+    "before the first step",
+    "in the first checkpoint",
+    "between checkpoints",
+    "in a line of the log",
+    "at the very end",
+]
 
 
-@pytest.mark.parametrize("stage, moment", [("sft", m) for m in MOMENTS] + [("dpo", m) for m in FEW] + [("rl", m) for m in FEW])
+@pytest.mark.parametrize(
+    "stage, moment", [("sft", m) for m in MOMENTS] + [("dpo", m) for m in FEW] + [("rl", m) for m in FEW]
+)
 def test_killed_and_resumed(stage, moment, flags_of, uninterrupted, tmp_path):
     script, flags = flags_of[stage]
     check_killed(script, uninterrupted(stage), tmp_path, moment, **flags)
 
 
-@pytest.mark.parametrize("moment", ["before the first checkpoint", "between checkpoints", "in the middle of a checkpoint"])
+@pytest.mark.parametrize(
+    "moment", ["before the first checkpoint", "between checkpoints", "in the middle of a checkpoint"]
+)
 def test_killed_between_two_updates_of_one_batch(moment, flags_of, uninterrupted, tmp_path):
     script, flags = flags_of["rl-updates"]
     check_killed(script, uninterrupted("rl-updates"), tmp_path, moment, **flags)
@@ -197,16 +226,18 @@ def test_killed_after_the_reward_model(flags_of, uninterrupted, tmp_path):
     """Stage 1 has 14 steps; die in step 4 of stage 2. The reward model is not trained again."""
     script, flags = flags_of["reward"]
     out = tmp_path / "killed"
-    kill(script, out, (after_call, "nanoroads.common", "update", 18), **flags)
+    kill(script, out, (after_update, 18), **flags)
     before = (out / "reward/model.safetensors").stat().st_mtime_ns
     run(script, out, resume=True, **flags)
-    assert same(out, uninterrupted("reward")) and (out / "reward/model.safetensors").stat().st_mtime_ns == before
+    assert (
+        same(out, uninterrupted("reward")) and (out / "reward/model.safetensors").stat().st_mtime_ns == before
+    )
 
 
 def test_killed_many_times(flags_of, uninterrupted, tmp_path):
     script, flags = flags_of["dpo"]
     for n, resume in ((2, False), (6, True), (1, True), (6, True), (1, True)):
-        kill(script, tmp_path / "killed", (after_call, "nanoroads.common", "update", n), resume=resume, **flags)
+        kill(script, tmp_path / "killed", (after_update, n), resume=resume, **flags)
     run(script, tmp_path / "killed", resume=True, **flags)
     assert same(tmp_path / "killed", uninterrupted("dpo"))
 
@@ -215,8 +246,13 @@ def test_a_resumed_run_does_not_start_over(flags_of, tmp_path, monkeypatch):
     script, flags = flags_of["sft"]
     kill(script, tmp_path / "killed", MOMENTS["between checkpoints"], **flags)
     assert read_safetensors(tmp_path / "killed/resume.safetensors")[1]["step"] == "5"
-    steps, update = [], common.update
-    monkeypatch.setattr(common, "update", lambda *a: (steps.append(a[3]), update(*a))[1])
+    steps, original = [], Run.save
+
+    def save(self, step, model, optimizer):
+        steps.append(step)
+        original(self, step, model, optimizer)
+
+    monkeypatch.setattr(Run, "save", save)
     run(script, tmp_path / "killed", resume=True, **flags)
     assert steps == list(range(5, 12))
 
@@ -232,7 +268,7 @@ def test_resume_with_nothing_there_starts(flags_of, uninterrupted, tmp_path):
 
 def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(flags_of, tmp_path):
     script, flags = flags_of["sft"]
-    kill(script, tmp_path / "a", (after_call, "train_sft", "save_state", 1), **flags)
+    kill(script, tmp_path / "a", (after_call, Run, "save", 5), **flags)
     old = (tmp_path / "a/resume.safetensors").read_bytes()
     for i, stage in enumerate(("half", "unnamed")):
         kill(script, tmp_path / f"b{i}", (while_writing, "resume.safetensors", 2, stage), **flags)
@@ -243,11 +279,15 @@ def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(flags_of, tmp_path)
 
 
 def test_a_killed_phase_goes_on_from_its_checkpoint(flags_of, uninterrupted, tmp_path):
-    """The commands of all_roads always say --resume: a phase whose process was killed is not lost."""
+    """The commands of all_roads.py always say --resume: a phase whose process was killed is not lost."""
     script, flags = flags_of["sft"]
     out = tmp_path / "sft"
     kill(script, out, MOMENTS["between checkpoints"], **flags)
+    import all_roads
+
+    from nanoroads.report.phases import Phase, run_phases
+
     write_json(tmp_path / "phases.json", {})
-    all_roads.run_phases([("sft", [], ["train_sft.py", *argv(script, out=out, **flags)])], tmp_path, jobs=2)
+    run_phases([Phase("sft", [], ["train_sft.py", *argv(script, out=out, **flags)])], tmp_path, jobs=2)
     assert same(out, uninterrupted("sft"))
     assert (tmp_path / "logs/sft.txt").read_text().count("held-out loss") == 1

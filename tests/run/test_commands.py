@@ -1,0 +1,54 @@
+"""Commands for what is missing: they are printed as a user would type them, and run from any directory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanoroads.errors import InputError
+from nanoroads.run import commands
+
+SFT = ["train_sft.py", "--out", Path("a b"), "--seed", 3]
+
+
+def test_what_is_missing_is_made_once(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def fake(command, env):
+        ran.append(command)
+        (tmp_path / "it").touch()
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(commands.subprocess, "run", fake)
+    for _ in range(2):
+        commands.make_if_missing(tmp_path / "it", SFT)
+    assert ran == [[sys.executable, str(commands.ROOT / "train_sft.py"), "--out", "a b", "--seed", "3"]]
+    assert capsys.readouterr().out.splitlines()[1:] == ["  python train_sft.py --out 'a b' --seed 3"]
+
+
+def test_a_command_that_fails_ends_the_run(tmp_path, monkeypatch):
+    code = 1
+
+    def fake(command, env):
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(commands.subprocess, "run", fake)
+    with pytest.raises(InputError, match="it: the command above failed"):
+        commands.make_if_missing(tmp_path / "it", SFT)
+    code = 2  # it has said why, in a line of its own
+    with pytest.raises(SystemExit) as stopped:
+        commands.make_if_missing(tmp_path / "it", SFT)
+    assert stopped.value.code == 2
+
+
+def test_commands_work_from_any_directory(monkeypatch):
+    module = ["-m", "nanoroads.world.pairs", "--n", "3"]
+    assert commands.command_line(module) == [sys.executable, *module]
+    root = str(commands.ROOT)
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    assert commands.child_environment()["PYTHONPATH"].split(os.pathsep) == [root, "/elsewhere"]
+    monkeypatch.delenv("PYTHONPATH")
+    assert commands.child_environment()["PYTHONPATH"] == root
+    assert (commands.ROOT / "train_sft.py").is_file()

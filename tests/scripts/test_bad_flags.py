@@ -1,0 +1,170 @@
+"""Flags that no run can have: one line on stderr that names the flag, exit code 2, and nothing is written."""
+
+import subprocess
+
+import pytest
+import torch
+from helpers.refusals import RULE, files, row_file
+
+import sample
+import train_dpo
+import train_rlhf
+import train_sft
+from nanoroads.run.commands import child_environment, command_line
+from nanoroads.world import pairs
+
+TRAINING = [train_sft, train_dpo, train_rlhf]
+
+# ---------------------------------------------------------------- the real thing: processes
+
+
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        (["train_sft.py", "--data", "no/such.jsonl"], ["no/such.jsonl: no such file"]),
+        (["sample.py", "--model", "no/run"], ["no/run", "config.json"]),
+        (
+            ["-m", "nanoroads.world.pairs", "--policy", "no/run", "--out", "x.jsonl"],
+            ["no/run", "config.json"],
+        ),
+        (["train_dpo.py", "--loss", "ppo"], ["train_dpo.py", "--loss", "'ppo'", "simpo"]),
+    ],
+)
+def test_a_process_says_one_line_and_exits_with_2(command, words, tmp_path):
+    done = subprocess.run(
+        command_line(command), cwd=tmp_path, env=child_environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+    assert all(word in done.stderr for word in words)
+    assert all(line.startswith("using: ") for line in done.stdout.splitlines())
+    assert not files(tmp_path)
+
+
+# ---------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("script", TRAINING)
+@pytest.mark.parametrize(
+    "flag, value",
+    [
+        ("steps", 0), ("steps", -1), ("steps", 1.5), ("epochs", "nan"), ("lr", 0), ("lr", "inf"),
+        ("lr", "fast"), ("clip", 0), ("batch_size", 0), ("micro_batch_size", -2), ("save_every", 0),
+        ("warmup", -1), ("weight_decay", -1), ("weight_decay", "nan"), ("seed", -1), ("seed", 2**64),
+        ("seed", "x"), ("device", "tpu"), ("dtype", "int8"), ("schedule", "linear"),
+        ("max_prompt_tokens", 0),
+    ],
+)  # fmt: skip
+def test_values_that_no_run_can_have(script, flag, value, refuses, tmp_path):
+    flags = {"out": tmp_path / "out", "data": tmp_path / "none.jsonl"}  # the flags are read before any file
+    flags[flag] = value
+    refuses(script, f"--{flag.replace('_', '-')}", value, **flags)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "script, flags, words",
+    [
+        (train_sft, {"n_layer": 0}, ["--n-layer", "0"]),
+        (train_sft, {"n_embd": 30, "n_head": 4}, ["--n-embd 30", "--n-head 4"]),
+        (train_sft, {"tokenizer": "t5"}, ["t5", "roadmap", "gpt2"]),
+        (train_dpo, {"beta": 0}, ["--beta", "0"]),
+        (train_dpo, {"loss": "ppo"}, ["--loss", "ppo"]),
+        (train_rlhf, {"algo": "ppo"}, ["--algo", "ppo"]),
+        (train_rlhf, {"samples": 1}, ["--samples 1", "rloo"]),
+        (train_rlhf, {"samples": 3, "algo": "rebel"}, ["--samples 3", "rebel", "even"]),
+        (train_rlhf, {"temperature": 0}, ["--temperature", "0"]),
+        (train_rlhf, {"kl": -1}, ["--kl", "-1"]),
+    ],
+)
+def test_values_of_one_training_script(script, flags, words, refuses, tmp_path):
+    refuses(script, *words, **{"out": tmp_path / "out", "data": tmp_path / "none.jsonl", **flags})
+
+
+@pytest.mark.parametrize(
+    "script, flags, words",
+    [
+        (sample, {"model": "x", "temperature": -1}, ["--temperature"]),
+        (sample, {"model": "x", "top_p": 0}, ["--top-p"]),
+        (sample, {"model": "x", "best_of": 4}, ["--best-of", "--reward"]),
+        (sample, {"model": "x", "prompt": "a", "chat": True}, ["--chat", "--prompt"]),
+        (sample, {}, ["--model"]),
+        (pairs, {"policy": "x", "out": "y", "n": 0}, ["--n"]),
+    ],
+)
+def test_values_of_another_script(script, flags, words, refuses):
+    refuses(script, *words, **flags)
+
+
+@pytest.mark.parametrize("flag, value", [("jobs", 0), ("seeds", "one")])
+def test_values_of_all_roads(flag, value, refuses):
+    import all_roads
+
+    refuses(all_roads, f"--{flag}", **{flag: value})
+
+
+# ---------------------------------------------------------------- the machine
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("script", [*TRAINING, sample])
+def test_a_device_that_is_not_there(script, refuses, sft, tmp_path):
+    flags = {"out": tmp_path / "out"}
+    if script is sample:
+        flags = {"model": sft}
+    refuses(script, "--device cuda", device="cuda", **flags)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_kernel_that_cannot_work_here(refuses, sft, tmp_path):
+    refuses(train_dpo, "--kernel triton", out=tmp_path / "out", init=sft, kernel="triton")
+
+
+def test_memory_that_is_not_there(refuses, sft, rlhf):
+    flags = {"model": sft, "reward": rlhf / "reward", "best_of": 10**10, "device": "cpu"}
+    refuses(sample, "memory", "--micro-batch-size", **flags)
+
+
+# ---------------------------------------------------------------- flags that do not go together
+
+
+def test_flags_of_rlhf_that_do_not_go_together(refuses, sft, tmp_path):
+    flags = {"out": tmp_path / "out", "init": sft}
+    refuses(train_rlhf, "--micro-batch-size", algo="reinforce", micro_batch_size=2, **flags)
+    refuses(train_rlhf, "--stop-after", reward="helpers.runs:brevity", stop_after="reward", **flags)
+    refuses(train_rlhf, "--eval-data", eval_data=tmp_path / "no.jsonl", **flags)
+
+
+def test_flags_that_do_not_go_together(refuses, sft, tmp_path):
+    refuses(train_dpo, "--init hf:org/name", out=tmp_path / "out", init="hf:org/name")
+    refuses(sample, "--best-of", model=sft, reward=sft, best_of=2, num_samples=2)
+
+
+def test_held_out_pairs_that_nothing_reads(refuses, sft, tmp_path):
+    flags = {"init": sft, "data": row_file(tmp_path), "eval_data": row_file(tmp_path), **RULE}
+    refuses(train_rlhf, "--eval-data", "no stage 1", out=tmp_path / "out", **flags)
+
+
+def test_rl_that_does_not_fit_the_context(refuses, sft, tmp_path):
+    flags = {"init": sft, "data": row_file(tmp_path), "reward": "helpers.runs:brevity"}
+    words = ["context", "32", "--max-new-tokens"]
+    refuses(train_rlhf, *words, out=tmp_path / "out", **{**flags, "max_new_tokens": 30})
+    # Without the flag the length is what fits.
+    train_rlhf.main(["--out", str(tmp_path / "out2"), "--steps", "1", "--init", str(sft)]
+                    + ["--data", str(flags["data"]), "--reward", flags["reward"]])  # fmt: skip
+
+
+# ---------------------------------------------------------------- --export-hf
+
+
+def test_an_export_that_could_not_be_written_is_refused_before_the_training(refuses, sft, tmp_path):
+    rows, out = row_file(tmp_path), tmp_path / "out"
+    flags = {"init": sft, "data": rows, "out": out}
+    refuses(train_dpo, "--export-hf", out, "--out itself", export_hf=out, **flags)
+    for folder in (rows, rows / "below"):
+        refuses(train_dpo, rows, "directory", export_hf=folder, **flags)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "a").write_text("a")
+    refuses(train_dpo, full, "not empty", out=out, init=sft, export_hf=full)

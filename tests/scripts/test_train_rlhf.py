@@ -1,0 +1,205 @@
+"""train_rlhf.py end to end, tiny: the files it leaves, the keys it logs, the numbers of step 0, and that it learns."""
+
+import math
+from statistics import mean
+
+import pytest
+import torch
+from helpers.runs import check_run, metrics, run, weights, write_jsonl
+
+import train_rlhf
+from nanoroads.errors import InputError
+from nanoroads.run.run import Run
+from nanoroads.weights import checkpoint
+from nanoroads.weights.files import read_config
+
+MAP_KEYS = {"map_reward", "map_legal", "map_arrives", "map_moves", "map_greedy_reward", "map_kl"}
+REWARD_KEYS = {"step", "loss", "accuracy", "grad_norm"}
+REWARD_EVAL_KEYS = {"eval_loss", "eval_accuracy"}
+KEYS = {"step", "loss", "reward", "kl", "entropy", "clip_fraction", "length", "grad_norm"}
+KEYS |= {"seconds_sampling", "seconds_scoring", "seconds_training"}
+
+
+def check_rl(out, on_map=True):
+    """A finished stage 2 that began at its reference. Returns the lines of metrics.jsonl."""
+    if on_map:
+        log = check_run(out, "rlhf", KEYS | {"true_reward"}, MAP_KEYS)
+    else:
+        log = check_run(out, "rlhf", KEYS, set())
+    assert (log[0]["kl"], log[0]["clip_fraction"]) == (
+        0.0,
+        0.0,
+    )  # the policy is the reference, and the sampler
+    assert log[0]["entropy"] > 0 and 1 <= log[0]["length"] <= 12
+    assert log[-1]["kl"] != 0
+    return log
+
+
+# ---------------------------------------------------------------- the reward classes
+
+
+def test_global(rlhf, sft):
+    log = check_run(rlhf / "reward", "reward", REWARD_KEYS, REWARD_EVAL_KEYS)
+    assert len(log) == 10  # 1.5 epochs of 7 steps
+    assert mean(row["loss"] for row in log[-3:]) < mean(row["loss"] for row in log[:3])
+    config = read_config(rlhf / "reward")
+    assert config["model"]["head"] == "scalar" and config["reference"] == str(sft)
+    check_rl(rlhf)
+    assert read_config(rlhf)["kl"] == 0.5
+
+
+def test_the_folder_of_a_reward_model_makes_the_same_run(rlhf, sft, tmp_path):
+    out = run(train_rlhf, tmp_path / "again", init=sft, reward=rlhf / "reward")
+    assert not (out / "reward").exists()
+    assert weights(out) == weights(rlhf) and metrics(out) == metrics(rlhf)
+
+
+def test_local(sft, tmp_path):
+    out = run(train_rlhf, tmp_path / "local", init=sft, reward="local", beta=0.25)
+    log = check_run(out / "reward", "reward", REWARD_KEYS, REWARD_EVAL_KEYS)
+    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert log[-1]["loss"] < log[0]["loss"]
+    check_rl(out)
+    assert read_config(out)["kl"] == 0.25  # Theorem 2.2 wants the same beta on both sides
+
+
+@pytest.mark.parametrize("algo", train_rlhf.ALGORITHMS)
+def test_a_rule(algo, sft, tmp_path):
+    flags = {"reward": "nanoroads.world.roadmap:true_reward", "reward_epochs": None}
+    if algo == "grpo":
+        flags["updates"] = 2
+    out = run(train_rlhf, tmp_path / algo, init=sft, algo=algo, **flags)
+    log = check_rl(out)
+    assert all(row["reward"] == pytest.approx(row["true_reward"], abs=2e-6) for row in log)
+    assert not (out / "reward").exists()
+    if algo == "grpo":
+        assert all(row["clip_fraction"] == 0 for row in log[::2])  # the first of two updates is on policy
+        assert any(row["clip_fraction"] > 0 for row in log[1::2])
+    if algo == "online-dpo":
+        # ln 2 for each of the 32 prompts whose samples are not all equally good
+        compared = log[0]["loss"] / math.log(2) * 32
+        assert compared == pytest.approx(round(compared), abs=1e-3) and compared > 0.5
+
+
+def test_on_rows_of_the_user(rows, sft, tmp_path):
+    flags = {"init": sft, "data": rows / "pairs.jsonl", "max_new_tokens": 12}
+    for reward in train_rlhf.CLASSES:
+        out = run(train_rlhf, tmp_path / reward, reward=reward, **flags)
+        check_rl(out, on_map=False)
+        check_run(out / "reward", "reward", REWARD_KEYS, REWARD_EVAL_KEYS)
+
+
+def test_start_and_compare(dpo, sft, tmp_path):
+    """--start from the policy compared with: the two are one at first, and the distance to the reference is not 0."""
+    flags = {"reward": "nanoroads.world.roadmap:true_reward", "init": sft, "compare": dpo}
+    flags.update(lr=1e-12, steps=2, eval_every=1)
+    first = metrics(run(train_rlhf, tmp_path / "a", start=dpo, **flags))[0]
+    assert first["kl_compare"] == pytest.approx(0, abs=1e-5) and abs(first["kl"]) > 1e-4
+    first = metrics(run(train_rlhf, tmp_path / "b", start=sft, **flags))[0]
+    assert first["kl_compare"] > 1e-4 and first["kl"] == 0
+
+
+# ---------------------------------------------------------------- stage 1 is a run of its own
+
+
+def test_stage_1_is_the_same_run_whatever_the_flags_of_stage_2(rlhf, sft, dpo, tmp_path):
+    """Train the reward model alone, then decide how to use it."""
+    out = run(train_rlhf, tmp_path / "out", init=sft, stop_after="reward")
+    assert [path.name for path in out.iterdir()] == ["reward"]
+    assert weights(out / "reward") == weights(rlhf / "reward")  # the one of a run through both stages
+    before = (out / "reward/model.safetensors").stat().st_mtime_ns
+    stage_2 = {"algo": "grpo", "kl": 0.1, "updates": 2, "samples": 3, "temperature": 0.9, "start": dpo}
+    stage_2.update(max_new_tokens=10, compare=dpo, lr=1e-4, batch_size=16, steps=4)
+    run(train_rlhf, out, init=sft, resume=True, **stage_2)
+    assert (out / "reward/model.safetensors").stat().st_mtime_ns == before  # it was not trained again
+    config = read_config(out)
+    assert (config["kl"], config["args"]["algo"]) == (0.1, "grpo")
+    assert metrics(out)[-1]["step"] == 4
+
+
+@pytest.mark.parametrize(
+    "flag, value, words",
+    [
+        ("beta", 1.0, "had --beta 0.3, this one has 1.0"),
+        ("readout", "sum", "had --readout last, this one has sum"),
+        ("reward_lr", 1e-5, "had --reward-lr 0.003, this one has 1e-05"),
+        ("reward_epochs", 2, "had --reward-epochs 1.5, this one has 2.0"),
+        ("reward_batch_size", 8, "had --reward-batch-size 32, this one has 8"),
+        ("reward", "local", "had --reward global, this one has local"),
+        ("seed", 3, "had --seed 0, this one has 3"),
+    ],
+)
+def test_another_stage_1_is_refused_by_the_flag_that_differs(flag, value, words, rlhf, sft, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "reward").symlink_to(rlhf / "reward")
+    before = weights(rlhf / "reward")
+    with pytest.raises(InputError, match=words) as error:
+        run(train_rlhf, out, init=sft, resume=True, **{flag: value})
+    assert str(out / "reward") in str(error.value)
+    assert weights(rlhf / "reward") == before and not (out / "config.json").exists()
+
+
+def test_the_local_reward_has_a_rate_of_its_own(sft, tmp_path):
+    out = run(train_rlhf, tmp_path / "out", init=sft, reward="local", reward_lr=None, stop_after="reward")
+    args = read_config(out / "reward")["args"]
+    assert args["lr"] == args["reward_lr"] == train_rlhf.DEFAULTS["map"]["reward_lr"]["local"]
+
+
+# ---------------------------------------------------------------- how long, and how many samples
+
+
+def test_an_epoch_samples_each_prompt_once_whatever_the_updates(sft, tmp_path):
+    goals = ("FL", "GA", "ME", "NY", "TX")
+    data = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"WA>{goal}:"} for goal in goals])
+    flags = {"init": sft, "data": data, "reward": "helpers.runs:brevity", "max_new_tokens": 12}
+    out = run(train_rlhf, tmp_path / "out", epochs=1, updates=3, batch_size=2, steps=None, **flags)
+    assert metrics(out)[-1]["step"] == 3 * 3
+
+
+def test_checkpoints_are_between_two_batches_of_samples(sft, tmp_path, monkeypatch):
+    """With two updates on a batch and --save-every 3: at the first such place where three steps have passed."""
+    written = []
+    monkeypatch.setattr(checkpoint, "save_state", lambda out, model, optimizer, step: written.append(step))
+    flags = {"init": sft, "reward": "helpers.runs:brevity", "updates": 2, "save_every": 3, "steps": 14}
+    run(train_rlhf, tmp_path / "out", **flags)
+    assert written == [4, 8, 12]
+
+
+def test_several_updates_of_rloo_are_clipped_ratios(sft, tmp_path):
+    """The second step on a batch is off policy: with a large rate its ratio leaves the interval, and is clipped."""
+    flags = {"reward": "helpers.runs:brevity", "updates": 2, "lr": 0.05, "steps": 8}
+    log = metrics(run(train_rlhf, tmp_path / "out", init=sft, **flags))
+    assert all(row["clip_fraction"] == 0 for row in log[::2])
+    assert max(row["clip_fraction"] for row in log[1::2]) > 0
+
+
+def test_it_samples_a_few_micro_batches_at_a_time(sft, tmp_path, monkeypatch):
+    """In order, and each with random numbers of its own."""
+    calls, generate = [], train_rlhf.generate
+
+    def recorded(policy, prompts, k, length, temperature, eos, seed):
+        calls.append((len(prompts), seed))
+        return generate(policy, prompts, k, length, temperature, eos=eos, seed=seed)
+
+    monkeypatch.setattr(train_rlhf, "generate", recorded)
+    flags = {"reward": "helpers.runs:brevity", "batch_size": 20, "micro_batch_size": 1, "steps": 1}
+    run(train_rlhf, tmp_path / "out", init=sft, **flags)
+    assert [size for size, _ in calls] == [8, 8, 4]
+    assert len({seed for _, seed in calls}) == 3
+
+
+def test_nothing_waits_for_the_device_within_a_step(sft, tmp_path, monkeypatch):
+    """What a step hands to the log are tensors: they become numbers there, where a line is due, and nowhere else."""
+    logged = []
+    original = Run.log
+
+    def log(self, step, row, **options):
+        if self.stage == "rlhf":
+            logged.append(row)
+        original(self, step, row, **options)
+
+    monkeypatch.setattr(Run, "log", log)
+    run(train_rlhf, tmp_path / "out", init=sft, reward="helpers.runs:brevity", steps=2, log_every=2)
+    for name in ("loss", "reward", "kl", "entropy", "length", "clip_fraction", "grad_norm"):
+        assert isinstance(logged[0][name], torch.Tensor), name
