@@ -101,12 +101,9 @@ class FolderEncoding(tiktoken.Encoding):
     def read_added_tokens(self, added_tokens):
         """Set the patterns of the added tokens: special, added_first, added_normalized."""
         special = [token["content"] for token in added_tokens if token.get("special")]
-        plain = [token for token in added_tokens if not token.get("special")]
-        first = [token["content"] for token in plain if not token["normalized"]]
-        normalized = [token["content"] for token in plain if token["normalized"]]
         self.special = pattern_of_any(special) or re.compile("(?!)")  # (?!) matches nothing
-        self.added_first = pattern_of_any(first)
-        self.added_normalized = pattern_of_any(normalized)
+        self.added_first = pattern_of_any(plain_texts(added_tokens, normalized=False))
+        self.added_normalized = pattern_of_any(plain_texts(added_tokens, normalized=True))
 
     def decode_single_token_bytes(self, token):
         """The bytes of one token. Raises KeyError for an invalid id."""
@@ -273,6 +270,12 @@ def split_at_matches(text, pattern):
         begin = match.end()
     if begin < len(text):
         yield text[begin:], False
+
+
+def plain_texts(added_tokens, normalized):
+    """The texts of the added tokens that plain text may hold, with this value of "normalized"."""
+    plain = [token for token in added_tokens if not token.get("special")]
+    return [token["content"] for token in plain if token["normalized"] == normalized]
 
 
 # ---------------------------------------------------------------- tokens and their ranks

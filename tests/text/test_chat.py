@@ -2,10 +2,10 @@
 
 import datetime
 import json
-import os
 
 import pytest
 import tokenizers
+from helpers import smollm2
 from tokenizers import models, pre_tokenizers
 
 from nanoroads.errors import InputError
@@ -145,12 +145,11 @@ def test_rendered_as_transformers_does(tmp_path, name):
 
 
 def test_smollm2():
-    """A real tokenizer and template, if NANOROADS_SMOLLM2 names a Hugging Face folder of SmolLM2."""
-    if "NANOROADS_SMOLLM2" not in os.environ:
-        pytest.skip("NANOROADS_SMOLLM2 names no folder")
+    """A real tokenizer and template, where helpers/smollm2.py finds them."""
     transformers = pytest.importorskip("transformers")
-    folder = os.environ["NANOROADS_SMOLLM2"]
-    encoding, hf = tokenizer.get(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    folder = smollm2.folder()
+    encoding = tokenizer.get(str(folder))
+    hf = transformers.AutoTokenizer.from_pretrained(folder)
     for messages in TALKS:
         expected = hf.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert chat.encode_conversation(encoding, messages)[0] == expected
