@@ -198,6 +198,14 @@ def test_text_that_looks_like_a_special_token_stays_text(tmp_path):
     assert encoding.decode(response) == trick + "<|im_end|>"
 
 
+def test_messages_that_leave_no_character_for_the_mark(tmp_path):
+    encoding = make(tmp_path, CHATML)
+    everything = "".join(chr(code) for code in chat.PRIVATE_USE)
+    assert chat.encode_conversation(encoding, [USER | {"content": everything[1:]}])
+    with pytest.raises(InputError, match="every private-use character"):
+        chat.encode_conversation(encoding, [USER | {"content": everything}])
+
+
 def test_where_the_template_is_found(tmp_path):
     several = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "one"}]
     assert chat.render(make(tmp_path, several), [USER]) == "one"
