@@ -1,4 +1,4 @@
-"""Chat templates: the text of transformers' apply_chat_template; only the template writes special tokens."""
+"""Chat templates: the text of transformers, and special tokens from the template alone."""
 
 import datetime
 import json

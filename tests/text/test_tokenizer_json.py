@@ -1,4 +1,4 @@
-"""tokenizer.json -> tiktoken: the ids of the `tokenizers` library, by family, or a refusal that says why."""
+"""tokenizer.json -> tiktoken: the ids of the `tokenizers` library, or a refusal that says why."""
 
 import gzip
 import itertools
@@ -45,7 +45,7 @@ DIGITS = {"type": "Digits", "individual_digits": True}
 DEEPSEEK = sequence(
     split(r"[\r\n]"), split(r"\s?\p{L}+"), split(r"\s?\p{P}+"), split("[一-龥]+"), DIGITS, NO_REGEX
 )
-# name: (normalizer, pre-tokenizer, ignore_merges, added tokens before the vocabulary, added tokens after it)
+# name: (normalizer, pre-tokenizer, ignore_merges, added tokens before the vocabulary, and after it)
 FAMILIES = {
     "gpt2": (None, BYTES | {"use_regex": True}, False, [], [added("<|endoftext|>", normalized=True)]),
     "neox": (
@@ -94,7 +94,7 @@ TEXTS = [
 def make(folder, name, corpus=None, **changes):
     """A folder with a small BPE of the family, trained by the `tokenizers` library on whole lines.
 
-    So it has merges across whatever the family's pre-tokenizer must cut: a cut in the wrong place shows."""
+    It has merges across whatever the family's pre-tokenizer must cut, so a wrong cut shows."""
     normalizer, pre_tokenizer, ignore_merges, before, after = FAMILIES[name]
     empty = {"type": "BPE", "vocab": {}, "merges": [], "byte_fallback": False, "fuse_unk": False}
     spec = {
@@ -169,7 +169,7 @@ def test_texts(family):
         same(family, text)
 
 
-# Characters that newer Unicode versions added are letters to one regex engine and not yet to the other.
+# What newer Unicode versions added are letters to one regex engine and not yet to the other.
 KNOWN = st.characters(exclude_categories=("Cs", "Cn")).filter(
     lambda c: unicodedata.ucd_3_2_0.category(c) != "Cn"
 )
