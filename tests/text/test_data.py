@@ -1,4 +1,4 @@
-"""Files of rows -> token lists: every layout, every bad row by file and line, and who gets an EOS."""
+"""Files of rows -> token lists: every layout, bad rows by file and line, who gets an EOS."""
 
 import gzip
 import json
@@ -18,7 +18,8 @@ from nanoroads.text.rows import parse, raw_rows, write_rows
 from nanoroads.text.tokenizer_json import BYTE_OF, FolderEncoding
 
 EOS = 300
-MERGES = [b"ab", b"\n\n", b" a", b"Human", b"Assistant"]  # enough to see a merge that crosses a boundary
+# Enough to see a merge that crosses a boundary.
+MERGES = [b"ab", b"\n\n", b" a", b"Human", b"Assistant"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def encoding():
 
 @pytest.fixture
 def rows(tmp_path):
-    """Writes what it is given, objects as JSON and bytes as they are, one a line, and returns the path."""
+    """Writes objects as JSON and bytes as they are, one per line, and returns the path."""
 
     def write(*lines, name="rows.jsonl"):
         path = tmp_path / name
@@ -387,7 +388,7 @@ def test_parquet(encoding, rows, tmp_path):
 
 
 def test_hub(encoding, rows, monkeypatch):
-    """`datasets` stands in here: what matters is what it is asked for, and that rows come through."""
+    """With a stand-in for `datasets`: what it is asked for, and that rows come through."""
 
     def load_dataset(name, split):
         if name != "org/name":
