@@ -1,7 +1,7 @@
 """Every road on the built-in map, and where they meet: SFT, DPO, RLHF, best-of-N, Theorem 2.2, the
 gap closed both ways.
 
-    python all_roads.py --quick              a first look: about a minute on two CPU cores
+    python all_roads.py --quick              a first look: a minute on two CPU cores
     python all_roads.py                      one seed: two and a half minutes
     python all_roads.py --seeds 0 1 2        means and standard errors
 
@@ -23,49 +23,31 @@ from nanoroads.run.flags import SEED, Parser, positive, run_script
 from nanoroads.weights.files import read_json_object, write_json
 from nanoroads.world.roadmap import WORLDS
 
-# What experiments/sweep.md found best in each world. Where a list is empty, that is the scripts'
-# default: they were tuned in the main world.
+# What experiments/sweep.md found best in each world. The scripts' defaults are what it found in the
+# main world, so that needs no flag.
 DPO = {"roadmap": [], "roadmap-short": ["--lr", 3e-4], "roadmap-hidden": ["--lr", 1e-3]}
 RLHF = {
     "roadmap": [],
     "roadmap-short": ["--kl", 0.3, "--lr", 5e-4],
     "roadmap-hidden": ["--kl", 0.3, "--reward-lr", 1e-3],
 }
+LOW_BETA = 0.05  # too weak a regulariser of DPO, to show over-optimisation
+LOW_KL = 0.05  # the same for RLHF
 
-# A quick look has about half of the steps. Otherwise the scripts' own numbers of steps stand. DPO and
-# the reward models need the same number of epochs, since Theorem 2.2 compares their results.
+# A quick look has about half of the steps; otherwise the scripts' own numbers of steps stand. DPO
+# and the reward models need the same number of epochs, since Theorem 2.2 compares where they end.
 FULL = {"sft": [], "dpo": [], "rlhf": []}
 QUICK = {"sft": ["--steps", 700], "dpo": ["--epochs", 2], "rlhf": ["--reward-epochs", 2, "--steps", 120]}
-
-LOW_BETA = 0.05  # too weak a regulariser on either road, to show over-optimisation
-LOW_KL = 0.05
 
 
 def parse_flags(argv):
     p = Parser(description=__doc__)
-    p.add_argument(
-        "--out", type=Path, help="folder of runs and report (default: out/all_roads; with --quick out/quick)"
-    )
-    p.add_argument("--seeds", type=SEED, nargs="+", default=[0], help="one seed or several (default: 0)")
-    p.add_argument(
-        "--quick", action="store_true", help="a first look: half of the steps, the main world only"
-    )
-    p.add_argument(
-        "--jobs",
-        type=positive(int),
-        default=2,
-        help="number of commands at a time, on shared cores (default: 2)",
-    )
-    p.add_argument(
-        "--device",
-        choices=["auto", "cpu", "cuda", "mps"],
-        help="device of the training scripts (default: auto)",
-    )
-    p.add_argument(
-        "--kernel",
-        choices=["auto", "torch", "triton"],
-        help="log-prob kernels of the training scripts (default: auto)",
-    )
+    p.add_argument("--out", type=Path, help="folder of the results (default: out/all_roads, or out/quick)")
+    p.add_argument("--seeds", type=SEED, nargs="+", default=[0], help="seeds, one or several (default: 0)")
+    p.add_argument("--quick", action="store_true", help="a first look: half of the steps, one world")
+    p.add_argument("--jobs", type=positive(int), default=2, help="number of commands at a time (default: 2)")
+    p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], help="training device (default: auto)")
+    p.add_argument("--kernel", choices=["auto", "torch", "triton"], help="log-prob kernels (default: auto)")
     args = p.parse_args(argv)
     args.seeds = list(dict.fromkeys(args.seeds))  # the same seed twice would be two runs in one folder
     if args.out is None:
@@ -78,13 +60,13 @@ def plan(seed_folder, seed, world, quick, machine=()):
 
     seed_folder: where the seed's runs go. machine: more flags for the training scripts."""
     folder = world_folder(seed_folder, world)
-    sft = folder / "sft"
+    sft = folder / "sft"  # both roads start here, and are held near it
     steps = QUICK if quick else FULL
     flags = ["--seed", seed, "--data", world] + list(machine)
     sample_pairs = ["-m", "nanoroads.world.pairs", "--policy", sft, "--seed", seed]
     train_dpo = ["train_dpo.py"] + flags + ["--init", sft]
     train_rlhf = ["train_rlhf.py"] + flags + ["--init", sft]
-    pairs = ["sft/pairs.jsonl", "sft/pairs_test.jsonl"]
+    pairs = ["sft/pairs.jsonl", "sft/pairs_test.jsonl"]  # the scripts find them beside --init
     phases = []
 
     def add(name, command, needs):
@@ -95,25 +77,28 @@ def plan(seed_folder, seed, world, quick, machine=()):
     add("sft/pairs.jsonl", sample_pairs, needs=["sft"])
     add("sft/pairs_test.jsonl", sample_pairs + ["--split", "test", "--n", 1000], needs=["sft"])
 
-    # Both roads, from the same pairs.
+    # The two roads from these pairs. RLHF's reward is global here: a model with a scalar head, which
+    # reads the last hidden state or sums over all, as the world's reward does.
     scalar_head = ["--readout", WORLDS[world].readout]
-    add("rlhf_global", train_rlhf + scalar_head + RLHF[world] + steps["rlhf"], pairs)
-    add("dpo", train_dpo + DPO[world] + steps["dpo"], pairs)
+    add("rlhf_global", train_rlhf + scalar_head + RLHF[world] + steps["rlhf"], needs=pairs)
+    add("dpo", train_dpo + DPO[world] + steps["dpo"], needs=pairs)
     if world != "roadmap":
         return phases
 
-    # Theorem 2.2: RLHF on the local reward, on its way towards DPO. And DPO without its reference, as
-    # the paper's local reward model.
+    # Theorem 2.2: RLHF on the local reward. Its first stage has DPO's loss, and its second should
+    # come back to DPO's policy; --compare records how far it still is.
     local_reward = ["--reward", "local", "--compare", folder / "dpo"]
-    add("rlhf_local", train_rlhf + local_reward + steps["rlhf"], pairs + ["dpo"])
-    add("local", train_dpo + ["--loss", "reference-free"] + steps["dpo"], pairs)
+    add("rlhf_local", train_rlhf + local_reward + steps["rlhf"], needs=pairs + ["dpo"])
+
+    # The paper's local reward model, beta log pi. To train it is to train DPO without a reference.
+    add("local", train_dpo + ["--loss", "reference-free"] + steps["dpo"], needs=pairs)
     if quick:
         return phases
 
     # Over-optimisation: too little KL on either road. RLHF takes the reward model that is there.
+    add("dpo_low_beta", train_dpo + ["--beta", LOW_BETA], needs=pairs)
     given_reward = ["--reward", folder / "rlhf_global/reward"]
-    add("dpo_low_beta", train_dpo + ["--beta", LOW_BETA], pairs)
-    add("rlhf_low_kl", train_rlhf + given_reward + ["--kl", LOW_KL], ["rlhf_global"])
+    add("rlhf_low_kl", train_rlhf + given_reward + ["--kl", LOW_KL], needs=["rlhf_global"])
     return phases
 
 
@@ -123,20 +108,22 @@ def main(argv=None):
     begin = time.time()
     folders = {seed: args.out / f"seed{seed}" for seed in args.seeds}
     worlds = ["roadmap"] if args.quick else list(WORLDS)
-    machine = []
+    machine = []  # flags that are not given stay the training scripts' own affair
     if args.device:
         machine += ["--device", args.device]
     if args.kernel:
         machine += ["--kernel", args.kernel]
 
-    # 1. The runs of all seeds in all worlds, as commands. What is finished is not run again.
+    # 1. The runs of all seeds in all worlds, as commands. They are planned as one job, so that no
+    # core is idle while a seed waits for its last phase. What is finished is not run again.
     phases = []
     for seed, folder in folders.items():
         for world in worlds:
             phases += plan(folder, seed, world, args.quick, machine)
     seconds = run_phases(phases, args.out, args.jobs)
 
-    # 2. The measures of each seed. They are kept in its folder, until a phase is run again.
+    # 2. The measures of each seed. They are kept in its folder until any phase is run again, which
+    # changes the ledger.
     ledger = args.out / "phases.json"
     measures = []
     for folder in tqdm(folders.values(), desc="measuring", unit="seed", disable=None):
@@ -144,21 +131,20 @@ def main(argv=None):
         if not path.exists() or path.stat().st_mtime < ledger.stat().st_mtime:
             write_json(path, measure(folder, args.quick))
         measures.append(read_json_object(path))
-    seconds["total"] = round(time.time() - begin, 1)
+    seconds["total"] = round(time.time() - begin, 1)  # phases overlap, so it is less than their sum
 
-    # 3. The report. Figures of a training's course are of the first seed.
+    # 3. The report, from results.json alone but for two figures. Tables are means over seeds; curves
+    # along training are the first seed's.
     first_folder = folders[args.seeds[0]]
     pairs = len((first_folder / "sft/pairs.jsonl").read_text().splitlines())
     results = {"seeds": args.seeds, "seconds": seconds, "pairs": pairs}
     results.update(combine(measures))
     write_json(args.out / "results.json", results)
     write_report(results, args.out, first_folder)
-    for line in verdict(results):
-        print(line)
+    print("\n".join(verdict(results)))
     print(f"\n{args.out}/report.md has the tables and figures, {args.out}/results.json the numbers", end=" ")
-    print(
-        f"({seconds['total']:.0f} s)\nnext: python sample.py --model {first_folder}/rlhf_global --prompt 'WA>FL:'"
-    )
+    print(f"({seconds['total']:.0f} s)")
+    print(f"next: python sample.py --model {first_folder}/rlhf_global --prompt 'WA>FL:'")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ from nanoroads.run.run import read_metrics
 from nanoroads.weights.files import write_text
 from nanoroads.world.roadmap import WORLDS, prompts
 
-SEED = 100
+SEED = 100  # no reported result uses it
 JOBS = 2  # commands at a time
 
-# The settings.
+# The settings, nine for each road. The defaults of the scripts are those chosen in the main world;
+# all_roads.py holds what was chosen in the other two.
 DPO_BETAS = (0.1, 0.3, 1.0)
 DPO_RATES = ("1e-4", "3e-4", "1e-3")
 REWARD_RATES = ("3e-4", "1e-3", "2e-3")
@@ -68,14 +69,15 @@ def main(argv=None):
 def sweep(folder, world):
     """Run one world's settings in `folder` -> the parts of its section in the report."""
     sft = folder / "sft"
-    data = ["--data", world, "--seed", SEED]
+    data = ["--data", world, "--seed", SEED]  # another seed has other pairs and samples
     pairs = ["sft/pairs.jsonl", "sft/pairs_test.jsonl"]
     sample_pairs = ["-m", "nanoroads.world.pairs", "--policy", sft, "--seed", SEED]
     train_dpo = ["train_dpo.py"] + data + ["--init", sft]
     train_rlhf = ["train_rlhf.py"] + data + ["--init", sft]
     reward_only = ["--stop-after", "reward", "--readout", WORLDS[world].readout]
 
-    # 1. The reference policy and its pairs, then everything that needs no reward model.
+    # 1. The reference policy and its pairs, then everything that needs no reward model: each learning
+    # rate of the reward model itself, and all of DPO.
     phases = [
         new_phase(folder, "sft", ["train_sft.py"] + data),
         new_phase(folder, "sft/pairs.jsonl", sample_pairs, ["sft"]),
@@ -90,7 +92,8 @@ def sweep(folder, world):
             phases.append(new_phase(folder, f"dpo_{beta}_{lr}", command, pairs))
     run_phases(phases, folder, JOBS)
 
-    # 2. RL on the reward model of the best held-out likelihood. The first half is done by now.
+    # 2. RL, on the reward model of the best held-out likelihood: a choice that a user without the
+    # true reward could make too. What ran above is done and is not run again.
     nll = {lr: last(folder / f"rm_{lr}/reward", "eval_loss") for lr in REWARD_RATES}
     best = min(nll, key=nll.get)
     for kl in RL_KLS:
@@ -99,7 +102,7 @@ def sweep(folder, world):
             phases.append(new_phase(folder, f"rlhf_{kl}_{lr}", command))
     run_phases(phases, folder, JOBS)
 
-    # 3. The tables.
+    # 3. The tables. The choice from them is made by hand.
     count = len(prompts(WORLDS[world], "test"))
     columns = list(MEASURES.values())
     return [
@@ -113,10 +116,10 @@ def sweep(folder, world):
 
 
 def results(folder, road):
-    """A row for each run of a road: its two settings, which are in the folder's name, and its measures."""
+    """A table row for each run of a road: its two settings and its measures."""
     rows = []
     for run in sorted(folder.glob(f"{road}_*")):
-        settings = run.name.split("_")[1:]
+        settings = run.name.split("_")[1:]  # the name is ROAD_SETTING_SETTING
         rows.append(settings + [f"{last(run, name):.3f}" for name in MEASURES])
     return rows
 

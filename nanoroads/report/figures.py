@@ -101,11 +101,12 @@ LINE = 3.2  # width of a route, in points
 
 
 def draw_map(ax, routes: dict[str, str]):
-    """Draw the map and routes on it: {label: prompt + response}, {"DPO": "WA>FL:>ID>WY>NE>MO>TN>GA>FL"}.
+    """Draw the map and routes on it.
 
-    Routes that share a road lie side by side, with arrows for the direction. A hop that is no road is
-    dashed. The start is a dark disc, the goal a star. Words that are no state are left out. Raises
-    InputError for a malformed prompt."""
+    routes: {label: prompt + response}, as {"DPO": "WA>FL:>ID>WY>NE>MO>TN>GA>FL"}. Routes that share a
+    road lie side by side, with arrows for the direction. A hop that is no road is dashed. The start
+    is a dark disc, the goal a star. Words that are no state are left out. Raises InputError for a
+    malformed prompt."""
     starts = set()
     goals = set()
     visited = {}  # {label: the states of its route, start included}
@@ -282,8 +283,8 @@ def equivalence(results: dict, metrics: list[dict]) -> Figure:
 
 
 def overoptimisation(rlhf: dict[str, list], dpo: dict[str, list]) -> Figure:
-    """Three panels against KL: the true reward of RL's samples, the reward model's score of the same
-    samples, and DPO's true reward.
+    """Three panels against KL: the true reward of RL's samples, the reward model's score of the
+    same samples, and DPO's true reward.
 
     Each with a fair regulariser and with one that is too weak: {label: rows of metrics.jsonl}."""
     fig, (rlhf_true, rlhf_score, dpo_true) = new(12, 3.6, ncols=3)

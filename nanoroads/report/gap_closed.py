@@ -15,7 +15,7 @@ STRENGTH = {"dpo": "beta", "rlhf_global": "kl"}  # what the flag is called that 
 
 
 def world_folder(seed_folder: Path, world_name: str) -> Path:
-    """Where a seed's runs in a world lie: the main world's in the seed's folder, the others' inside it."""
+    """Where a seed's runs in a world lie: the main world's in the seed's folder itself."""
     if world_name == "roadmap":
         return seed_folder
     return seed_folder / world_name.removeprefix("roadmap-")
@@ -24,8 +24,8 @@ def world_folder(seed_folder: Path, world_name: str) -> Path:
 def gap_closed_row(seed_folder, world_name):
     """{policy: true reward as {"mean", "se"}} in one of the other two worlds.
 
-    In the short one, also the reward on prompts of the training pairs, since its held-out prompts are
-    few, and the KL to the exact optimum."""
+    In the short one, also the reward on prompts of the training pairs, since its held-out prompts
+    are few, and the KL to the exact optimum."""
     world = roadmap.WORLDS[world_name]
     folder = world_folder(seed_folder, world_name)
     reference = load_policy(folder / "sft")
@@ -48,7 +48,7 @@ def gap_closed_row(seed_folder, world_name):
 def kl_to_soft_optimum(world, row, ref_logps, beta):
     """KL(pi || pi*) in nats, the mean over prompts, of a policy with this row of measures.
 
-    pi* is the soft optimum that both roads aim at, with the labels' logit bt_scale r* as its reward.
+    pi* is the soft optimum that both roads aim at; its reward is the labels' logit bt_scale r*.
     ref_logps: {prompt: log pi_ref (R,) of all routes with a reward}, from route_logps."""
     log_zs = []
     for prompt, logp in ref_logps.items():

@@ -95,7 +95,7 @@ def reward_model_rows(folder, prompts):
     true_reward = torch.tensor(true_rewards)  # (prompts, 16)
 
     def row(run, reference):
-        """Held-out Bradley-Terry likelihood and accuracy, and best of N of the SFT policy's samples."""
+        """A run's held-out Bradley-Terry likelihood and accuracy, and best of N SFT samples."""
         model = load_reward_model(run)
         beta = read_config(run).get("beta")
         reward = rewards(model, reference, pairs.prompts, pairs.responses, beta, GROUPS_PER_PASS)  # (P, 2)

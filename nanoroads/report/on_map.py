@@ -1,4 +1,4 @@
-"""A policy's samples and given routes on the map, as the main job measures them: in every world alike."""
+"""A policy's samples and given routes on the map, measured alike in every world."""
 
 import torch
 
@@ -11,7 +11,7 @@ GROUPS_PER_PASS = 1024  # prompts with their responses in a forward pass: these 
 
 
 def policy_row(policy, reference, world, prompts):
-    """{measure: {"mean", "se"}} of 8 samples per prompt at temperature 1, and of the greedy response."""
+    """{measure: {"mean", "se"}} of 8 samples per prompt at temperature 1 and the greedy response."""
     values = measure_on_map(
         policy, reference, world, ENCODING, prompts, GROUPS_PER_PASS, samples=8, seed=12345
     )
@@ -25,7 +25,7 @@ def policy_row(policy, reference, world, prompts):
 
 
 def over_prompts(values, prompts):
-    """{"mean", "se"} over prompts. values: a list, the same number of samples for each prompt in turn.
+    """{"mean", "se"} over prompts of a list of values, the same number for each prompt in turn.
 
     The samples of a prompt are averaged first, since they are not independent."""
     by_prompt = torch.tensor(values, dtype=torch.float64).view(len(prompts), -1)

@@ -1,4 +1,4 @@
-"""The scheduler: commands that need each other's results, run several at a time, and resumed after a kill.
+"""The scheduler: commands that need each other's results, several at a time, resumed after a kill.
 
 OUT/phases.json is the ledger of what is finished, OUT/logs/ holds what each command printed, and
 OUT/lock keeps two runs from writing to the same files.
@@ -64,7 +64,7 @@ def run_phases(phases: list[Phase], out: Path, jobs: int) -> dict[str, float]:
     """Run the commands, `jobs` at a time, each one when those it needs are done.
 
     What an earlier run in `out` has finished is not run again. Returns {name: seconds}, the name
-    without the leading `out/`. Raises InputError where a command fails; the others are terminated."""
+    without the leading `out/`. Raises InputError where a command fails, and terminates the others."""
     (out / "logs").mkdir(parents=True, exist_ok=True)
     with open(out / "lock", "w") as lock:
         acquire(lock, out)
@@ -102,7 +102,7 @@ def run_phases(phases: list[Phase], out: Path, jobs: int) -> dict[str, float]:
 
 
 def read_ledger(out):
-    """phases.json: {name: {"command", "seconds"}} of every phase that has ever finished in `out`."""
+    """phases.json: {name: {"command", "seconds"}} of all phases that have ever finished in `out`."""
     path = out / "phases.json"
     if not path.exists():
         return {}

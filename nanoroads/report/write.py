@@ -1,4 +1,4 @@
-"""results.json of the main job -> report.md, its figures, and a verdict on each claim of the paper."""
+"""results.json of the main job -> report.md, figures, and a verdict on each claim of the paper."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from nanoroads.weights.files import read_config, write_text
 
 
 def write_report(results: dict, out: Path, folder: Path):
-    """Figures and report.md in `out`. folder: the runs of the first seed, for figures along training."""
+    """Figures and report.md in `out`. folder: the first seed's runs, for curves along training."""
     draw(results, out, folder)
     parts = opening(results) + policies_section(results)
     parts += reward_models_section(results) + equivalence_section(results)

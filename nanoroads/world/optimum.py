@@ -1,4 +1,4 @@
-"""What is best on the map: shortest routes, and the soft optimum that both roads aim at, exactly."""
+"""What is best on the map: shortest routes, and exactly the soft optimum that both roads aim at."""
 
 import torch
 
@@ -33,7 +33,7 @@ def shortest_routes(prompt: str) -> list[str]:
 
 
 def optimal_reward(prompt: str) -> float:
-    """The largest r* that a response to the prompt can have in the main world and in the short one."""
+    """The largest r* that a response to the prompt can have, in the main and in the short world."""
     return true_reward(prompt, shortest_routes(prompt)[0])
 
 
@@ -80,6 +80,6 @@ def exact_optimum(ref_logp, reward, beta: float) -> dict[str, torch.Tensor]:
 
 
 def kl_to_optimum(kl_to_ref, reward, log_z, beta: float):
-    """KL(pi || pi*) = KL(pi || pi_ref) - E_pi[r] / beta + log Z, for any policy pi of known KL to the
-    reference."""
+    """KL(pi || pi*) = KL(pi || pi_ref) - E_pi[r] / beta + log Z, for any policy pi of known KL to
+    the reference."""
     return kl_to_ref - reward / beta + log_z

@@ -60,8 +60,8 @@ STATES = sorted(NEIGHBOURS)  # 48; the order of token ids
 INDEX = {state: i for i, state in enumerate(STATES)}
 EOS = "<|end|>"
 
-# The roads as tables, for many random walks at once. No state has more than 8 neighbours; the row of
-# one that has fewer repeats them.
+# The roads as tables, for many random walks at once. No state has more than 8 neighbours; the row
+# of one that has fewer repeats them.
 DEGREE = np.array([len(NEIGHBOURS[state]) for state in STATES])  # (48,)
 NEXT = np.array([np.resize([INDEX[n] for n in NEIGHBOURS[state]], 8) for state in STATES])  # (48, 8)
 
@@ -183,7 +183,8 @@ def hidden_f1(prompt: str, response: str) -> float:
 def encoding() -> tiktoken.Encoding:
     """The map's tiktoken Encoding of 98 tokens.
 
-    48 starts `WA`; 48 arrows `>FL`, which name a goal in a prompt and a move in a response; `:`; EOS."""
+    48 starts `WA`; 48 arrows `>FL`, which name a goal in a prompt and a move in a response; `:` and
+    EOS."""
     words = STATES + [f">{state}" for state in STATES] + [":"]  # ids 0 to 96, for ever
     return tiktoken.Encoding(
         "roadmap",
@@ -199,7 +200,7 @@ def encoding() -> tiktoken.Encoding:
 
 @functools.cache
 def distances() -> np.ndarray:
-    """Moves of the shortest route between any two states, by breadth-first search -> (48, 48) int."""
+    """Moves of the shortest route between two states, by breadth-first search -> (48, 48) int."""
     table = np.full((48, 48), -1)
     for start in range(48):
         table[start, start] = 0
@@ -253,7 +254,7 @@ def walks(start: np.ndarray, moves: int, rng) -> np.ndarray:
 
 @functools.cache
 def hidden_walks() -> dict[str, set[str]]:
-    """{prompt: the states that its hidden walk of 7 moves visits}, the 100 prompts of the hidden world."""
+    """{prompt: the states that its hidden walk of 7 moves visits}, 100 of the hidden world."""
     world = WORLDS["roadmap-hidden"]
     hidden_prompts = prompts(world, "train")
     start = np.array([INDEX[ends(prompt)[0]] for prompt in hidden_prompts])
@@ -266,8 +267,8 @@ def hidden_walks() -> dict[str, set[str]]:
 def demonstrations(world: World, n: int, seed: int) -> list[dict[str, str]]:
     """n rows {"prompt", "response"} to imitate: random walks of 1 to max_moves moves.
 
-    They teach the roads, not the way. In one half the goal is where the walk ends; in the other half,
-    and in the hidden world always, it is a random one. All prompts are of the train split."""
+    They teach the roads, not the way. In one half the goal is where the walk ends; in the other
+    half, and in the hidden world always, it is a random one. All prompts are of the train split."""
     rng = np.random.default_rng(seed)
     train_prompts = [ends(prompt) for prompt in prompts(world, "train")]
     train = np.array([[INDEX[start], INDEX[goal]] for start, goal in train_prompts])  # (P, 2)
@@ -295,7 +296,9 @@ def demonstrations(world: World, n: int, seed: int) -> list[dict[str, str]]:
 def label_pairs(
     world: World, prompts: Sequence[str], first: Sequence[str], second: Sequence[str], seed
 ) -> list[dict[str, str]]:
-    """Bradley-Terry on the true reward: P(first is chosen) = sigmoid(bt_scale (r*(first) - r*(second))).
+    """Bradley-Terry on the true reward:
+
+        P(first is chosen) = sigmoid(bt_scale (r*(first) - r*(second)))
 
     prompts, first, second: N strings each. seed: an int or a NumPy Generator. Returns N rows
     {"prompt", "chosen", "rejected"} in the same order."""
