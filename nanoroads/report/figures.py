@@ -169,16 +169,25 @@ def draw_hop(ax, here, there, lane, colour):
 def draw_state(ax, state, is_start, is_goal, is_named):
     """A disc with the name of the state; is_named: it is on a route or a goal."""
     x, y = PLACE[state]
-    marker, size, face = "o", 215, "white"
-    edge, ink, weight = "#c3c8cf", "#8b9099", "normal"
+    marker = "o"
+    size = 215
+    face = "white"
+    edge = "#c3c8cf"
+    ink = "#8b9099"
+    weight = "normal"
     if is_named:
-        edge, ink, weight = INK, INK, "bold"
-    if is_start:
-        size, face, ink = 290, INK, "white"
+        edge = INK
+        ink = INK
+        weight = "bold"
     if is_goal:
-        marker, size = "*", 900
-        if not is_start:
-            face = "#ffd23f"
+        marker = "*"
+        size = 900
+        face = "#ffd23f"
+    if is_start:
+        face = INK
+        ink = "white"
+        if not is_goal:  # another route's
+            size = 290
     ax.scatter(x, y, size, face, marker=marker, edgecolors=edge, linewidths=1.1, zorder=4)
     ax.text(x, y - 0.03, state, color=ink, size=7.5, weight=weight, ha="center", va="center", zorder=5)
 

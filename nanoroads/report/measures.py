@@ -83,7 +83,9 @@ def greedy_routes(folder, prompts):
 
 
 def reward_model_rows(folder, prompts):
-    """({reward model: its row}, best of N by the true reward, which no reward model can exceed)."""
+    """({reward model: its row}, best of N by the true reward, which no reward model can exceed).
+
+    A row: held-out Bradley-Terry likelihood and accuracy, and best of N of the SFT policy's samples."""
     sft = load_policy(folder / "sft")
     limits = Limits(context=sft.config.block_size)
     pairs = load(folder / "sft/pairs_test.jsonl", preference_texts, ENCODING, limits)
@@ -94,27 +96,29 @@ def reward_model_rows(folder, prompts):
         true_rewards.append([WORLD.reward(prompt, answer) for answer in answers])
     true_reward = torch.tensor(true_rewards)  # (prompts, 16)
 
-    def row(run, reference):
-        """A run's held-out Bradley-Terry likelihood and accuracy, and best of N SFT samples."""
+    runs = {
+        "dpo": folder / "dpo",  # its reward is beta log pi/pi_ref
+        "local": folder / "local",  # beta log pi: the paper's local class, without a reference
+        "global": folder / "rlhf_global/reward",  # a scalar head
+    }
+    references = {"dpo": sft, "local": None, "global": None}
+    rows = {}
+    for name, run in runs.items():
         model = load_reward_model(run)
         beta = read_config(run).get("beta")
+        reference = references[name]
         reward = rewards(model, reference, pairs.prompts, pairs.responses, beta, GROUPS_PER_PASS)  # (P, 2)
-        if reference is None and model.config.head == "lm":
-            reward = beta * reward  # it was log pi
-        chosen, rejected = reward[:, 0], reward[:, 1]
+        if name == "local":  # without a reference `rewards` gives log pi
+            reward = beta * reward
+        chosen = reward[:, 0]  # (P,)
+        rejected = reward[:, 1]
         sample_reward = rewards(model, reference, ids, samples, beta, GROUPS_PER_PASS)  # (prompts, 16)
-        return {
+        rows[name] = {
             "nll": bradley_terry(chosen, rejected).mean().item(),
             "accuracy": ranked_right(chosen - rejected).mean().item(),
             "best_of_n": best_of_n(sample_reward, true_reward),
         }
-
-    models = {
-        "dpo": row(folder / "dpo", sft),  # beta log pi/pi_ref
-        "local": row(folder / "local", None),  # beta log pi, the paper's local class without a reference
-        "global": row(folder / "rlhf_global/reward", None),  # a scalar head
-    }
-    return models, best_of_n(true_reward, true_reward)
+    return rows, best_of_n(true_reward, true_reward)
 
 
 def best_of_n(reward, true_reward):

@@ -87,7 +87,8 @@ def run_phases(phases: list[Phase], out: Path, jobs: int) -> dict[str, float]:
                     running.append(start(phase, out, jobs, lock))
                 bar.set_postfix_str(", ".join(short_name(job.phase, out) for job in running))
                 time.sleep(POLL)
-                for job in [job for job in running if job.child.poll() is not None]:
+                ended = [job for job in running if job.child.poll() is not None]
+                for job in ended:
                     done[job.phase.name] = finish(job, out, ledger)
                     running.remove(job)
                     bar.update()
