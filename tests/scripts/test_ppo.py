@@ -71,8 +71,8 @@ def test_a_policy_is_no_reward_model(tiny_map):
 
 @pytest.fixture(scope="module")
 def tiny_map(tmp_path_factory):
-    """A folder with `sft`, a policy of the map's short world, and `reward`, a reward model that is an arbitrary function
-    of the response."""
+    """A folder with `sft`, a policy of the map's short world, and `reward`, a reward model that is an
+    arbitrary function of the response."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("ppo")
     encoding = tokenizer.get("roadmap")
