@@ -219,7 +219,7 @@ def test_seconds_add_up_by_name(tmp_path, monkeypatch):
     for name in ("a", "a", "b"):
         with run.timed(name):
             pass
-    assert run.seconds == {"a": 3.0, "b": 0.5}
+    assert run.seconds == {"seconds_a": 3.0, "seconds_b": 0.5}
 
 
 # ---------------------------------------------------------------- once
