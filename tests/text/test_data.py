@@ -232,7 +232,7 @@ def test_context(encoding, rows):
         data.load(path, layouts.preference_texts, encoding, Limits(6, hint=" (--max-prompt-tokens cuts)"))
     assert data.load(rows({"prompt": "xyz"}), layouts.prompt_texts, encoding, Limits(4))
     with pytest.raises(
-        InputError, match=":1: .* context is 3 "
+        InputError, match=":1: .* context is 3$"
     ):  # a prompt that leaves no room for a response
         data.load(rows({"prompt": "xyz"}), layouts.prompt_texts, encoding, Limits(3))
 
