@@ -35,7 +35,7 @@ def rlhf(sft, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def rows(sft, tmp_path_factory):
-    """A folder with a user's own files: sft.jsonl, pairs.jsonl, prompts.jsonl. Their prompts are not the map's."""
+    """A folder of the user's files: sft.jsonl, pairs.jsonl, prompts.jsonl. Their prompts are not the map's."""
     folder = tmp_path_factory.mktemp("rows")
 
     def with_other_prompts(path, count):
@@ -55,7 +55,7 @@ def rows(sft, tmp_path_factory):
 
 @pytest.fixture
 def refuses(capfd, tmp_path):
-    """refuses(script, *words, **flags): it ends with exit code 2 and one line of stderr that holds every word.
+    """refuses(script, *words, **flags): it ends with code 2 and one line of stderr that holds every word.
 
     Files that were there are as they were, and no weights are written. Returns the line."""
 

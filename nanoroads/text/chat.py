@@ -8,14 +8,16 @@ text, so a user cannot end their own turn.
 import datetime
 import functools
 import json
+from collections.abc import Sequence
 
 import jinja2
+import tiktoken
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nanoroads.errors import InputError
 from nanoroads.text import tokenizer
-from nanoroads.text.tokenizer_json import split_at_matches, text_of_token
+from nanoroads.text.tokenizer_json import FolderEncoding, split_at_matches, text_of_token
 
 # Unicode gives these code points no meaning, so hardly any text holds them.
 PRIVATE_USE = range(0xE000, 0xF8FF)
@@ -54,7 +56,7 @@ class Generation(Extension):
 
 
 @functools.cache
-def template(encoding):
+def template(encoding: tiktoken.Encoding) -> jinja2.Template | None:
     """The compiled template of the encoding's folder, or None if it has none. Raises InputError.
 
     It is in chat_template.jinja, else in tokenizer_config.json."""
@@ -87,7 +89,7 @@ def template_source(folder, config):
     return source
 
 
-def render(encoding, messages, add_generation_prompt=False):
+def render(encoding: FolderEncoding, messages: list[dict], add_generation_prompt: bool = False) -> str:
     """Messages -> the text that transformers' apply_chat_template gives. Raises InputError.
 
     add_generation_prompt: end the text where the assistant's answer begins."""
@@ -111,7 +113,9 @@ def render(encoding, messages, add_generation_prompt=False):
 # ---------------------------------------------------------------- tokens
 
 
-def encode_conversation(encoding, messages, answer=()):
+def encode_conversation(
+    encoding: FolderEncoding, messages: list[dict], answer: Sequence[dict] = ()
+) -> tuple[list[int], list[int]]:
     """(ids of the messages up to where the answer begins, ids of the answer). Raises InputError.
 
     answer: the messages to be learned; what the template adds to them belongs to the response. The

@@ -9,6 +9,7 @@ import functools
 import json
 import re
 import unicodedata
+from pathlib import Path
 
 import regex
 import tiktoken
@@ -57,7 +58,7 @@ class FolderEncoding(tiktoken.Encoding):
     eos         the id that ends a response, or None
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path):
         path = folder / "tokenizer.json"
         specification = read_specification(path)
         model = specification["model"]
@@ -65,13 +66,14 @@ class FolderEncoding(tiktoken.Encoding):
         merges = read_merges(model)
         vocab = dict(model["vocab"])
         check_settings(path, specification)
+
+        # Where a text is cut: the last pattern is tiktoken's, those before it are ours.
         *early_patterns, last_pattern = split_patterns(path, specification.get("pre_tokenizer"))
         has_normalizer = bool(components(specification.get("normalizer"), "normalizers"))
-
-        self.folder = folder
         self.normalize = functools.partial(unicodedata.normalize, "NFC") if has_normalizer else str
         self.stages = [regex.compile(pattern) for pattern in early_patterns]
 
+        # The tokens: added ones, those that text encodes to, those that only a model can sample.
         merged = merged_tokens(path, merges, vocab)
         self.ids = {token["content"]: token["id"] for token in added_tokens}
         spelled = spell_tokens(path, vocab, self.ids)
@@ -80,6 +82,7 @@ class FolderEncoding(tiktoken.Encoding):
         self.unreached = {vocab[token]: spelled[token] for token in unreached}
         self.known = max([*vocab.values(), *self.ids.values()]) + 1
         give_each_byte_a_rank(ranks, self.known)
+
         # tiktoken needs a name for every id; one with \0 does not clash with an added token's.
         special_tokens = dict(self.ids)
         for token in unreached:
@@ -92,6 +95,8 @@ class FolderEncoding(tiktoken.Encoding):
         )
         self.max_token_value = self.known - 1
 
+        # What stands around and inside a text.
+        self.folder = folder
         self.read_added_tokens(added_tokens)
         self.bos = start_of_text(specification.get("post_processor"), self.ids)
         self.config = read_optional_json(folder / "special_tokens_map.json")
@@ -101,14 +106,11 @@ class FolderEncoding(tiktoken.Encoding):
     def read_added_tokens(self, added_tokens):
         """Set the patterns of the added tokens: special, added_first, added_normalized."""
         special = [token["content"] for token in added_tokens if token.get("special")]
-        plain = [token for token in added_tokens if not token.get("special")]
-        first = [token["content"] for token in plain if not token["normalized"]]
-        normalized = [token["content"] for token in plain if token["normalized"]]
         self.special = pattern_of_any(special) or re.compile("(?!)")  # (?!) matches nothing
-        self.added_first = pattern_of_any(first)
-        self.added_normalized = pattern_of_any(normalized)
+        self.added_first = pattern_of_any(plain_texts(added_tokens, normalized=False))
+        self.added_normalized = pattern_of_any(plain_texts(added_tokens, normalized=True))
 
-    def decode_single_token_bytes(self, token):
+    def decode_single_token_bytes(self, token: int) -> bytes:
         """The bytes of one token. Raises KeyError for an invalid id."""
         if token >= self.known:
             raise KeyError(token)
@@ -116,7 +118,7 @@ class FolderEncoding(tiktoken.Encoding):
             return self.unreached[token]
         return super().decode_single_token_bytes(token)
 
-    def encode_ordinary(self, text):
+    def encode_ordinary(self, text: str) -> list[int]:
         """Text -> list of ids, special tokens read as text.
 
         A byte that has no token is left out, as the `tokenizers` library does; tokenizer.encode
@@ -273,6 +275,12 @@ def split_at_matches(text, pattern):
         begin = match.end()
     if begin < len(text):
         yield text[begin:], False
+
+
+def plain_texts(added_tokens, normalized):
+    """The texts of the added tokens that plain text may hold, with this value of "normalized"."""
+    plain = [token for token in added_tokens if not token.get("special")]
+    return [token["content"] for token in plain if token["normalized"] == normalized]
 
 
 # ---------------------------------------------------------------- tokens and their ranks

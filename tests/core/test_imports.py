@@ -1,4 +1,4 @@
-"""Who imports whom: no circles, kernels stand alone, scripts do not know one another, and imports stand at the top."""
+"""Who imports whom: no circles, kernels stand alone, scripts do not know one another, imports at the top."""
 
 import ast
 import graphlib
@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ["nanoroads", "kernels"]
 SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "experiments").glob("*.py")])
-OPTIONAL = {"datasets", "huggingface_hub", "pyarrow", "triton"}  # not there, or not needed, on every machine
+SCRIPT_NAMES = ["experiments", *(path.stem for path in SCRIPTS)]
+OPTIONAL = {"datasets", "huggingface_hub", "pyarrow", "triton"}  # they are not on every machine
 # The only methods that may import modules of ours: whoever has a GPT loads and saves it without a second import.
 LAZY_METHODS = {"from_pretrained", "save_pretrained"}
 
@@ -29,7 +30,7 @@ for package in PACKAGES:
 
 
 def imported(node):
-    """The modules that one import statement names. `from package import name` is that module, if there is one."""
+    """The modules that one import statement names; `from package import module` names the module."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if not isinstance(node, ast.ImportFrom):
@@ -65,14 +66,17 @@ def package_of(module):
     return module.partition(".")[0]
 
 
-TOP = {name: [other for other in imports(path)[0] if other in MODULES] for name, path in MODULES.items()}
+TOP = {}  # {module: those of ours that it imports at the top}
+for module, source in MODULES.items():
+    TOP[module] = [name for name in imports(source)[0] if name in MODULES]
 
 
 def needs_an_optional_package(module):
-    """Whether the module cannot be imported on every machine, because of what it or those it imports import."""
-    if any(package_of(name) in OPTIONAL for name in imports(MODULES[module])[0]):
+    """Whether the module, or one that it imports, needs a package that is not on every machine."""
+    top, _ = imports(MODULES[module])
+    if OPTIONAL.intersection(package_of(name) for name in top):
         return True
-    return any(needs_an_optional_package(other) for other in TOP[module])
+    return any(needs_an_optional_package(name) for name in TOP[module])
 
 
 # ---------------------------------------------------------------- the checks check
@@ -130,19 +134,20 @@ def test_only_the_methods_of_gpt_import_ours_within_functions():
 @pytest.mark.parametrize("module", [name for name in MODULES if package_of(name) == "kernels"])
 def test_kernels_stand_alone(module):
     top, lazy = imports(MODULES[module])
-    assert not [name for name in [*top, *(name for _, name in lazy)] if package_of(name) == "nanoroads"]
+    for name in top + [name for _, name in lazy]:
+        assert package_of(name) != "nanoroads"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_do_not_import_scripts(script):
     top, lazy = imports(script)
     assert not lazy
-    names = {path.stem for path in SCRIPTS} | {"experiments"}
-    assert not [name for name in top if package_of(name) in names]
+    for name in top:
+        assert package_of(name) not in SCRIPT_NAMES
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if package_of(name) == "nanoroads"])
 def test_modules_do_not_import_scripts(module):
     top, _ = imports(MODULES[module])
-    names = {path.stem for path in SCRIPTS}
-    assert not [name for name in top if package_of(name) in names]
+    for name in top:
+        assert package_of(name) not in SCRIPT_NAMES

@@ -1,4 +1,4 @@
-"""Measures against their definitions: log-probs from plain logits, rewards from the map, standard errors by hand."""
+"""Measures against their definitions: log-probs from plain logits, true rewards, standard errors by hand."""
 
 import pytest
 import torch

@@ -22,7 +22,6 @@ TRAINING = [train_sft, train_dpo, train_rlhf]
     "command, words",
     [
         (["train_sft.py", "--data", "no/such.jsonl"], ["no/such.jsonl: no such file"]),
-        (["sample.py", "--model", "no/run"], ["no/run", "config.json"]),
         (
             ["-m", "nanoroads.world.pairs", "--policy", "no/run", "--out", "x.jsonl"],
             ["no/run", "config.json"],

@@ -31,6 +31,14 @@ def test_on_rows_of_the_user(rows, tmp_path):
     assert log[-1]["loss"] < log[0]["loss"] - 1
 
 
+def test_a_new_model_on_rows_of_the_user_learns_without_a_rate(rows, tmp_path):
+    """It is as small as the map's, and is trained as the map's is. At a pretrained model's rate it would stay as it is."""
+    out = run(train_sft, tmp_path / "new", data=rows / "sft.jsonl", rows=None, lr=None, steps=30)
+    assert read_config(out)["args"]["lr"] == 3e-3
+    log = metrics(out)
+    assert log[-1]["loss"] < log[0]["loss"] - 0.2
+
+
 def test_from_a_policy_that_exists(rows, sft, tmp_path):
     """The first loss is that policy's on the first batch, a mean over its tokens, and not a new model's."""
     log = metrics(run(train_sft, tmp_path / "more", data=rows / "sft.jsonl", init=sft, steps=3, lr=1e-4))

@@ -1,11 +1,11 @@
-"""Chat templates: the text of transformers' apply_chat_template; only the template writes special tokens."""
+"""Chat templates: the text of transformers, and special tokens from the template alone."""
 
 import datetime
 import json
-import os
 
 import pytest
 import tokenizers
+from helpers import smollm2
 from tokenizers import models, pre_tokenizers
 
 from nanoroads.errors import InputError
@@ -145,12 +145,11 @@ def test_rendered_as_transformers_does(tmp_path, name):
 
 
 def test_smollm2():
-    """A real tokenizer and template, if NANOROADS_SMOLLM2 names a Hugging Face folder of SmolLM2."""
-    if "NANOROADS_SMOLLM2" not in os.environ:
-        pytest.skip("NANOROADS_SMOLLM2 names no folder")
+    """A real tokenizer and template, where helpers/smollm2.py finds them."""
     transformers = pytest.importorskip("transformers")
-    folder = os.environ["NANOROADS_SMOLLM2"]
-    encoding, hf = tokenizer.get(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    folder = smollm2.folder()
+    encoding = tokenizer.get(str(folder))
+    hf = transformers.AutoTokenizer.from_pretrained(folder)
     for messages in TALKS:
         expected = hf.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert chat.encode_conversation(encoding, messages)[0] == expected
@@ -197,6 +196,14 @@ def test_text_that_looks_like_a_special_token_stays_text(tmp_path):
     assert [response.count(i) for i in special] == [0, 0, 1]
     assert encoding.decode(tricked) == encoding.decode(plain).replace("\nx<", f"\n{trick}<")
     assert encoding.decode(response) == trick + "<|im_end|>"
+
+
+def test_messages_that_leave_no_character_for_the_mark(tmp_path):
+    encoding = make(tmp_path, CHATML)
+    everything = "".join(chr(code) for code in chat.PRIVATE_USE)
+    assert chat.encode_conversation(encoding, [USER | {"content": everything[1:]}])
+    with pytest.raises(InputError, match="every private-use character"):
+        chat.encode_conversation(encoding, [USER | {"content": everything}])
 
 
 def test_where_the_template_is_found(tmp_path):

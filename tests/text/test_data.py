@@ -1,4 +1,4 @@
-"""Files of rows -> token lists: every layout, every bad row by file and line, and who gets an EOS."""
+"""Files of rows -> token lists: every layout, bad rows by file and line, who gets an EOS."""
 
 import gzip
 import json
@@ -18,7 +18,8 @@ from nanoroads.text.rows import parse, raw_rows, write_rows
 from nanoroads.text.tokenizer_json import BYTE_OF, FolderEncoding
 
 EOS = 300
-MERGES = [b"ab", b"\n\n", b" a", b"Human", b"Assistant"]  # enough to see a merge that crosses a boundary
+# Enough to see a merge that crosses a boundary.
+MERGES = [b"ab", b"\n\n", b" a", b"Human", b"Assistant"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def encoding():
 
 @pytest.fixture
 def rows(tmp_path):
-    """Writes what it is given, objects as JSON and bytes as they are, one a line, and returns the path."""
+    """Writes objects as JSON and bytes as they are, one per line, and returns the path."""
 
     def write(*lines, name="rows.jsonl"):
         path = tmp_path / name
@@ -228,10 +229,10 @@ def test_context(encoding, rows):
         InputError,
         match=r"rows.jsonl:1: prompt and response take 7 tokens, the model's context is 6 \(--max-",
     ):
-        data.load(path, layouts.preference_texts, encoding, Limits(6))
+        data.load(path, layouts.preference_texts, encoding, Limits(6, hint=" (--max-prompt-tokens cuts)"))
     assert data.load(rows({"prompt": "xyz"}), layouts.prompt_texts, encoding, Limits(4))
     with pytest.raises(
-        InputError, match=":1: .* context is 3 "
+        InputError, match=":1: .* context is 3$"
     ):  # a prompt that leaves no room for a response
         data.load(rows({"prompt": "xyz"}), layouts.prompt_texts, encoding, Limits(3))
 
@@ -387,7 +388,7 @@ def test_parquet(encoding, rows, tmp_path):
 
 
 def test_hub(encoding, rows, monkeypatch):
-    """`datasets` stands in here: what matters is what it is asked for, and that rows come through."""
+    """With a stand-in for `datasets`: what it is asked for, and that rows come through."""
 
     def load_dataset(name, split):
         if name != "org/name":

@@ -1,4 +1,4 @@
-"""Encodings: stable ids, one token a state, nothing dropped in silence."""
+"""Encodings: stable ids, one token per state, nothing dropped in silence."""
 
 from types import SimpleNamespace
 
@@ -100,7 +100,7 @@ def test_unknown_names(tmp_path, encoding):
 
 
 def test_ids_that_no_text_has_are_left_out():
-    """A vocabulary that is padded to a round size has ids without text, and a policy may sample one."""
+    """A vocabulary padded to a round size has ids without text, and a policy may sample one."""
     encoding = tokenizer.get("roadmap")
     assert (
         tokenizer.decode(

@@ -1,12 +1,14 @@
-"""tokenizer.json -> tiktoken: the ids of the `tokenizers` library, by family, or a refusal that says why."""
+"""tokenizer.json -> tiktoken: the ids of the `tokenizers` library, or a refusal that says why."""
 
 import gzip
+import itertools
 import json
 import os
 import unicodedata
 from pathlib import Path
 
 import pytest
+from helpers import smollm2
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -43,7 +45,7 @@ DIGITS = {"type": "Digits", "individual_digits": True}
 DEEPSEEK = sequence(
     split(r"[\r\n]"), split(r"\s?\p{L}+"), split(r"\s?\p{P}+"), split("[一-龥]+"), DIGITS, NO_REGEX
 )
-# name: (normalizer, pre-tokenizer, ignore_merges, added tokens before the vocabulary, added tokens after it)
+# name: (normalizer, pre-tokenizer, ignore_merges, added tokens before the vocabulary, and after it)
 FAMILIES = {
     "gpt2": (None, BYTES | {"use_regex": True}, False, [], [added("<|endoftext|>", normalized=True)]),
     "neox": (
@@ -92,7 +94,7 @@ TEXTS = [
 def make(folder, name, corpus=None, **changes):
     """A folder with a small BPE of the family, trained by the `tokenizers` library on whole lines.
 
-    So it has merges across whatever the family's pre-tokenizer must cut, and a cut in the wrong place shows."""
+    It has merges across whatever the family's pre-tokenizer must cut, so a wrong cut shows."""
     normalizer, pre_tokenizer, ignore_merges, before, after = FAMILIES[name]
     empty = {"type": "BPE", "vocab": {}, "merges": [], "byte_fallback": False, "fuse_unk": False}
     spec = {
@@ -140,17 +142,26 @@ def from_library(folder):
     return hf
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request, tmp_path_factory):
-    folder = make(tmp_path_factory.mktemp("tokenizers") / request.param, request.param)
-    return tokenizer.get(str(folder)), from_library(folder), FAMILIES[request.param]
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    """{name: (our encoding, the library's tokenizer)}"""
+    found = {}
+    for name in FAMILIES:
+        folder = make(tmp_path_factory.mktemp("tokenizers") / name, name)
+        found[name] = tokenizer.get(str(folder)), from_library(folder)
+    return found
 
 
-def same(family, text):
-    ours, hf, _ = family
+@pytest.fixture(params=FAMILIES)
+def family(request, families):
+    return families[request.param]
+
+
+def same(family, text, name=None):
+    ours, hf = family
     ids = hf.encode(text, add_special_tokens=False).ids
-    assert ours.encode_ordinary(text) == ids
-    assert tokenizer.encode(ours, text) == ids  # and nothing was lost on the way
+    assert ours.encode_ordinary(text) == ids, name
+    assert tokenizer.encode(ours, text) == ids, name  # and nothing was lost on the way
 
 
 def test_texts(family):
@@ -158,7 +169,7 @@ def test_texts(family):
         same(family, text)
 
 
-# Characters that newer Unicode versions added are letters to one regex engine and not yet to the other.
+# What newer Unicode versions added are letters to one regex engine and not yet to the other.
 KNOWN = st.characters(exclude_categories=("Cs", "Cn")).filter(
     lambda c: unicodedata.ucd_3_2_0.category(c) != "Cn"
 )
@@ -188,13 +199,16 @@ SNIPPETS = [
 @example("<|im_start|>\u0338 </think>\u0338")
 @example("a" * 7 + "-" * 9 + " " * 53 + "\n" * 5)
 @settings(max_examples=300, deadline=None)
-def test_any_text(family, text):
-    same(family, text)
+def test_any_text(families, text):
+    for name, family in families.items():
+        same(family, text, name)
 
 
-def test_special_tokens(family):
+@pytest.mark.parametrize("name", FAMILIES)
+def test_special_tokens(families, name):
     """Each id decodes to its token, each added token has the id that the library gives it."""
-    ours, hf, (*_, before, after) = family
+    ours, hf = families[name]
+    *_, before, after = FAMILIES[name]
     assert ours.n_vocab == hf.get_vocab_size()
     for token in before + after:
         i = hf.token_to_id(token["content"])
@@ -220,7 +234,7 @@ def test_ignore_merges_reaches_a_whole_word(tmp_path):
         spec["model"]["ignore_merges"] = ignore
         tokenizer.get.cache_clear()
         (folder / "tokenizer.json").write_text(json.dumps(spec))
-        family = tokenizer.get(str(folder)), from_library(folder), None
+        family = tokenizer.get(str(folder)), from_library(folder)
         for text in ("a qqq", " qqqq", "qqq qqq"):
             same(family, text)
         assert (top in family[0].encode_ordinary("a qqq")) == ignore
@@ -379,13 +393,14 @@ def shared():
     return Path(os.environ["NANOROADS_SHARED"])
 
 
-def debian(shared, n=None):
-    with gzip.open(shared / "data" / "debian_summaries.jsonl.gz") as f:
-        return [
-            row[key]
-            for row, _ in zip(map(json.loads, f), range(n or 10**9), strict=False)
-            for key in ("document", "summary")
-        ]
+def debian(shared, rows=None):
+    """The documents and summaries of the first rows, or of all."""
+    texts = []
+    with gzip.open(shared / "data" / "debian_summaries.jsonl.gz") as file:
+        for line in itertools.islice(file, rows):
+            row = json.loads(line)
+            texts += [row["document"], row["summary"]]
+    return texts
 
 
 def test_debian_summaries(family, shared):
@@ -393,12 +408,11 @@ def test_debian_summaries(family, shared):
         same(family, text)
 
 
+@pytest.mark.slow
 def test_smollm2(shared):
-    """A real vocabulary, if NANOROADS_SMOLLM2 names a Hugging Face folder of SmolLM2."""
-    if "NANOROADS_SMOLLM2" not in os.environ:
-        pytest.skip("NANOROADS_SMOLLM2 names no folder")
-    folder = Path(os.environ["NANOROADS_SMOLLM2"])
-    family = tokenizer.get(str(folder)), from_library(folder), None
+    """A real vocabulary, where helpers/smollm2.py finds it."""
+    folder = smollm2.folder()
+    family = tokenizer.get(str(folder)), from_library(folder)
     for text in [*debian(shared), *TEXTS[:3], TEXTS[4]]:
         same(family, text)
     assert family[0].decode([tokenizer.eos_id(family[0])]) == "<|im_end|>"
