@@ -1,4 +1,5 @@
-"""TRL's own trainers against ours: same weights, same pairs; losses, gradients and twenty optimizer steps."""
+"""TRL's own trainers against ours: same weights, same pairs;
+losses, gradients and twenty optimizer steps."""
 
 import pytest
 import torch
@@ -40,7 +41,8 @@ SETTINGS = {
 
 
 def pairs(n=8):
-    """Prompts and (chosen, rejected) of different lengths: their order and their padding must not matter."""
+    """Prompts and (chosen, rejected) of different lengths: their
+    order and their padding must not matter."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(low, high, n=1):
@@ -59,7 +61,8 @@ PROMPTS, PAIRS = pairs()
 
 
 def dataset():
-    """The same pairs as text, one word per token, so that TRL tokenises, pads and masks them itself."""
+    """The same pairs as text, one word per token, so that TRL
+    tokenises, pads and masks them itself."""
 
     def text(ids):
         return "".join(f" {i:02d}" for i in ids)
@@ -78,7 +81,8 @@ def word_tokenizer():
 
 
 def hf_model(name, seed):
-    """A Hugging Face model, dropout off. It is trained in fp64: fp32's own rounding is 1e-6 on some processors."""
+    """A Hugging Face model, dropout off. It is trained in fp64: fp32's
+    own rounding is 1e-6 on some processors."""
     dropout = {}
     if name == "gpt2":
         dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -117,7 +121,8 @@ def trl_first_step(trainer):
 
 
 def trl_losses(trainer):
-    """The losses of TRL's own training loop. One batch holds all pairs, so its shuffling changes only their order."""
+    """The losses of TRL's own training loop. One batch holds all pairs,
+    so its shuffling changes only their order."""
     values, compute = [], trainer.compute_loss
 
     def recorded(*args, **kwargs):
@@ -131,7 +136,8 @@ def trl_losses(trainer):
 
 
 def train(model, loss_of):
-    """Twenty steps with the scripts' optimizer and clipping. Returns all losses and the first step's gradients."""
+    """Twenty steps with the scripts' optimizer and clipping. Returns
+    all losses and the first step's gradients."""
     optimizer, values, first_gradients = adamw(model, LR, weight_decay=0.0), [], None
     for _ in range(STEPS):
         loss = loss_of(model).mean()

@@ -1,4 +1,5 @@
-"""Flags that no run can have: one line on stderr that names the flag, exit code 2, and nothing is written."""
+"""Flags that no run can have: one line on stderr that names the
+flag, exit code 2, and nothing is written."""
 
 import subprocess
 

@@ -1,4 +1,5 @@
-"""Folders that hold something else: one line on stderr that names file and tensor or flag, and nothing is overwritten."""
+"""Folders that hold something else: one line on stderr that names file and tensor or flag, and
+nothing is overwritten."""
 
 import json
 import pickle
@@ -71,8 +72,8 @@ def test_weights_of_another_shape(refuses, sft, tmp_path):
 
 @pytest.mark.parametrize(
     "config",
-    ["{", "[" * 100_000, "[]", "3", "{}", '{"model": 3}', '{"model": {"depth": 3}}', '{"model": {"n_head": 5}}',
-     '{"model": {"norm": "batch"}}', '{"model_type": "bert"}'],
+    ["{", "[" * 100_000, "[]", "3", "{}", '{"model": 3}', '{"model": {"depth": 3}}',
+     '{"model": {"n_head": 5}}', '{"model": {"norm": "batch"}}', '{"model_type": "bert"}'],
 )  # fmt: skip
 def test_a_config_that_is_invalid(config, refuses, sft, tmp_path):
     folder = copy(sft, tmp_path / "sft")
@@ -83,7 +84,8 @@ def test_a_config_that_is_invalid(config, refuses, sft, tmp_path):
 
 @pytest.mark.parametrize(
     "entry",
-    [{"tokenizer": 3}, {"args": None}, {"reference": 3}, {"beta": "x"}, {"n_layer": "2"}, {"n_embd": -16, "n_head": -1}],
+    [{"tokenizer": 3}, {"args": None}, {"reference": 3}, {"beta": "x"}, {"n_layer": "2"},
+     {"n_embd": -16, "n_head": -1}],
 )  # fmt: skip
 def test_a_config_of_the_wrong_kinds(entry, refuses, sft, tmp_path):
     folder = copy(sft, tmp_path / "sft")
