@@ -1,10 +1,10 @@
 """Sample from, or chat with, any checkpoint: a run directory or a Hugging Face folder. Tokens are
 streamed.
 
-python sample.py --model out/rlhf --prompt 'WA>FL:'
-python sample.py --model out/sft --prompt 'WA>FL:' --reward out/rlhf/reward --best-of 16
-python sample.py --model out/dpo --prompts prompts.jsonl --num-samples 4 --temperature 0.7
-python sample.py --model FOLDER --chat
+    python sample.py --model out/rlhf --prompt 'WA>FL:'
+    python sample.py --model out/sft --prompt 'WA>FL:' --reward out/rlhf/reward --best-of 16
+    python sample.py --model out/dpo --prompts prompts.jsonl --num-samples 4 --temperature 0.7
+    python sample.py --model FOLDER --chat
 """
 
 import codecs
@@ -17,7 +17,7 @@ from nanoroads.errors import InputError
 from nanoroads.generate import generate, stream
 from nanoroads.run.flags import SEED, Parser, add_machine_flags, non_negative, positive, run_script
 from nanoroads.run.run import pick_device, pick_dtype, pick_kernel
-from nanoroads.score import check_local, rewards
+from nanoroads.score import check_fitted, rewards
 from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy, load_reward_model
 from nanoroads.weights.files import read_config
@@ -91,13 +91,15 @@ def best_of(args, model, encoding, texts, prompts, settings):
     reward_model = load_reward_model(args.reward, device, model.compute_dtype, like=model)
     reference = None
     if reward_model.config.head == "lm":
-        check_local(args.reward, config.get("reference", ""))
+        check_fitted(args.reward)
         reference = load_policy(config["reference"], device, model.compute_dtype, like=model)
 
     eos = tokenizer.eos_id(encoding)
     for text, prompt in zip(texts, prompts, strict=True):
         responses = generate(model, [prompt], args.best_of, eos=eos, seed=args.seed, **settings)
-        scores = rewards(reward_model, reference, [prompt], responses, config.get("beta"))[0]  # (N,)
+        scores = rewards(reward_model, reference, [prompt], responses, config.get("beta"))[
+            0
+        ]  # (K,), K = --best-of
         best = int(scores.argmax())
         answer = tokenizer.decode_all(encoding, responses[0])[best]
         print(f"{text}{answer}")
@@ -112,14 +114,14 @@ def ask():
         return ""
 
 
-def chat(model, encoding, args, settings):
+def chat(args, model, encoding, settings):
     """A conversation, until an empty line."""
     messages = []  # the whole conversation, {"role", "content"} each
     room = model.config.block_size - settings["max_new_tokens"]
     line = ask()
     while line:
         messages.append({"role": "user", "content": line})
-        prompt, _, _ = data.encode(encoding, messages)  # by the folder's chat template, if it has one
+        prompt = data.encode_row(encoding, messages).prompt  # by the folder's chat template, if it has one
         prompt = data.cut_prompt(encoding, prompt, room)  # the oldest tokens go, but not the BOS
         # Each turn draws from a seed of its own; the same words give the same conversation.
         answer = say(model, encoding, prompt, args.seed + len(messages), settings)
@@ -133,7 +135,7 @@ def read_prompts(args, task, encoding, context):
         rows = data.load(args.prompts, layouts.prompt_texts, encoding, data.Limits(context))
         return rows.texts, rows.prompts
     text = task.default_prompt() if args.prompt is None else args.prompt
-    prompt, _, _ = data.encode(encoding, text)
+    prompt = data.encode_row(encoding, text).prompt
     return [text], [prompt]
 
 
@@ -142,7 +144,7 @@ def main(argv=None):
     """A model and prompts -> responses on stdout."""
     args = flags(argv)
 
-    # The model, its tokenizer, and what it was trained on: answers of a policy of the map are judged.
+    # The model, its tokenizer, and what it was trained on: answers of a policy of the map are scored.
     device = pick_device(args.device)
     pick_kernel(args.kernel, device)
     model = load_policy(args.model, device, pick_dtype(args.dtype, device))
@@ -161,15 +163,16 @@ def main(argv=None):
         "max_new_tokens": length,
     }
     if args.chat:  # prompts come one by one
-        return chat(model, encoding, args, settings)
+        return chat(args, model, encoding, settings)
 
     # Refuse every prompt that has no answer before the first one is answered.
     texts, prompts = read_prompts(args, task, encoding, context)
-    if not all(prompts) or max(map(len, prompts)) + length > context:
-        raise InputError(
-            f"an empty prompt, or prompt and --max-new-tokens exceed the model's context of {context} tokens"
-        )
-    for text in texts:
+    for text, prompt in zip(texts, prompts, strict=True):
+        if not prompt:
+            raise InputError("an empty prompt")
+        if len(prompt) + length > context:
+            over = f"the model's context of {context} tokens"
+            raise InputError(f"a prompt of {len(prompt)} tokens and --max-new-tokens {length} exceed {over}")
         task.check_prompt(text)
 
     # Answer them, streaming; sample i of every prompt has the seed --seed + i.

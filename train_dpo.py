@@ -45,12 +45,12 @@ def flags(argv):
     """The command line -> args."""
     parser = training_parser(__doc__, Path("out/dpo"), DEFAULTS)
     add = parser.add_argument_group("the pairs and the loss").add_argument
-    share = non_negative(float, below=0.5)
+    below_half = non_negative(float, below=0.5)
     add("--init", type=Path, default=Path("out/sft"), help="reference policy (default: %(default)s)")
     add("--eval-data", type=Path, help="file of held-out pairs (default: the last 5 %% of --data)")
     add("--loss", default="dpo", choices=LOSSES, help="see losses.py (default: dpo)")
     add("--beta", type=positive(float), help="weight of the regulariser (default: 0.3; pretrained 0.1)")
-    add("--label-smoothing", type=share, default=0.1, help="cdpo: share of wrong labels (default: 0.1)")
+    add("--label-smoothing", type=below_half, default=0.1, help="cdpo: share of wrong labels (default: 0.1)")
     add("--gamma", type=non_negative(float), default=0.5, help="simpo: target margin, in nats (default: 0.5)")
     args = parser.parse_args(argv)
 
@@ -77,7 +77,9 @@ def preference_loss(args, logp, ref_logp, lengths):
 
 
 def measures(loss, logp, ref_logp, beta):
-    """What a person wants to see of P pairs: {name: tensor}, whose means are logged."""
+    """What a person wants to see of P pairs: {name: tensor}, whose means are logged.
+
+    Margin and accuracy are those of the implicit reward, whatever the loss, so that runs can be compared."""
     reward = losses.implicit_reward(logp, ref_logp, beta)  # (P, 2)
     margin = reward[:, 0] - reward[:, 1]  # (P,), positive where the pair is ranked right
     return {
@@ -86,7 +88,8 @@ def measures(loss, logp, ref_logp, beta):
         "margin": margin,
         "chosen_logp": logp[:, 0],
         "rejected_logp": logp[:, 1],
-        # On the map the responses are samples of the reference: then this is KL(reference || policy).
+        # On the map the responses are samples of the reference: then this is about KL(reference || policy),
+        # about, since the pairs leave out equal and cut-off samples.
         "kl_ref_policy": losses.kl_k1(ref_logp, logp),
     }
 
@@ -115,7 +118,7 @@ def main(argv=None):
     # 1. The reference policy, and the pairs as tokens. On the map both are made if they are missing.
     task = task_of(args.data)
     train_path, test_path = task.pairs(args.init, args.seed, args.eval_data)
-    reference = load_policy(args.init, run.device, run.compute_dtype)
+    reference = load_policy(args.init, run.device, run.compute_dtype).requires_grad_(False)
     tokenizer_name, encoding = tokenizer.of(args.init, reference)
     limits = row_limits(args, reference)
     if args.inspect:
@@ -143,10 +146,10 @@ def main(argv=None):
             prompts, pairs = train.take(chunk)  # tokens; two responses per prompt, chosen first
             batch = pack(prompts, pairs, device=run.device)  # P prompts, 2P responses in the order given
             logp = policy(batch).sequence.view(-1, 2)  # (P, 2): chosen, rejected
-            ref = upload(ref_logp[chunk], run.device)  # (P, 2)
-            loss = preference_loss(args, logp, ref, batch.lengths.view(-1, 2))  # (P,)
+            chunk_ref_logp = upload(ref_logp[chunk], run.device)  # (P, 2)
+            loss = preference_loss(args, logp, chunk_ref_logp, batch.lengths.view(-1, 2))  # (P,)
             (loss.sum() / len(indices)).backward()  # a mean over the pairs of the whole step
-            metrics.add(**measures(loss, logp, ref, args.beta))
+            metrics.add(**measures(loss, logp, chunk_ref_logp, args.beta))
         lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
         grad_norm = update(policy, optimizer, lr, args.clip)  # before clipping
 

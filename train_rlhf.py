@@ -32,31 +32,20 @@ from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy, new_reward_model
 from nanoroads.world.task import response_length, task_of
 
-# For a small model that is trained from scratch, as the map's is ("map"), and for a pretrained one
-# ("file"). Stage 1 comes first; lr, steps and epochs are stage 2's, and steps count only where --epochs
-# is not given. fmt: off
+# For a small model that is trained from scratch, as the map's is ("map"), and for a pretrained one ("file").
+# Stage 1 first; lr, steps and epochs are stage 2's. The default `steps` applies only if neither --steps nor
+# --epochs is given.
+# fmt: off
 DEFAULTS = {
     "map": {
-        "beta": 0.3,
-        "reward_lr": {"global": 3e-4, "local": 1e-4},
-        "reward_epochs": 4.0,
-        "reward_batch_size": 32,
-        "lr": 1e-3,
-        "steps": 300,
-        "epochs": None,
-        "batch_size": 32,
-        "micro_batch_size": None,
+        "beta": 0.3, "reward_lr": {"global": 3e-4, "local": 1e-4},
+        "reward_epochs": 4.0, "reward_batch_size": 32,
+        "lr": 1e-3, "steps": 300, "epochs": None, "batch_size": 32, "micro_batch_size": None,
     },
     "file": {
-        "beta": 0.1,
-        "reward_lr": {"global": 3e-6, "local": 1e-6},
-        "reward_epochs": 1.0,
-        "reward_batch_size": 32,
-        "lr": 1e-6,
-        "steps": None,
-        "epochs": 1.0,
-        "batch_size": 32,
-        "micro_batch_size": 1,
+        "beta": 0.1, "reward_lr": {"global": 3e-6, "local": 1e-6},
+        "reward_epochs": 1.0, "reward_batch_size": 32,
+        "lr": 1e-6, "steps": None, "epochs": 1.0, "batch_size": 32, "micro_batch_size": 1,
     },
 }
 # fmt: on
@@ -98,7 +87,7 @@ def flags(argv):
     kind = model_kind(args.init)
     defaults = dict(DEFAULTS[kind])
     defaults["reward_lr"] = defaults["reward_lr"]["local" if args.reward == "local" else "global"]
-    if args.steps or args.epochs:  # how long stage 2 is has been said
+    if args.steps or args.epochs:  # the user chose the length of stage 2
         del defaults["steps"], defaults["epochs"]
     use_defaults(args, defaults, kind)
 
@@ -122,7 +111,7 @@ def main(argv=None):
     if run.finished:
         return run.export()
 
-    # The reference policy, and the rows as tokens: pairs, or where the reward is given prompts alone.
+    # The reference policy, and the rows as tokens: pairs, or, where the reward is given, prompts alone.
     task = task_of(args.data)
     train_path, test_path = task.pairs(args.init, args.seed, args.eval_data)
     reference = load_policy(args.init, run.device, run.compute_dtype).requires_grad_(False)
@@ -134,21 +123,22 @@ def main(argv=None):
         return inspect(rows, encoding)
 
     # What stage 2 could not use is refused now, not after stage 1.
-    length = response_length(task, args.max_new_tokens, limits.context, rows.prompts)
+    max_new_tokens = response_length(task, args.max_new_tokens, limits.context, rows.prompts)
     for folder in (args.start, args.compare):
         if folder:
             load_policy(folder, like=reference)
 
     # Stage 1: pairs -> reward, a run of its own in OUT/reward.
-    reward = args.reward
+    judge_source = args.reward  # a folder, or module:function
     if args.reward in CLASSES:
         if test_path:
             train, test = rows, data.load(test_path, layout, encoding, limits)
         else:
             train, test = data.hold_out(rows, train_path)
+        stage_2_names = vars(stage_2_flags().parse_args([]))
         reward_run = run.inside(
             "reward",
-            without=vars(stage_2_flags().parse_args([])),
+            without=stage_2_names,
             steps=None,
             epochs=args.reward_epochs,
             lr=args.reward_lr,
@@ -157,15 +147,17 @@ def main(argv=None):
         train_reward(reward_run, tokenizer_name, train, test)
         if args.stop_after == "reward":
             return
-        reward = reward_run.out
+        judge_source = reward_run.out
 
     # Stage 2: reward -> policy.
-    judge = load_judge(reward, reference, args.init, encoding, args.temperature)
-    prompts = rows.without_duplicates()
-    train_policy(run, task, reference, judge, prompts, length, tokenizer_name, encoding)
-    reward, kl, entropy = run.last_row["reward"], run.last_row["kl"], run.last_row["entropy"]
-    print(f"reward {reward:.3f}, KL {kl:.2f} nats, entropy {entropy:.2f} nats per token")
-    task.report(run.last_row)
+    judge = load_judge(judge_source, reference, args.init, encoding, args.temperature)
+    prompt_rows = rows.without_duplicates()
+    train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, tokenizer_name, encoding)
+    last = run.last_row
+    print(
+        f"reward {last['reward']:.3f}, KL {last['kl']:.2f} nats, entropy {last['entropy']:.2f} nats per token"
+    )
+    task.report(last)
     print(f"next: python sample.py --model {run.out}")
 
 
@@ -227,14 +219,15 @@ def train_reward(run, tokenizer_name, train, test):
         for chunk in chunks(indices, args.micro_batch_size):
             prompts, pairs = train.take(chunk)  # tokens; two responses per prompt, chosen first
             batch = pack(prompts, pairs, device=run.device)  # P prompts, 2P responses in the order given
-            ref = upload(ref_logp[chunk], run.device)  # (P, 2)
-            chosen, rejected = pair_rewards(args, model, batch, ref).unbind(1)  # (P,) each
+            chunk_ref_logp = upload(ref_logp[chunk], run.device)  # (P, 2)
+            chosen, rejected = pair_rewards(args, model, batch, chunk_ref_logp).unbind(1)  # (P,) each
             loss = losses.bradley_terry(chosen, rejected)  # (P,)
             (loss.sum() / len(indices)).backward()  # a mean over the pairs of the whole step
             metrics.add(loss=loss, accuracy=ranked_right(chosen - rejected))
         lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
         grad_norm = update(model, optimizer, lr, args.clip)  # before clipping
 
+        # Write down what happened. Nothing here waits for the device, unless the step is logged.
         row = {**metrics.means(), "grad_norm": grad_norm}
         if run.evaluates(step):
             row.update(held_out_measures(args, model, test, test_ref_logp, groups_per_pass))
@@ -251,7 +244,7 @@ def train_reward(run, tokenizer_name, train, test):
 
 @dataclass
 class Rollout:
-    """Samples of a micro-batch of prompts, k of each, and what the losses know of them. S = prompts x
+    """Samples of a micro-batch of prompts, k of each, and what the losses need. S = prompts x
     k."""
 
     batch: Batch  # S responses with R tokens
@@ -260,37 +253,42 @@ class Rollout:
     old: LogProbs | None = None  # of the policy that sampled, from the first update on
 
 
-def rl_loss(args, kl, now, rollout):
+def rl_loss(args, kl_weight, now, rollout):
     """The loss of each response (S,), and what was clipped: 1 or 0 for each response (S,) or token
     (R,).
 
-    now: LogProbs of the policy, with gradient. kl: weight of the regulariser. k samples per prompt.
+    now: LogProbs of the policy, with gradient. kl_weight: of the regulariser. k samples per prompt.
 
         --algo      advantage A                       loss                                    the KL is in
         reinforce   reward - mean of the batch        -A log pi; --updates > 1: clipped       the reward
         rloo        reward - mean of the other k - 1  the same                                the reward
         grpo        (reward - mean) / std             clipped per token, mean over tokens     the loss (k3)
-        online-dpo  the best of k against the worst   DPO at beta = kl                        DPO's loss
+        online-dpo  the best of k against the worst   DPO at beta = kl_weight                 DPO's loss
         rebel       samples 1 against 2, 3 against 4  (log-ratio gap - reward gap)^2          the reward
     """
     k = args.samples
     never_clipped = torch.zeros_like(rollout.reward)
-    # k1 inside the reward: its gradient is that of the KL (Ahmadian et al., 2402.14740). Never
-    # whitened: that would change the balance of reward and KL, and with it the optimum of Theorem 2.2.
-    regularised = rollout.reward - kl * losses.kl_k1(rollout.old.sequence, rollout.ref.sequence)  # (S,)
+    # For reinforce, rloo and rebel: k1 inside the reward, whose gradient is that of the KL (Ahmadian et al.,
+    # 2402.14740). Never whitened: that would change the balance of reward and KL, and with it the optimum of
+    # Theorem 2.2.
+    regularised = rollout.reward - kl_weight * losses.kl_k1(
+        rollout.old.sequence, rollout.ref.sequence
+    )  # (S,)
 
     if args.algo == "online-dpo":
         logp, ref_logp = now.sequence.view(-1, k), rollout.ref.sequence.view(-1, k)  # (prompts, k)
-        loss = losses.online_dpo(logp, ref_logp, rollout.reward.view(-1, k), kl)  # (prompts,)
-        return loss.repeat_interleave(k), never_clipped
+        loss = losses.online_dpo(logp, ref_logp, rollout.reward.view(-1, k), kl_weight)  # (prompts,)
+        return loss.repeat_interleave(
+            k
+        ), never_clipped  # repeated: its mean over samples is that over prompts
     if args.algo == "rebel":
         logp, old_logp = now.sequence.view(-1, 2), rollout.old.sequence.view(-1, 2)  # (S / 2, 2)
         loss = losses.rebel(logp, old_logp, regularised.view(-1, 2), eta=1.0)  # (S / 2,)
         return loss.repeat_interleave(2), never_clipped
     if args.algo == "grpo":
         advantage = losses.grpo_advantage(rollout.reward.view(-1, k)).flatten()  # (S,), and no KL in it
-        old, ref, lengths = rollout.old.token, rollout.ref.token, rollout.batch.lengths
-        return losses.grpo(now.token, old, ref, advantage, lengths, kl)
+        old_token, ref_token, lengths = rollout.old.token, rollout.ref.token, rollout.batch.lengths
+        return losses.grpo(now.token, old_token, ref_token, advantage, lengths, kl_weight)
 
     if args.algo == "rloo":
         advantage = losses.rloo_advantage(regularised.view(-1, k)).flatten()
@@ -302,22 +300,22 @@ def rl_loss(args, kl, now, rollout):
     return losses.clipped_policy_gradient(now.sequence, rollout.old.sequence, advantage)
 
 
-def sample(args, policy, prompts, length, eos, batch_number):
+def sample_responses(args, policy, prompts, max_new_tokens, eos, batch_number):
     """k responses to each prompt, all as tokens.
 
     Eight micro-batches at a time: the cache of all responses at once could be larger than the model."""
-    seed = args.seed * 1_000_003 + batch_number  # below 2^53
+    seed = args.seed * 1_000_003 + batch_number  # below 2^53; the part's number goes in the bits above
     size = 8 * args.micro_batch_size if args.micro_batch_size else None
     k, temperature = args.samples, args.temperature
     responses = []
     for part, chunk in enumerate(chunks(prompts, size)):
         part_seed = seed + (part << 53)
-        responses += generate(policy, chunk, k, length, temperature, eos=eos, seed=part_seed)
+        responses += generate(policy, chunk, k, max_new_tokens, temperature, eos=eos, seed=part_seed)
     return responses
 
 
 @torch.no_grad()
-def score(args, reference, judge, asked, responses):
+def score_responses(args, reference, judge, asked, responses):
     """The prompts that were asked (data Rows) and k responses to each -> a Rollout per micro-batch."""
     device = reference.embedding.weight.device
     rollouts = []
@@ -332,63 +330,64 @@ def score(args, reference, judge, asked, responses):
     return rollouts
 
 
-def train_policy(run, task, reference, judge, prompts, length, tokenizer_name, encoding):
+def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, tokenizer_name, encoding):
     """On-policy RL: sample, score, update. prompts: data Rows, each prompt once. length: tokens per
     sample."""
     args = run.args
     groups_per_pass = args.micro_batch_size or args.batch_size
-    kl = args.kl or judge.beta or task.kl  # Theorem 2.2 holds for a local reward at kl = beta
+    kl_weight = args.kl or judge.beta or task.kl  # Theorem 2.2 holds for a local reward at kl = beta
     policy = load_policy(args.start or args.init, run.device, run.compute_dtype)
     eos = tokenizer.eos_id(encoding)
     other = None
     if args.compare:
-        compared = prompts.prompts[:256]
-        other = AnotherPolicy(args.compare, policy, compared, length, eos, args.seed, groups_per_pass)
-    run.describe(policy, tokenizer_name, kl=kl, reference=str(args.init))  # config.json
+        compared = prompt_rows.prompts[:256]
+        other = AnotherPolicy(args.compare, policy, compared, max_new_tokens, eos, args.seed, groups_per_pass)
+    run.describe(policy, tokenizer_name, kl=kl_weight, reference=str(args.init))  # config.json
     optimizer = adamw(policy, args.lr, args.weight_decay)
-    total = total_steps(len(prompts), args.batch_size, args.epochs, args.steps)  # optimizer steps
+    total = total_steps(len(prompt_rows), args.batch_size, args.epochs, args.steps)  # optimizer steps
     if not args.steps:
         total *= args.updates  # an epoch samples each prompt once
-    print(f"{args.algo}: {len(prompts):,} prompts x {args.samples}, {total} steps, kl {kl}, {run.device}")
+    print(f"{args.algo}: {len(prompt_rows):,} prompts x {args.samples}, {total} steps, kl {kl_weight}")
 
     for step in run.steps(policy, optimizer, total):  # from the last checkpoint on
         # Sample and score. One batch of samples serves --updates optimizer steps.
         if step % args.updates == 0:
             batch_number = step // args.updates
-            indices = batch_indices(len(prompts), args.batch_size, batch_number, args.seed)
-            asked = prompts.select(indices)
+            indices = batch_indices(len(prompt_rows), args.batch_size, batch_number, args.seed)
+            asked = prompt_rows.select(indices)
             with run.timed("sampling"):
-                responses = sample(args, policy, asked.prompts, length, eos, batch_number)
+                responses = sample_responses(args, policy, asked.prompts, max_new_tokens, eos, batch_number)
             with run.timed("scoring"):
-                rollouts = score(args, reference, judge, asked, responses)
+                rollouts = score_responses(args, reference, judge, asked, responses)
 
-        # One optimizer step on all of them; the loss is a mean over the samples of the whole step.
+        # One optimizer step on all of them.
         with run.timed("training"):
             metrics = Mean()
             for rollout in rollouts:
                 now = policy(rollout.batch, args.temperature)  # sequence (S,), token (R,)
                 if rollout.old is None:  # the first update: the sampler is this very policy, the ratio is 1
                     rollout.old = LogProbs(now.sequence.detach(), now.token.detach())
-                loss, clipped = rl_loss(args, kl, now, rollout)  # (S,), and (S,) or (R,)
-                (loss.sum() / (len(asked) * args.samples)).backward()
+                loss, clipped = rl_loss(args, kl_weight, now, rollout)  # (S,), and (S,) or (R,)
+                (loss.sum() / (len(asked) * args.samples)).backward()  # a mean over the samples of the step
                 k1 = losses.kl_k1(now.sequence, rollout.ref.sequence)  # (S,)
                 metrics.add(loss=loss, reward=rollout.reward, kl=k1, length=rollout.batch.lengths.float())
-                metrics.add(entropy=-now.token, clip_fraction=clipped)  # means over tokens
+                metrics.add(entropy=-now.token, clip_fraction=clipped)  # per token; clipped as rl_loss says
             lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
-            grad_norm = update(policy, optimizer, lr, args.clip)
+            grad_norm = update(policy, optimizer, lr, args.clip)  # before clipping
 
-        # Write down what happened.
+        # Write down what happened. Nothing here waits for the device, unless the step is logged.
         row = {**metrics.means(), "grad_norm": grad_norm}
         if run.logs(step):
             row.update(run.seconds)
-            row.update(task.true_reward(asked.texts, responses, encoding))  # what the judge is a model of
+            row.update(task.true_reward(asked.texts, responses, encoding))  # of a file: nothing
         if run.evaluates(step):
             row.update(task.measure(policy, reference, encoding, groups_per_pass))
             if other:
                 row["kl_compare"] = other.kl(policy, groups_per_pass)
-        run.log(step, row, show=("reward", "kl"))
+        run.log(step, row, show=("reward", "kl"))  # every --log-every steps
         if (step + 1) % args.updates == 0:  # never between two updates on the same samples
             run.save(step, policy, optimizer)
+
     run.finish(policy)  # model.safetensors, --export-hf
 
 

@@ -1,9 +1,9 @@
 """Stage 0: supervised fine-tuning. Maximum likelihood on responses makes the reference policy of both
 roads.
 
-python train_sft.py                                           the built-in map: about 15 s on two CPU cores
-python train_sft.py --data rows.jsonl --tokenizer gpt2        your rows {"prompt", "response"}, a new model
-python train_sft.py --data rows.jsonl --init FOLDER           your rows, a model that exists
+    python train_sft.py                                     the built-in map: about 15 s on two CPU cores
+    python train_sft.py --data rows.jsonl --tokenizer gpt2  your rows {"prompt", "response"}, a new model
+    python train_sft.py --data rows.jsonl --init FOLDER     your rows, a model that exists
 """
 
 from functools import partial
@@ -33,7 +33,7 @@ def flags(argv):
     """The command line -> args."""
     parser = training_parser(__doc__, Path("out/sft"), DEFAULTS)
     add = parser.add_argument_group("the model and its rows").add_argument
-    add("--init", help="run directory or Hugging Face folder to start from (default: a new model)")
+    add("--init", type=Path, help="run directory or Hugging Face folder to start from (default: a new model)")
     add("--prompt-template", help="format string over a row's fields, e.g. '{document}\\n\\nTL;DR:'")
     add("--rows", type=positive(int), default=40_000, help="demonstrations of the map (default: 40000)")
     add("--tokenizer", default="roadmap", help="roadmap|gpt2|folder, of a new model (default: roadmap)")
@@ -100,19 +100,19 @@ def main(argv=None):
     run.describe(policy, tokenizer_name)  # config.json
     optimizer = adamw(policy, args.lr, args.weight_decay)
     total = total_steps(len(train), args.batch_size, args.epochs, args.steps)
+    groups_per_pass = args.micro_batch_size or args.batch_size
     parameters = sum(p.numel() for p in policy.parameters())
     print(f"{parameters:,} parameters, {len(train):,} rows, {total} steps, {run.device}")
 
     for step in run.steps(policy, optimizer, total):  # from the last checkpoint on
         indices = batch_indices(len(train), args.batch_size, step, args.seed)
-        # The loss is a mean over the response tokens of the whole step, however it is cut into chunks.
         step_tokens = train.response_tokens(indices)
         metrics = Mean()
         for chunk in chunks(indices, args.micro_batch_size):
             prompts, responses = train.take(chunk)  # tokens; one response per prompt, EOS included
             batch = pack(prompts, responses, device=run.device)
             loss = -policy(batch).token  # (R,): -log pi(y_t|x, y_<t) of each response token
-            (loss.sum() / step_tokens).backward()
+            (loss.sum() / step_tokens).backward()  # a mean over the response tokens of the whole step
             metrics.add(loss=loss)
         lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
         grad_norm = update(policy, optimizer, lr, args.clip)  # before clipping
@@ -120,7 +120,7 @@ def main(argv=None):
         # 3. Write down what happened. Nothing here waits for the device, unless the step is logged.
         row = {**metrics.means(), "grad_norm": grad_norm}
         if run.evaluates(step):
-            row["eval_loss"] = held_out_loss(policy, test, args.micro_batch_size or args.batch_size)
+            row["eval_loss"] = held_out_loss(policy, test, groups_per_pass)
         run.log(step, row)  # every --log-every steps
         run.save(step, policy, optimizer)  # every --save-every steps
 

@@ -1,123 +1,267 @@
-"""PPO with a critic (Schulman et al., 1707.06347): stage 2 of train_rlhf.py with a second network in place of the other
-samples of a prompt as the baseline. It needs more code and more memory; does it earn more?
+"""PPO with a critic (Schulman et al., 1707.06347): stage 2 of train_rlhf.py with another baseline.
 
     python experiments/ppo.py                                         about 25 s on two CPU cores
     python experiments/ppo.py --init out/sft --reward out/rlhf/reward --kl 0.5 --updates 2
 
-What differs from train_rlhf.py --algo rloo: the KL term is paid token by token, the critic V(s_t) starts as the reward
-model, advantages are GAE's and whitened, and a batch of samples serves `updates` clipped steps.
+RLOO's baseline is the mean reward of a prompt's other samples. PPO's is a second network, the
+critic. That takes more code and more memory; does it earn more?
+
+What differs from `train_rlhf.py --algo rloo`:
+
+    KL term       paid token by token, where RLOO charges the whole response at once
+    critic        V(s_t), the expected reward from here on; it starts as the reward model
+    advantage     of each token, by GAE, then whitened over the batch
+    clipping      of each token's ratio, so that one batch of samples serves `--updates` steps
 """
 
 import argparse
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from nanoroads import losses
+from nanoroads.batch import Batch, pack
+from nanoroads.errors import InputError
+from nanoroads.generate import generate
+from nanoroads.model import LogProbs
+from nanoroads.run.commands import make_if_missing
+from nanoroads.run.flags import SEED, Parser, add_machine_flags, non_negative, positive, run_script
+from nanoroads.run.optim import Mean, adamw, batch_indices, learning_rate, update
+from nanoroads.run.run import Run
+from nanoroads.text import tokenizer
+from nanoroads.weights.checkpoint import load_policy, load_reward_model
+from nanoroads.world import roadmap
+from nanoroads.world.task import task_of
 
-from nanoroads import common, evaluate, losses, roadmap, tokenizer  # noqa: E402
-from nanoroads.batch import pack  # noqa: E402
-from nanoroads.checkpoint import finish, load_fitting, load_model, save_config  # noqa: E402
-from nanoroads.generate import generate  # noqa: E402
+
+def flags(argv):
+    """The command line -> args."""
+    p = Parser(description=__doc__)
+
+    run = p.add_argument_group("the run")
+    run.add_argument(
+        "--out", type=Path, default=Path("out/ppo"), help="directory of the run (default: %(default)s)"
+    )
+    run.add_argument("--data", default="roadmap", help="roadmap[-short|-hidden], a world of the built-in map")
+    run.add_argument("--init", type=Path, default=Path("out/sft"),
+                     help="folder of the reference, the first policy (default: %(default)s)")  # fmt: skip
+    run.add_argument("--reward", type=Path, default=Path("out/rlhf/reward"),
+                     help="folder of the reward model (default: %(default)s)")  # fmt: skip
+    run.add_argument("--seed", type=SEED, default=0, help="seed of data order and samples (default: 0)")
+    run.add_argument(
+        "--log-every", type=positive(int), default=10, help="steps per line of metrics.jsonl (default: 10)"
+    )
+    run.add_argument(
+        "--eval-every", type=positive(int), default=100, help="steps between evaluations (default: 100)"
+    )
+
+    rl = p.add_argument_group("the algorithm")
+    rl.add_argument("--samples", type=positive(int), default=8, help="responses per prompt (default: 8)")
+    rl.add_argument(
+        "--kl", type=positive(float), default=0.5, help="strength of the regulariser (default: 0.5)"
+    )
+    rl.add_argument(
+        "--updates", type=positive(int), default=1, help="optimizer steps per batch of samples (default: 1)"
+    )
+    rl.add_argument("--gamma", type=positive(float), default=1.0, help="discount per token (default: 1)")
+    rl.add_argument("--gae-lambda", type=positive(float), default=0.95,
+                    help="weight of later tokens' errors in an advantage (default: 0.95)")  # fmt: skip
+
+    add_optimizer_flags(p.add_argument_group("the optimizers, one of the policy and one of the critic"))
+    add_machine_flags(p.add_argument_group("the machine"))
+
+    # What Run can do and this experiment does not offer. To resume, it would have to save the critic
+    # and the critic's optimizer as well.
+    run.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
+    p.set_defaults(inspect=False, compile=False, profile=False, export_hf=None)
+    args = p.parse_args(argv)
+    if args.resume:
+        p.error("--resume: not in this experiment, which runs from the beginning to the end in one piece")
+    if args.data not in roadmap.WORLDS:
+        p.error(f"--data {args.data}: this experiment runs on the built-in map")
+    return args
+
+
+def add_optimizer_flags(steps):
+    """The flags of both optimizers; all but the peak rate are the same for both."""
+    steps.add_argument(
+        "--steps", type=positive(int), default=300, help="number of optimizer steps (default: 300)"
+    )
+    steps.add_argument(
+        "--batch-size", type=positive(int), default=32, help="prompts per optimizer step (default: 32)"
+    )
+    steps.add_argument(
+        "--lr", type=positive(float), default=1e-3, help="peak learning rate of the policy (default: 0.001)"
+    )
+    steps.add_argument(
+        "--critic-lr", type=positive(float), default=1e-3, help="that of the critic (default: 0.001)"
+    )
+    steps.add_argument("--schedule", default="cosine", choices=["cosine", "constant"],
+                       help="of both rates, after the warm-up (default: cosine)")  # fmt: skip
+    steps.add_argument(
+        "--warmup", type=non_negative(int), default=10, help="steps of linear warm-up (default: 10)"
+    )
+    steps.add_argument(
+        "--weight-decay", type=non_negative(float), default=0.0, help="weight decay of AdamW (default: 0)"
+    )
+    steps.add_argument("--clip", type=positive(float), default=1.0, help="largest gradient norm (default: 1)")
+
+
+# ---------------------------------------------------------------- advantages
 
 
 def gae(reward, value, gamma, lam):
-    """Generalised advantage estimates (Schulman et al., 1506.02438, eq. 16). reward, value (S, L), zero behind each
-    response's end -> advantage (S, L), zero there too."""
-    advantage, running, following = torch.zeros_like(value), 0.0, 0.0
+    """Generalised advantage estimates (Schulman et al., 1506.02438, eq. 16):
+
+        A_t = delta_t + gamma lam A_(t+1),    delta_t = r_t + gamma V(s_(t+1)) - V(s_t)
+
+    reward, value (S, L), zero behind each response's end -> advantage (S, L), zero there too."""
+    advantage = torch.zeros_like(value)
+    next_advantage = 0.0
+    next_value = 0.0
     for t in reversed(range(value.shape[1])):
-        delta = reward[:, t] + gamma * following - value[:, t]
-        running = delta + gamma * lam * running
-        advantage[:, t], following = running, value[:, t]
+        delta = reward[:, t] + gamma * next_value - value[:, t]  # (S,)
+        next_advantage = delta + gamma * lam * next_advantage
+        next_value = value[:, t]
+        advantage[:, t] = next_advantage
     return advantage
 
 
 def values(critic, batch):
-    """V(s_t) of the state before each response token, (R,)."""
-    hidden = critic.trunk(batch.tokens, batch.position, batch.mask()).flatten(0, 1)  # (B*T, D)
-    return (torch.nn.functional.embedding(batch.rows, hidden) * critic.scalar_head.weight).sum(-1)  # fp32, also under autocast
+    """V(s_t) of the state before each response token, (R,) fp32 whatever the critic's compute dtype."""
+    with critic.autocast():
+        hidden = critic.trunk(batch.tokens, batch.position, batch.mask()).flatten(0, 1)  # (B*T, D)
+        states = torch.nn.functional.embedding(batch.rows, hidden)  # (R, D)
+        return (states * critic.scalar_head.weight).sum(-1)
 
 
-def flags(argv):
-    p = common.parser(__doc__, {}, out=Path("out/ppo"), lr=1e-3, batch_size=32)
-    p.add_argument("--init", type=Path, default=Path("out/sft"), help="reference and first policy (default: %(default)s)")
-    p.add_argument("--reward", type=Path, default=Path("out/rlhf/reward"), help="reward model (default: %(default)s)")
-    p.add_argument("--samples", type=common.positive(int), default=8, help="responses a prompt (default: %(default)s)")
-    p.add_argument("--kl", type=common.positive(float), default=0.5, help="strength of the regulariser (default: %(default)s)")
-    p.add_argument("--updates", type=common.positive(int), default=1, help="steps on each batch (default: %(default)s)")
-    p.add_argument("--critic-lr", type=common.positive(float), default=1e-3, help="(default: %(default)s)")
-    p.add_argument("--gamma", type=common.positive(float), default=1.0, help="discount (default: %(default)s)")
-    p.add_argument("--gae-lambda", type=common.positive(float), default=0.95, help="(default: %(default)s)")
-    args = p.parse_args(argv)
-    for flag in ("resume", "inspect", "epochs", "micro_batch_size", "compile", "profile", "export_hf"):
-        if getattr(args, flag):
-            p.error(f"--{flag.replace('_', '-')}: not in this experiment, which runs from the beginning to the end in one piece")
-    args.steps = args.steps or 300
-    return args
+def padded(token_values, is_token):
+    """Values of the tokens of S responses (R,) -> (S, L), zero where is_token (S, L) is False."""
+    rows = token_values.new_zeros(is_token.shape)
+    rows[is_token] = token_values
+    return rows
+
+
+# ---------------------------------------------------------------- the run
+
+
+@dataclass
+class Rollout:
+    """Samples of a batch of prompts, k of each, and all that both losses know of them."""
+
+    batch: Batch  # S responses with R tokens, S = prompts x k
+    old: LogProbs  # of the policy that sampled
+    ref: LogProbs  # of the reference
+    reward: torch.Tensor  # (S,) what the reward model says
+    advantage: torch.Tensor  # (R,) whitened
+    value_target: torch.Tensor  # (R,) what the critic should say
+
+
+@torch.no_grad()
+def score(run, policy, reference, critic, reward_model, prompts, responses):
+    """Prompts and their responses, as tokens -> a Rollout."""
+    args = run.args
+    batch = pack(prompts, responses, device=run.device)
+    old = policy(batch)
+    ref = reference(batch)
+    value = values(critic, batch)  # (R,)
+    response_reward = reward_model(batch)  # (S,)
+
+    # Each token pays for its own log-ratio to the reference. The last one of a response also earns
+    # the response's whole reward.
+    token_reward = -args.kl * losses.kl_k1(old.token, ref.token)  # (R,)
+    last_token = batch.cu_seqlens[1:].long() - 1  # (S,)
+    token_reward[last_token] += response_reward
+
+    column = torch.arange(int(batch.lengths.max()), device=run.device)
+    is_token = column < batch.lengths[:, None]  # (S, L), False behind each response's end
+    reward_rows = padded(token_reward, is_token)  # (S, L)
+    value_rows = padded(value, is_token)  # (S, L)
+    advantage = gae(reward_rows, value_rows, args.gamma, args.gae_lambda)[is_token]  # (R,)
+    whitened = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    return Rollout(batch, old, ref, response_reward, whitened, value_target=advantage + value)
 
 
 def main(argv=None):
+    """A reference policy and a reward model -> a policy in --out."""
     args = flags(argv)
-    device, world = common.pick_device(args), roadmap.WORLDS.get(args.data)
-    if world is None:
-        raise common.InputError(f"--data {args.data}: this experiment runs on the built-in map")
-    common.make_map_inputs(args)
-    stage_1 = ["train_rlhf.py", "--data", args.data, "--init", args.init, "--stop-after", "reward", "--out", args.reward.parent]
+    run = Run(args, stage="ppo")  # the device, the seed, --out (refused if it holds another run)
+
+    # The reference and the reward model are made if they are missing, as train_rlhf.py would make them.
+    task = task_of(args.data)
+    task.pairs(args.init, args.seed, eval_data=None)
     if args.reward.name == "reward":  # what train_rlhf.py calls it
-        common.make_with([*stage_1, "--resume", "--seed", args.seed], args.reward / "model.safetensors")
-    out = common.open_run(args, "ppo")
-    torch.manual_seed(args.seed)
-    policy, reference = (load_model(args.init, device=device) for _ in range(2))
-    critic, reward_model = (load_fitting(args.reward, device, like=policy, head="scalar") for _ in range(2))
-    save_config(out, args, "ppo", policy, "roadmap", kl=args.kl, reference=str(args.init))
-    optimizers = [(policy, common.make_optimizer(args, policy))]
-    critic_args = argparse.Namespace(**vars(args) | {"lr": args.critic_lr})
-    optimizers.append((critic, common.make_optimizer(critic_args, critic)))
-    encoding, prompts = tokenizer.get("roadmap"), roadmap.prompts(world, "train")
-    ids, eos, k = [tokenizer.encode(encoding, p) for p in prompts], tokenizer.eos_id(encoding), args.samples
+        stage_1 = ["train_rlhf.py", "--data", args.data, "--init", args.init, "--stop-after", "reward"]
+        stage_1 += ["--out", args.reward.parent, "--resume", "--seed", args.seed]
+        make_if_missing(args.reward / "model.safetensors", stage_1)
 
-    for step in (bar := common.progress(0, args.steps, "ppo")):
+    reference = load_policy(args.init, run.device, run.compute_dtype).requires_grad_(False)
+    reward_model = load_scalar(args.reward, reference).requires_grad_(False)
+    train_policy(run, task, reference, reward_model)
+    rloo = f"python train_rlhf.py --init {args.init} --reward {args.reward}"  # the same with RLOO
+    print(f"next: {rloo}    or: python sample.py --model {run.out}")
+
+
+def load_scalar(folder, reference):
+    """A reward model with a scalar head that can read the reference's batches. Raises InputError for
+    any other."""
+    device = reference.embedding.weight.device
+    model = load_reward_model(folder, device, reference.compute_dtype, like=reference)
+    if model.config.head != "scalar":
+        raise InputError(f"{folder}: not a reward model")
+    return model
+
+
+def train_policy(run, task, reference, reward_model):
+    """On-policy RL: sample, score, update the policy and the critic."""
+    args = run.args
+    policy = load_policy(args.init, run.device, run.compute_dtype)
+    critic = load_scalar(args.reward, reference)
+    run.describe(policy, "roadmap", kl=args.kl, reference=str(args.init))  # config.json
+    optimizer = adamw(policy, args.lr, args.weight_decay)
+    critic_optimizer = adamw(critic, args.critic_lr, args.weight_decay)
+
+    encoding = tokenizer.get("roadmap")
+    eos = tokenizer.eos_id(encoding)
+    length = task.world.max_moves + 1  # of a sample, in tokens
+    prompts = [tokenizer.encode(encoding, text) for text in roadmap.prompts(task.world, "train")]
+
+    for step in run.steps(policy, optimizer, args.steps):
+        # Sample and score. One batch of samples serves --updates optimizer steps.
         if step % args.updates == 0:
-            round_ = step // args.updates
-            some = common.batch_indices(len(ids), args.batch_size, round_, args.seed)
-            seed = args.seed * 1_000_003 + round_
-            with common.autocast(args, device):
-                responses = generate(policy, [ids[i] for i in some], k, world.max_moves + 1, eos=eos, seed=seed)
-            batch = pack([ids[i] for i in some], responses, device=device)
-            lengths, real = batch.lengths.tolist(), pad_sequence([torch.ones(n) for n in batch.lengths], batch_first=True) > 0
-            with torch.no_grad(), common.autocast(args, device):
-                old, ref, value = policy(batch)[1], reference(batch)[1], values(critic, batch)  # (R,)
-                score = reward_model(batch)  # (S,)
-            reward = -args.kl * losses.kl_k1(old, ref)  # (R,): each token pays for itself
-            reward[batch.cu_seqlens[1:].long() - 1] += score  # the last one is paid
-            padded = [pad_sequence(x.split(lengths), batch_first=True) for x in (reward, value)]  # (S, L)
-            advantage = gae(*padded, args.gamma, args.gae_lambda)[real.to(device)]  # (R,)
-            wanted = advantage + value
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        with common.autocast(args, device):
-            logp, token_logp = policy(batch)
-            loss, clipped = losses.clipped_policy_gradient(token_logp, old, advantage)  # (R,)
-            critic_loss = 0.5 * (values(critic, batch) - wanted) ** 2  # (R,)
-        (loss.mean() + critic_loss.mean()).backward()
-        norms = [common.update(args, *pair, step, args.steps) for pair in optimizers]
+            batch_number = step // args.updates
+            indices = batch_indices(len(prompts), args.batch_size, batch_number, args.seed)
+            asked = [prompts[i] for i in indices]
+            seed = args.seed * 1_000_003 + batch_number
+            responses = generate(policy, asked, args.samples, length, eos=eos, seed=seed)
+            rollout = score(run, policy, reference, critic, reward_model, asked, responses)
 
-        done = step + 1
-        if done % args.log_every == 0 or done == args.steps:
-            kl = losses.kl_k1(old, ref).sum() / len(lengths)
-            row = {"loss": loss.detach().mean(), "critic_loss": critic_loss.detach().mean(), "reward": score.mean(), "kl": kl}
-            row |= {"clip_fraction": clipped.mean(), "grad_norm": norms[0]}
-            if done % args.eval_every == 0 or done == args.steps:
-                test = roadmap.prompts(world, "test")
-                seen = evaluate.on_map(policy, reference, world, encoding, test, args, device)
-                row |= {f"map_{name}": sum(v) / len(v) for name, v in seen.items()}
-            row = common.log_metrics(out, done, row)
-            bar.set_postfix(reward=row["reward"], kl=row["kl"])
-    finish(out, policy)
-    print(f"on the map: true reward {row['map_reward']:.3f}, greedy {row['map_greedy_reward']:.3f}, KL {row['map_kl']:.2f}")
-    print(f"next: python train_rlhf.py --init {args.init} --reward {args.reward}    or: python sample.py --model {out}")
+        # One optimizer step of both networks. Each loss is a mean over the tokens of all samples.
+        metrics = Mean()
+        now = policy(rollout.batch)
+        loss, clipped = losses.clipped_policy_gradient(
+            now.token, rollout.old.token, rollout.advantage
+        )  # (R,) each: the ratio of a single token, not of a response
+        value = values(critic, rollout.batch)  # (R,)
+        critic_loss = 0.5 * (value - rollout.value_target) ** 2  # (R,)
+        (loss.mean() + critic_loss.mean()).backward()  # the two networks share no parameter
+        k1 = losses.kl_k1(rollout.old.sequence, rollout.ref.sequence)  # (S,)
+        metrics.add(loss=loss, critic_loss=critic_loss, reward=rollout.reward, kl=k1, clip_fraction=clipped)
+        lr = learning_rate(args.lr, step, args.steps, args.warmup, args.schedule)
+        grad_norm = update(policy, optimizer, lr, args.clip)
+        critic_lr = learning_rate(args.critic_lr, step, args.steps, args.warmup, args.schedule)
+        update(critic, critic_optimizer, critic_lr, args.clip)
+
+        # Write down what happened.
+        row = {**metrics.means(), "grad_norm": grad_norm}
+        if run.evaluates(step):
+            row.update(task.measure(policy, reference, encoding, args.batch_size))
+        run.log(step, row, show=("reward", "kl"))
+
+    run.finish(policy)  # model.safetensors
+    task.report(run.last_row)
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    run_script(main)

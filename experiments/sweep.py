@@ -1,91 +1,133 @@
-"""What was tuned: in each world, for each road, the same number of settings, on a seed that no reported result uses.
+"""What was tuned: in each world, for each road, the same number of settings, on a seed that no
+reported result uses.
 
-    python experiments/sweep.py                 about ten minutes on two CPU cores; writes experiments/sweep.md
+    python experiments/sweep.py                 about ten minutes on two CPU cores
+    PYTHONPATH=. python experiments/sweep.py    the same in a checkout that is not installed
 
-Each road has nine settings to choose from. DPO: beta x learning rate. RLHF: three learning rates of the reward model, by
-held-out likelihood, then kl x learning rate of RLOO on the best one. Policies are chosen by true reward at temperature 1.
+Each road has nine settings to choose from. DPO: beta x learning rate. RLHF: three learning rates of
+the reward model, by held-out likelihood, then kl x learning rate of RLOO on the best one. Policies
+are chosen by true reward at temperature 1. Writes experiments/sweep.md.
 """
 
-import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from nanoroads.report.phases import new_phase, run_phases
+from nanoroads.report.write import table
+from nanoroads.run.flags import Parser, run_script
+from nanoroads.run.run import read_metrics
+from nanoroads.weights.files import write_text
+from nanoroads.world.roadmap import WORLDS, prompts
 
-from all_roads import READOUT, run_phases  # noqa: E402
-from nanoroads import common, roadmap  # noqa: E402
-from nanoroads.checkpoint import write_atomic  # noqa: E402
-from nanoroads.report import table  # noqa: E402
+SEED = 100  # no reported result uses it
+JOBS = 2  # commands at a time
 
-SEED = 100
-MEASURES = {"map_reward": "reward (T = 1)", "map_greedy_reward": "greedy reward", "map_legal": "legal", "map_kl": "KL to SFT"}
+# The settings, nine for each road. The defaults of the scripts are those chosen in the main world;
+# all_roads.py holds what was chosen in the other two.
+DPO_BETAS = (0.1, 0.3, 1.0)
+DPO_RATES = ("1e-4", "3e-4", "1e-3")
+REWARD_RATES = ("3e-4", "1e-3", "2e-3")
+RL_KLS = (0.3, 0.5, 0.8)
+RL_RATES = ("5e-4", "1e-3")
 
+# The last evaluation's entries in metrics.jsonl -> columns of the tables.
+MEASURES = {
+    "map_reward": "reward (T = 1)",
+    "map_greedy_reward": "greedy reward",
+    "map_legal": "legal",
+    "map_kl": "KL to SFT",
+}
+HEAD = """# What was tuned
 
-def last(folder, name):
-    return [row[name] for row in common.read_metrics(folder) if name in row][-1]
-
-
-def sweep(out, world):
-    """Run one world's settings in out -> the lines of its report."""
-    sft, phases = out / "sft", []
-
-    def add(name, needs, *command):
-        phases.append((f"{out}/{name}", [f"{out}/{n}" for n in needs], [str(w) for w in (*command, "--out", out / name)]))
-
-    data = ["--data", world, "--seed", SEED]
-    add("sft", [], "train_sft.py", *data)
-    pairs = ["-m", "nanoroads.pairs", "--policy", sft, "--seed", SEED]
-    add("sft/pairs.jsonl", ["sft"], *pairs)
-    add("sft/pairs_test.jsonl", ["sft"], *pairs, "--split", "test", "--n", 1000)
-    known = ["sft/pairs.jsonl", "sft/pairs_test.jsonl"]
-    rates = ("3e-4", "1e-3", "2e-3")
-    for lr in rates:
-        rm = ["train_rlhf.py", *data, "--init", sft, "--stop-after", "reward", "--readout", READOUT[world], "--reward-lr", lr]
-        add(f"rm_{lr}", known, *rm)
-    for beta in (0.1, 0.3, 1.0):
-        for lr in ("1e-4", "3e-4", "1e-3"):
-            add(f"dpo_{beta}_{lr}", known, "train_dpo.py", *data, "--init", sft, "--beta", beta, "--lr", lr)
-    run_phases(phases, out, 2)
-
-    nll = {lr: last(out / f"rm_{lr}/reward", "eval_loss") for lr in rates}
-    best = min(nll, key=nll.get)
-    for kl in (0.3, 0.5, 0.8):
-        for lr in ("5e-4", "1e-3"):
-            rl = ["train_rlhf.py", *data, "--init", sft, "--reward", out / f"rm_{best}/reward", "--kl", kl, "--lr", lr]
-            add(f"rlhf_{kl}_{lr}", [], *rl)
-    run_phases(phases, out, 2)
-
-    def rows(road):
-        runs = sorted(f for f in out.glob(f"{road}_*"))
-        return [[*run.name.split("_")[1:], *(f"{last(run, name):.3f}" for name in MEASURES)] for run in runs]
-
-    prompts = len(roadmap.prompts(roadmap.WORLDS[world], "test"))
-    return [
-        f"\n## {world}\n\nOne sample of each of {prompts} held-out prompts. DPO:\n",
-        table(["beta", "lr", *MEASURES.values()], rows("dpo")),
-        "Reward model:\n",
-        table(["lr", "held-out nll"], [[lr, f"{value:.4f}"] for lr, value in nll.items()]),
-        f"RLOO on the reward model of lr {best}:\n",
-        table(["kl", "lr", *MEASURES.values()], rows("rlhf")),
-    ]
+`python experiments/sweep.py`, seed 100. In each world nine settings for DPO; for RLHF three for its reward
+model and six for RL. The main world's rewards have a standard error of 0.025. The prompts are those
+that the results are reported on; policies, pairs and samples are not.
+"""
 
 
 def main(argv=None):
-    p = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--out", type=Path, default=Path("out/sweep"), help="runs (default: %(default)s)")
-    p.add_argument("--report", type=Path, default=Path(__file__).with_suffix(".md"), help="(default: %(default)s)")
-    p.add_argument("--worlds", nargs="+", default=list(roadmap.WORLDS), choices=list(roadmap.WORLDS))
+    """Run all settings in each world, then write the tables."""
+    p = Parser(description=__doc__)
+    report = Path(__file__).with_suffix(".md")
+    p.add_argument(
+        "--out", type=Path, default=Path("out/sweep"), help="folder of the runs (default: %(default)s)"
+    )
+    p.add_argument(
+        "--report", type=Path, default=report, help="Markdown file to write (default: %(default)s)"
+    )
+    p.add_argument(
+        "--worlds", nargs="+", default=list(WORLDS), choices=list(WORLDS), help="worlds (default: all)"
+    )
     args = p.parse_args(argv)
-    text = [
-        f"# What was tuned\n\n`python experiments/sweep.py`, seed {SEED}. In each world nine settings for DPO; for RLHF three "
-        "for its reward\nmodel and six for RL. The main world's rewards have a standard error of 0.025. The prompts are those\n"
-        "that the results are reported on; policies, pairs and samples are not.\n"
-    ]
+    parts = [HEAD]
     for world in args.worlds:
-        text += sweep(args.out / world, world)
-    write_atomic(args.report, lambda path: path.write_text("\n".join(text)))
-    print("\n".join(text))
+        parts += sweep(args.out / world, world)
+    text = "\n".join(parts)
+    write_text(args.report, text)
+    print(text)
+
+
+def sweep(folder, world):
+    """Run one world's settings in `folder` -> the parts of its section in the report."""
+    sft = folder / "sft"
+    data = ["--data", world, "--seed", SEED]  # another seed has other pairs and samples
+    pairs = ["sft/pairs.jsonl", "sft/pairs_test.jsonl"]
+    sample_pairs = ["-m", "nanoroads.world.pairs", "--policy", sft, "--seed", SEED]
+    train_dpo = ["train_dpo.py"] + data + ["--init", sft]
+    train_rlhf = ["train_rlhf.py"] + data + ["--init", sft]
+    reward_only = ["--stop-after", "reward", "--readout", WORLDS[world].readout]
+
+    # 1. The reference policy and its pairs, then everything that needs no reward model: each learning
+    # rate of the reward model itself, and all of DPO.
+    phases = [
+        new_phase(folder, "sft", ["train_sft.py"] + data),
+        new_phase(folder, "sft/pairs.jsonl", sample_pairs, ["sft"]),
+        new_phase(folder, "sft/pairs_test.jsonl", sample_pairs + ["--split", "test", "--n", 1000], ["sft"]),
+    ]
+    for lr in REWARD_RATES:
+        command = train_rlhf + reward_only + ["--reward-lr", lr]
+        phases.append(new_phase(folder, f"rm_{lr}", command, pairs))
+    for beta in DPO_BETAS:
+        for lr in DPO_RATES:
+            command = train_dpo + ["--beta", beta, "--lr", lr]
+            phases.append(new_phase(folder, f"dpo_{beta}_{lr}", command, pairs))
+    run_phases(phases, folder, JOBS)
+
+    # 2. RL, on the reward model of the best held-out likelihood: a choice that a user without the
+    # true reward could make too. What ran above is done and is not run again.
+    nll = {lr: last(folder / f"rm_{lr}/reward", "eval_loss") for lr in REWARD_RATES}
+    best = min(nll, key=nll.get)
+    for kl in RL_KLS:
+        for lr in RL_RATES:
+            command = train_rlhf + ["--reward", folder / f"rm_{best}/reward", "--kl", kl, "--lr", lr]
+            phases.append(new_phase(folder, f"rlhf_{kl}_{lr}", command))
+    run_phases(phases, folder, JOBS)
+
+    # 3. The tables. The choice from them is made by hand.
+    count = len(prompts(WORLDS[world], "test"))
+    columns = list(MEASURES.values())
+    return [
+        f"\n## {world}\n\nOne sample of each of {count} held-out prompts. DPO:\n",
+        table(["beta", "lr"] + columns, results(folder, "dpo")),
+        "Reward model:\n",
+        table(["lr", "held-out nll"], [[lr, f"{value:.4f}"] for lr, value in nll.items()]),
+        f"RLOO on the reward model of lr {best}:\n",
+        table(["kl", "lr"] + columns, results(folder, "rlhf")),
+    ]
+
+
+def results(folder, road):
+    """A table row for each run of a road: its two settings and its measures."""
+    rows = []
+    for run in sorted(folder.glob(f"{road}_*")):
+        settings = run.name.split("_")[1:]  # the name is ROAD_SETTING_SETTING
+        rows.append(settings + [f"{last(run, name):.3f}" for name in MEASURES])
+    return rows
+
+
+def last(run, name):
+    """The last value of a measure in a run's metrics.jsonl."""
+    return [row[name] for row in read_metrics(run) if name in row][-1]
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    run_script(main)

@@ -1,5 +1,13 @@
-"""Log-probs of tokens and their per-sequence sums, without the (tokens x vocabulary) logits ever living in memory."""
+"""Log-probs of tokens and sequences without (tokens x vocabulary) logits in memory."""
 
 from kernels.api import BACKENDS, linear_logp, logp_from_logits, pick, segment_sum, sequence_logp, set_backend
 
-__all__ = ["BACKENDS", "linear_logp", "logp_from_logits", "pick", "segment_sum", "sequence_logp", "set_backend"]
+__all__ = [
+    "BACKENDS",
+    "linear_logp",
+    "logp_from_logits",
+    "pick",
+    "segment_sum",
+    "sequence_logp",
+    "set_backend",
+]

@@ -1,26 +1,25 @@
-"""Time, memory and error of linear_logp, forward and backward, beside every other implementation that is installed.
+"""Time, memory and error of linear_logp, forward and backward, beside other implementations.
 
-    python -m kernels.bench                              on a GPU: GPT-2, Pythia and Llama heads, 1k .. 32k tokens
-    python -m kernels.bench --quick                      a minute, on a CPU as well
+    python -m kernels.bench           on a GPU: heads of GPT-2, Pythia and Llama, 1k .. 32k tokens
+    python -m kernels.bench --quick   a minute, on a CPU as well
     python -m kernels.bench --shape 8192 4096 131072 --dtype bf16
-    python -m kernels.bench --tune                       GPU only: writes the fastest tiles to kernels/tiles.json
 
-It prints its figures and writes them to out/bench.json and out/bench.png, a roofline.
+Prints its figures and writes them to out/bench.json and, as a roofline, out/bench.png. Contenders
+that are not installed are left out.
 
-All contenders of a shape run in turn, round after round; figures are medians over the rounds. On CUDA: events, the L2 cache
-flushed before each run. TFLOP/s counts 6 N D V operations, whatever an implementation computes again. The ceiling is the time
-of the three bare matrix products in the same rounds, into memory that is there already. Extra memory is the peak beyond the
-inputs, the gradients included (CPU: of the resident set). Errors are against fp64: the largest of the log-probs in nats, those of
-the gradients relative to their norm, over 64 rows of hidden and of weight.
+All contenders of a shape run in turn, round after round; figures are medians over the rounds. On
+CUDA times are those of events, and the L2 cache is flushed before each run. TFLOP/s counts 6 N D V
+operations, whatever an implementation computes again. The ceiling is the time of the three bare
+matrix products in the same rounds, into memory that is there already. Extra memory is the peak
+beyond the inputs, gradients included (on a CPU, of the resident set). Errors are against fp64: the
+largest of the log-probs in nats, those of the gradients relative to their norm, over 64 rows of
+hidden and of weight.
 """
 
-import argparse
 import ctypes
 import json
 import platform
 import statistics
-import sys
-import time
 from datetime import date
 from pathlib import Path
 
@@ -28,62 +27,119 @@ import torch
 import torch.nn.functional as F
 
 import kernels
+from kernels.measuring import CHECKED_ROWS, DTYPES, Clock, Parser, one_line, problem, reference
 
 HEADS = {"GPT-2": (768, 50257), "Pythia-1.4B": (2048, 50304), "Llama-8B": (4096, 128256)}  # D, V
 CPU_QUICK = [(2000, 64, 98), (512, 768, 8192), (256, 768, 50257)]  # N, D, V
 CPU = [*CPU_QUICK, (1024, 768, 50257), (512, 2048, 50304)]
-GPU_QUICK = [(4096, *head) for head in HEADS.values()]
-GPU = [(1024 << i, *head) for head in HEADS.values() for i in range(6)] + [(8192, 4096, 131072)]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-COLUMNS = ["forward_ms", "total_ms", "tflops", "of_ceiling", "extra_mib", "logp_error", "d_hidden_error", "d_weight_error"]
-ROWS = 64  # of a gradient that are compared
-
-
-def fail(message):
-    print(f"kernels.bench: {message}", file=sys.stderr)
-    sys.exit(2)
+GPU_QUICK = [(4096, d, v) for d, v in HEADS.values()]
+GPU = [(1024 << i, d, v) for d, v in HEADS.values() for i in range(6)] + [(8192, 4096, 131072)]
+MOST_ROUNDS = 200
+COLUMNS = [
+    "forward_ms", "total_ms", "tflops", "of_ceiling", "extra_mib",
+    "logp_error", "d_hidden_error", "d_weight_error",
+]  # fmt: skip
 
 
 # --- contenders
 
 
 def implementation(name):
-    """-> f(hidden, weight, target) -> log-probs (N,), or their sum where it knows no more. Raises whatever its import raises."""
+    """-> f(hidden, weight, target) -> log-probs (N,), or their sum if it gives no more.
+
+    Raises whatever its import raises."""
     if name == "naive logits":
-        return lambda x, w, t: torch.log_softmax(F.linear(x, w), 1).gather(1, t[:, None])[:, 0]
-    if name.startswith("torch linear_cross_entropy"):  # since torch 2.13; without options it has all logits in memory
-        fused, options = F.linear_cross_entropy, torch.nn.LinearCrossEntropyOptions() if "chunked" in name else None
-        return lambda x, w, t: -fused(x, w, t, reduction="none", options=options)
-    if name == "trl":
-        from trl.kernels.chunked_logprob import ChunkedLogProbFunction
-
-        return lambda x, w, t: ChunkedLogProbFunction.apply(x, w, None, t, 1.0, 32768, None, 1.0, ())[0]
-    if name == "liger-kernel":
-        from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
-
-        return lambda x, w, t: -LigerFusedLinearCrossEntropyFunction.apply(x, w, t, None, None, -100, 0.0, 0.0, "none")[0]
-    if name == "cut-cross-entropy":
-        from cut_cross_entropy import linear_cross_entropy
-
-        return lambda x, w, t: -linear_cross_entropy(x, w, t, reduction="none", filter_eps=None)
-    if name == "quack-kernels":
-        from quack.linear_cross_entropy import chunked_linear_cross_entropy
-
-        return lambda x, w, t: -chunked_linear_cross_entropy(x, w, t, reduction="sum")
+        return naive
+    if name == "torch linear_cross_entropy":
+        return torch_fused(None)
+    if name == "torch linear_cross_entropy chunked":
+        return torch_fused(torch.nn.LinearCrossEntropyOptions())
+    if name in PEERS:
+        return PEERS[name]()
     _, backend, *recompute = name.split()
-    return lambda x, w, t: kernels.linear_logp(x, w, t, backend=backend, budget=0 if recompute else None)
+    budget = 0 if recompute else None
+
+    def ours(hidden, weight, target):
+        return kernels.linear_logp(hidden, weight, target, backend=backend, budget=budget)
+
+    return ours
 
 
-OURS = [f"nanoroads {backend}{how}" for backend in kernels.BACKENDS[1:] for how in ("", " recompute")]
-TORCH = ["torch linear_cross_entropy", "torch linear_cross_entropy chunked"]
-CUDA_PEERS = ["liger-kernel", "cut-cross-entropy", "quack-kernels"]
+def naive(hidden, weight, target):
+    return torch.log_softmax(F.linear(hidden, weight), 1).gather(1, target[:, None])[:, 0]
 
 
-def contenders(cuda):
-    """-> {name: f}; says in a line each what is not there."""
+def torch_fused(options):
+    """Of torch 2.13 and later. Without options it has all logits in memory."""
+    fused = F.linear_cross_entropy
+
+    def logp(hidden, weight, target):
+        return -fused(hidden, weight, target, reduction="none", options=options)
+
+    return logp
+
+
+def trl():
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+    def logp(hidden, weight, target):
+        return ChunkedLogProbFunction.apply(hidden, weight, None, target, 1.0, 32768, None, 1.0, ())[0]
+
+    return logp
+
+
+def liger():
+    from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction as Liger
+
+    def logp(hidden, weight, target):
+        return -Liger.apply(hidden, weight, target, None, None, -100, 0.0, 0.0, "none")[0]
+
+    return logp
+
+
+def cut_cross_entropy():
+    from cut_cross_entropy import linear_cross_entropy
+
+    def logp(hidden, weight, target):
+        return -linear_cross_entropy(hidden, weight, target, reduction="none", filter_eps=None)
+
+    return logp
+
+
+def quack():
+    from quack.linear_cross_entropy import chunked_linear_cross_entropy
+
+    def sum_of_logp(hidden, weight, target):
+        return -chunked_linear_cross_entropy(hidden, weight, target, reduction="sum")
+
+    return sum_of_logp
+
+
+PEERS = {"trl": trl, "liger-kernel": liger, "cut-cross-entropy": cut_cross_entropy, "quack-kernels": quack}
+NEED_CUDA = (
+    "liger-kernel",
+    "cut-cross-entropy",
+    "quack-kernels",
+    "nanoroads triton",
+    "nanoroads triton recompute",
+)
+CONTENDERS = [
+    "nanoroads torch",
+    "nanoroads torch recompute",
+    "nanoroads triton",
+    "nanoroads triton recompute",
+    "naive logits",
+    "torch linear_cross_entropy",
+    "torch linear_cross_entropy chunked",
+    *PEERS,
+]
+
+
+def contenders(on_cuda):
+    """-> {name: f}; prints a line for each contender that is left out."""
     found = {}
-    for name in (*OURS, "naive logits", *TORCH, "trl", *CUDA_PEERS):
-        if not cuda and (name in CUDA_PEERS or "triton" in name):
+    for name in CONTENDERS:
+        if name in NEED_CUDA and not on_cuda:
             print(f"{name}: left out, needs a CUDA device")
             continue
         try:
@@ -93,160 +149,128 @@ def contenders(cuda):
     return found
 
 
-def one_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:100]
-
-
 # --- measurements
 
 
-class Clock:
-    """Marks on the device's own time line."""
-
-    def __init__(self, device):
-        self.cuda = device == "cuda"
-        self.flush = torch.empty(256 << 20 if self.cuda else 0, dtype=torch.int8, device=device)
-
-    def start(self):
-        self.flush.zero_()
-        self.marks = []
-        self.mark()
-
-    def mark(self):
-        if self.cuda:
-            self.marks.append(torch.cuda.Event(enable_timing=True))
-            self.marks[-1].record()
-        else:
-            self.marks.append(time.perf_counter())
-
-    def ms(self):
-        """From the start to each mark."""
-        first, *rest = self.marks
-        if not self.cuda:
-            return [1e3 * (m - first) for m in rest]
-        torch.cuda.synchronize()
-        return [first.elapsed_time(m) for m in rest]
-
-
-def step(f, x, w, t, clock):
-    """One forward and backward of the sum -> (forward, total) ms, and the output."""
-    x.grad = w.grad = None
+def step(f, hidden, weight, target, clock):
+    """One forward and backward of the sum -> [forward, total] in ms, and the output."""
+    hidden.grad = weight.grad = None
     clock.start()
-    out = f(x, w, t)
+    output = f(hidden, weight, target)
     clock.mark()
-    out.sum().backward()
+    output.sum().backward()
     clock.mark()
-    return clock.ms(), out.detach()
+    return clock.ms(), output.detach()
 
 
-def products(x, w, t):
-    """The three bare matrix products -> f(clock), its time in ms."""
-    x, w = x.detach(), w.detach()
-    z, dx, dw = x.new_empty(len(x), len(w)), torch.empty_like(x), torch.empty_like(w)
+def bare_products(hidden, weight):
+    """-> f(clock), the time in ms of the three matrix products that nobody can do without."""
+    hidden, weight = hidden.detach(), weight.detach()
+    z = hidden.new_empty(len(hidden), len(weight))
+    d_hidden = torch.empty_like(hidden)
+    d_weight = torch.empty_like(weight)
 
     def run(clock):
         clock.start()
-        torch.mm(x, w.T, out=z)
-        torch.mm(z, w, out=dx)
-        torch.mm(z.T, x, out=dw)
+        torch.mm(hidden, weight.T, out=z)
+        torch.mm(z, weight, out=d_hidden)
+        torch.mm(z.T, hidden, out=d_weight)
         clock.mark()
         return clock.ms()[0]
 
     return run
 
 
-def status(field):
-    """Of this process, in bytes: VmRSS, resident now; VmHWM, its peak."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
+def process_memory(field):
+    """In bytes: VmRSS, resident now, or VmHWM, its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    line = next(line for line in lines if line.startswith(field))
     return int(line.split()[1]) << 10
 
 
-def extra_memory(f, x, w, t, clock):
+def extra_memory(f, hidden, weight, target, clock):
     """Peak bytes beyond the inputs; None where they cannot be measured."""
-    x.grad = w.grad = None
-    if clock.cuda:
+    hidden.grad = weight.grad = None
+    if clock.on_cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        step(f, x, w, t, clock)
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        try:
-            ctypes.CDLL(None).malloc_trim(0)  # what earlier runs have left
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-            before = status("VmRSS")
-            step(f, x, w, t, clock)
-            peak = status("VmHWM")
-        except (OSError, AttributeError, StopIteration):
-            return None
-    return max(0, peak - before)
+        step(f, hidden, weight, target, clock)
+        return max(0, torch.cuda.max_memory_allocated() - before)
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier runs have left
+        Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
+        before = process_memory("VmRSS")
+        step(f, hidden, weight, target, clock)
+        return max(0, process_memory("VmHWM") - before)
+    except (OSError, AttributeError, StopIteration):  # not on Linux
+        return None
 
 
-def problem(n, d, v, dtype, device):
-    """hidden, weight, target: logits of deviation 2."""
-    torch.manual_seed(0)
-    x = torch.randn(n, d, device=device).to(dtype).requires_grad_()
-    w = torch.randn(v, d, device=device).mul_(2 / d**0.5).to(dtype).requires_grad_()
-    return x, w, torch.randint(v, (n,), device=device)
+def relative_error(actual, expected):
+    return float((actual.double() - expected).norm() / expected.norm())
 
 
-def reference(x, w, t):
-    """fp64 -> logp (N,), rows 0 .. 63 of d_hidden, and rows t[:64] of d_weight, of the sum of logp."""
-    x, w = x.detach(), w.detach()
-    rows, lse, some = slice(ROWS), [], w[t[:ROWS]].double()
-    for a in range(0, len(x), 4096):
-        z = [x[a : a + 4096].double() @ part.double().T for part in w.split(8192)]
-        lse.append(torch.stack([part.logsumexp(1) for part in z]).logsumexp(0))
-    lse = torch.cat(lse)
-    logp = torch.cat([(a.double() * w[b].double()).sum(1) for a, b in zip(x.split(4096), t.split(4096), strict=True)]) - lse
-    d_hidden = some.clone()
-    for part in w.split(8192):
-        part = part.double()
-        d_hidden -= (x[rows].double() @ part.T - lse[rows, None]).exp() @ part
-    q = (t[:, None] == t[rows]).double() - (x.double() @ some.T - lse[:, None]).exp()  # (N, 64)
-    return logp, d_hidden, q.T @ x.double()
-
-
-def errors(out, x, w, t, expected):
+def errors(output, hidden, weight, target, expected):
+    """The three error columns, after a backward; expected: from reference."""
     logp, d_hidden, d_weight = expected
-    relative = [float((a.double() - b).norm() / b.norm()) for a, b in ((x.grad[:ROWS], d_hidden), (w.grad[t[:ROWS]], d_weight))]
-    return [float((out.double() - logp).abs().max()) if out.ndim else None, *relative]
+    logp_error = None
+    if output.ndim:  # else it is only the sum
+        logp_error = float((output.double() - logp).abs().max())
+    return {
+        "logp_error": logp_error,
+        "d_hidden_error": relative_error(hidden.grad[:CHECKED_ROWS], d_hidden),
+        "d_weight_error": relative_error(weight.grad[target[:CHECKED_ROWS]], d_weight),
+    }
 
 
-def measure(shape, dtype, device, found, reps):
-    """-> the ceiling in TFLOP/s, and a dict of COLUMNS for each contender that ran."""
-    x, w, t = problem(*shape, dtype, device)
-    clock, expected, rows, ready = Clock(device), reference(x, w, t), {}, {}
+def measure(shape, dtype, device, found, rounds):
+    """-> the ceiling in TFLOP/s, and {name: {column: figure}} of each contender that ran."""
+    hidden, weight, target = inputs = problem(*shape, dtype, device)
+    clock, expected = Clock(device), reference(*inputs)
+    rows = {}
     for name, f in found.items():
         try:
-            _, out = step(f, x, w, t, clock)  # compiles, too
-            rows[name] = dict.fromkeys(COLUMNS) | dict(zip(COLUMNS[5:], errors(out, x, w, t, expected), strict=True))
-            del out
-            extra = extra_memory(f, x, w, t, clock)
-            rows[name]["extra_mib"] = extra if extra is None else extra / 2**20
-            ready[name] = f
+            _, output = step(f, *inputs, clock)  # compiles, too
+            row = dict.fromkeys(COLUMNS) | errors(output, *inputs, expected)
+            del output
+            extra = extra_memory(f, *inputs, clock)
+            row["extra_mib"] = None if extra is None else extra / 2**20
+            rows[name] = row
         except Exception as error:  # out of memory, a shape or dtype that a peer does not take
-            rows.pop(name, None)
             print(f"{name}: left out at {shape}, {one_line(error)}")
-        x.grad = w.grad = None
-    bare = products(x, w, t)
-    times, bare_times = {name: [] for name in ready}, []
-    first = bare(clock)
-    for _ in range(min(200, max(reps, int(500 / first)))):  # at least half a second each
+        hidden.grad = weight.grad = None
+
+    bare = bare_products(hidden, weight)
+    rounds = min(MOST_ROUNDS, max(rounds, int(500 / bare(clock))))  # at least half a second
+    bare_times, times = [], {name: [] for name in rows}
+    for _ in range(rounds):
         bare_times.append(bare(clock))
-        for name, f in ready.items():
-            times[name].append(step(f, x, w, t, clock)[0])
-    ceiling, work = statistics.median(bare_times), 6e-9 * shape[0] * shape[1] * shape[2]  # ms, 10^9 operations
-    for name, pairs in times.items():
-        forward, total = (statistics.median(column) for column in zip(*pairs, strict=True))
-        rows[name] |= {"forward_ms": forward, "total_ms": total, "tflops": work / total, "of_ceiling": ceiling / total}
-    return work / ceiling, rows
+        for name in rows:
+            ms, _ = step(found[name], *inputs, clock)
+            times[name].append(ms)
+
+    n, d, v = shape
+    work = 6e-9 * n * d * v  # 10^9 operations, so that work / ms is TFLOP/s
+    bare_ms = statistics.median(bare_times)
+    for name, row in rows.items():
+        total_ms = statistics.median([total for _, total in times[name]])
+        row["forward_ms"] = statistics.median([forward for forward, _ in times[name]])
+        row["total_ms"] = total_ms
+        row["tflops"] = work / total_ms
+        row["of_ceiling"] = bare_ms / total_ms
+    return work / bare_ms, rows
+
+
+# --- what comes out
 
 
 def show(shape, ceiling, rows):
-    print(f"\nN {shape[0]}, D {shape[1]}, V {shape[2]}: bare matrix products {ceiling:.4g} TFLOP/s")
-    print(f"{'':36}" + "".join(f"{name:>16}" for name in COLUMNS))
+    n, d, v = shape
+    print(f"\nN {n}, D {d}, V {v}: bare matrix products {ceiling:.4g} TFLOP/s")
+    print(f"{'':36}" + "".join([f"{name:>16}" for name in COLUMNS]))
     for name, row in rows.items():
-        print(f"{name:36}" + "".join(f"{'-' if row[c] is None else format(row[c], '.3g'):>16}" for c in COLUMNS), flush=True)
+        figures = ["-" if row[column] is None else format(row[column], ".3g") for column in COLUMNS]
+        print(f"{name:36}" + "".join([f"{figure:>16}" for figure in figures]), flush=True)
 
 
 def draw(results, path):
@@ -256,64 +280,95 @@ def draw(results, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    heads = list(dict.fromkeys((r["D"], r["V"]) for r in results))
-    figure, axes = plt.subplots(1, len(heads), figsize=(4 * len(heads), 3.6), squeeze=False, layout="constrained")
-    for axis, head in zip(axes[0], heads, strict=True):
-        here = [r for r in results if (r["D"], r["V"]) == head]
-        axis.plot([r["N"] for r in here], [r["ceiling_tflops"] for r in here], "k--", marker="_", label="matrix products")
-        for name in dict.fromkeys(name for r in results for name in r["rows"]):
-            points = [(r["N"], r["rows"][name]["tflops"]) for r in here if name in r["rows"]]
-            axis.plot(*(zip(*points, strict=True) if points else ([], [])), marker="o", label=name)
-        axis.set(title=f"D {head[0]}, V {head[1]}", xlabel="tokens", ylabel="TFLOP/s", ylim=(0, None))
+    heads = list(dict.fromkeys((result["D"], result["V"]) for result in results))
+    names = list(dict.fromkeys(name for result in results for name in result["rows"]))
+    size = (4 * len(heads), 3.6)
+    figure, axes = plt.subplots(1, len(heads), figsize=size, squeeze=False, layout="constrained")
+    for axis, (d, v) in zip(axes[0], heads, strict=True):
+        panel = [result for result in results if (result["D"], result["V"]) == (d, v)]
+        tokens = [result["N"] for result in panel]
+        ceilings = [result["ceiling_tflops"] for result in panel]
+        axis.plot(tokens, ceilings, "k--", marker="_", label="matrix products")
+        for name in names:
+            present = [result for result in panel if name in result["rows"]]
+            tokens = [result["N"] for result in present]
+            tflops = [result["rows"][name]["tflops"] for result in present]
+            axis.plot(tokens, tflops, marker="o", label=name)
+        axis.set(title=f"D {d}, V {v}", xlabel="tokens", ylabel="TFLOP/s", ylim=(0, None))
         axis.set_xscale("log", base=2)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(heads)), fontsize=8)
+    lines, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=min(4, len(heads)), fontsize=8)
     figure.savefig(path, dpi=150)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = fail
-    parser.add_argument("--quick", action="store_true", help="fewer shapes and rounds")
-    parser.add_argument("--shape", type=int, nargs=3, action="append", metavar=("N", "D", "V"), help="this one; may be repeated")
-    parser.add_argument("--dtype", choices=DTYPES, help="of hidden and weight (default: bf16 on CUDA, fp32 on a CPU)")
-    parser.add_argument("--json", type=Path, default=Path("out/bench.json"), metavar="FILE", help="(default: %(default)s)")
-    parser.add_argument("--figure", type=Path, default=Path("out/bench.png"), metavar="FILE", help="(default: %(default)s)")
-    parser.add_argument("--tune", action="store_true", help="time the Triton kernels' tiles and write kernels/tiles.json")
+def device_name(on_cuda):
+    if on_cuda:
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":")[1].strip()
+                break
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def default_shapes(on_cuda, quick):
+    if on_cuda:
+        return GPU_QUICK if quick else GPU
+    return CPU_QUICK if quick else CPU
+
+
+def default_rounds(on_cuda, quick):
+    if quick:
+        return 3
+    return 20 if on_cuda else 7
+
+
+def flags():
+    parser = Parser("kernels.bench", __doc__)
+    add = parser.add_argument
+    add("--quick", action="store_true", help="fewer shapes and rounds")
+    add("--shape", type=int, nargs=3, action="append", metavar=("N", "D", "V"), help="shape; may be repeated")
+    add("--dtype", choices=DTYPES, help="dtype of hidden and weight (default: bf16 on CUDA, fp32 on a CPU)")
+    add("--json", type=Path, default=Path("out/bench.json"), metavar="FILE", help="(default: %(default)s)")
+    add("--figure", type=Path, default=Path("out/bench.png"), metavar="FILE", help="(default: %(default)s)")
     args = parser.parse_args()
-    cuda = torch.cuda.is_available()
-    if args.tune and not cuda:
-        fail("--tune: there is no CUDA device")
     Path("out").mkdir(exist_ok=True)
     for path in (args.json, args.figure):
         if path.is_dir() or not path.absolute().parent.is_dir():
-            fail(f"{path}: no such folder, or a folder itself")
+            parser.error(f"{path}: no such folder, or a folder itself")
     if args.figure.suffix not in (".png", ".pdf", ".svg"):
-        fail(f"--figure {args.figure}: must end in .png, .pdf or .svg")
+        parser.error(f"--figure {args.figure}: must end in .png, .pdf or .svg")
     if any(min(shape) < 1 for shape in args.shape or []):
-        fail("--shape takes positive numbers")
-    dtype, reps = args.dtype or ("bf16" if cuda else "fp32"), 3 if args.quick else 20 if cuda else 7
-    if args.tune:
-        from kernels.tune import tune  # needs triton
+        parser.error("--shape takes positive numbers")
+    return args
 
-        return tune(DTYPES[dtype], dtype)
-    shapes = args.shape or {(0, 0): CPU, (0, 1): CPU_QUICK, (1, 0): GPU, (1, 1): GPU_QUICK}[cuda, args.quick]
-    chip = torch.cuda.get_device_name() if cuda else f"{cpu_name()}, {torch.get_num_threads()} threads"
-    head = {"date": str(date.today()), "device": chip, "torch": torch.__version__, "dtype": dtype}
+
+def main():
+    args = flags()
+    on_cuda = torch.cuda.is_available()
+    device = "cuda" if on_cuda else "cpu"
+    dtype = args.dtype or ("bf16" if on_cuda else "fp32")
+    rounds = default_rounds(on_cuda, args.quick)
+    head = {
+        "date": str(date.today()),
+        "device": device_name(on_cuda),
+        "torch": torch.__version__,
+        "dtype": dtype,
+    }
     print(", ".join(head.values()))
-    found, results = contenders(cuda), []
-    for shape in shapes:
-        ceiling, rows = measure(tuple(shape), DTYPES[dtype], "cuda" if cuda else "cpu", found, reps)
+    found = contenders(on_cuda)
+    results = []
+    for shape in args.shape or default_shapes(on_cuda, args.quick):
+        n, d, v = shape
+        ceiling, rows = measure((n, d, v), DTYPES[dtype], device, found, rounds)
         show(shape, ceiling, rows)
-        results.append(dict(zip("NDV", shape, strict=True)) | {"ceiling_tflops": ceiling, "rows": rows})
-        args.json.write_text(json.dumps(head | {"results": results}, indent=1) + "\n")
+        results.append({"N": n, "D": d, "V": v, "ceiling_tflops": ceiling, "rows": rows})
+        args.json.write_text(json.dumps(head | {"results": results}, indent=1) + "\n")  # after each shape
     draw(results, args.figure)
     print(f"{args.json} and {args.figure} hold these figures")
-
-
-def cpu_name():
-    info = Path("/proc/cpuinfo")
-    names = [x for x in info.read_text().splitlines() if x.startswith("model name")] if info.exists() else []
-    return names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,75 +1,97 @@
-"""The torch backend: any device; of the logits, one tile lives at a time.
+"""The torch backend: any device. Of the logits, only one tile is in memory at a time.
 
-Forward: a tile of logits z becomes E = exp(z - m), m the largest of its row; the tiles of a row make its log-sum-exp.
-Backward, with upstream gradient g: q = g (1[target] - p), dX = q W, dW = q^T X, dbias = q^T 1, over the temperature. p comes
-from E, kept in fp32 if it is small, in fp16 if that fits the budget (then p is off by at most 5e-4 of itself, down to 1e-9 of
-the largest; the true class by nothing), or else computed again. The products are out= or in place: autocast leaves those in fp32.
+Forward: a tile of logits z becomes E = exp(z - peak), where peak is the largest z of its row in
+this tile. The statistics of a row's tiles (target_logit, peak, total, moment) are then merged into
+its log-prob, its log-sum-exp and its entropy. All logarithms are natural.
+
+Backward, with upstream gradient g of the log-prob: dz = g (1[target] - p) / temperature, then
+dX = dz W, dW = dz^T X, dbias = dz^T 1. The probabilities p come from E, which the forward keeps
+
+    in fp32 (fp64 for fp64 inputs)   if that is small,
+    in fp16                          if that fits the budget (p is then off by at most 5e-4 of
+                                     itself, down to 1e-9 of the largest; the true class by nothing)
+    not at all                       otherwise: the backward computes the logits again.
+
+Matrix products write to out= or in place: autocast leaves those in fp32.
 """
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-WHOLE = 8 << 20  # bytes of E that are kept in fp32
-HALF = 2.0**15  # E, at most 1, is kept in fp16 times this: the rare classes stay normal numbers
-TILE = {"cpu": (1 << 20, 1024), "cuda": (1 << 25, 8192)}  # elements and least columns: for the L2 cache; for few launches
+FP32_BYTES = 8 << 20  # up to this size E is kept in fp32
+FP16_SCALE = 2.0**15  # E, at most 1, is kept in fp16 times this, so that rare classes are normal numbers
+# Elements of a tile, for the L2 cache, and its least columns, for few launches.
+TILE = {"cpu": (1 << 20, 1024), "cuda": (1 << 25, 8192)}
 
 
 def wide(dtype):
+    """The dtype to compute in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @cache
 def quarter_of_free(device):
-    """Asked once: later answers would follow what torch's allocator happens to hold."""
-    return torch.cuda.mem_get_info(device)[0] // 4
+    """In bytes. Asked once: later answers would follow what torch's allocator happens to hold."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free // 4
 
 
 def default_budget(device):
+    """Bytes of probabilities that the backward may keep."""
     if device.type == "cuda" and not torch.compiler.is_compiling():
         return min(4 << 30, quarter_of_free(device))
     return 4 << 30
 
 
+# --- tiles
+
+
 def tile(hidden, weight):
     """Rows and columns of a tile."""
     n, v = hidden.shape[0], weight.shape[0]
-    area, least = TILE.get(weight.device.type, TILE["cuda"])
-    cols = min(v, max(least, area // max(n, 1)))
-    cols = cols if weight.dtype == wide(weight.dtype) else min(cols, 8 * least)  # as many rows of the weight become fp32
+    area, least_cols = TILE.get(weight.device.type, TILE["cuda"])
+    cols = min(v, max(least_cols, area // max(n, 1)))
+    if weight.dtype != wide(weight.dtype):  # a tile's columns are weight rows that are cast to fp32
+        cols = min(cols, 8 * least_cols)
     return max(1, min(n, area // cols)), cols
 
 
+def spans(length, step):
+    """0 .. length in steps -> (start, end) of each; (0, 0) for nothing."""
+    return [(start, min(start + step, length)) for start in range(0, max(length, 1), step)]
+
+
 def kept(hidden, weight, budget):
-    """Empty (peak, store) of the shapes that forward keeps for the backward under this budget; -1: no backward."""
-    n, v, big = hidden.shape[0], weight.shape[0], wide(hidden.dtype)
-    whole = n * v * big.itemsize <= min(WHOLE, budget)
-    if not whole and (big == torch.float64 or 2 * n * v > budget):
-        return hidden.new_empty(0, dtype=big), hidden.new_empty(0)
-    parts = len(spans(v, tile(hidden, weight)[1]))
-    return hidden.new_empty((n, parts), dtype=big), hidden.new_empty((n, v), dtype=big if whole else torch.float16)
+    """Empty (peak, store) of the shapes that forward keeps within budget; -1: no backward."""
+    n, v = hidden.shape[0], weight.shape[0]
+    dtype = wide(hidden.dtype)
+    in_full = n * v * dtype.itemsize <= min(FP32_BYTES, budget)
+    if not in_full and (dtype == torch.float64 or 2 * n * v > budget):
+        return hidden.new_empty(0, dtype=dtype), hidden.new_empty(0)
+    _, tile_cols = tile(hidden, weight)
+    peak = hidden.new_empty((n, len(spans(v, tile_cols))), dtype=dtype)
+    return peak, hidden.new_empty((n, v), dtype=dtype if in_full else torch.float16)
 
 
-def spans(n, step):
-    return [(a, min(a + step, n)) for a in range(0, max(n, 1), step)]
+def workspace(store, scratch, row0, row1, col0, col1):
+    """The (row1 - row0, col1 - col0) tensor to compute a tile in.
+
+    Without scratch, store has the dtype to compute in and is its own scratch space (.data, so that
+    autograd does not see it overwritten: ops.py guards against a second use)."""
+    if scratch is None:
+        return store.data[row0:row1, col0:col1]
+    rows, cols = row1 - row0, col1 - col0
+    return scratch[: rows * cols].view(rows, cols)
 
 
-def part(store, scratch, a, e, b, c):
-    """The (e-a, c-b) tensor to work in: of an fp32 store, itself (.data: its second use is api.py's affair)."""
-    return store.data[a:e, b:c] if scratch is None else scratch[: (e - a) * (c - b)].view(e - a, c - b)
+def join(tensors, dim):
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
-def logits_(z, x, w, bias, temperature, softcap):
-    """Fills z (n, C) from x (n, D) and w (C, D): fp32 from the accumulator on, as rounding to bf16 costs 1e-2 nats a token."""
-    if x.is_cuda and x.dtype != z.dtype:
-        torch.mm(x, w.T, out_dtype=z.dtype, out=z)  # on the tensor cores
-    else:
-        torch.mm(x.to(z.dtype), w.to(z.dtype).T, out=z)
-    if bias is not None:
-        z += bias.to(z.dtype).clamp_min(-1e30)  # -inf shuts a class out
-    if softcap:
-        z.div_(softcap).tanh_().mul_(softcap)
-    return z.div_(temperature) if temperature != 1.0 else z
+# --- targets
 
 
 def usable(target, v):
@@ -77,149 +99,254 @@ def usable(target, v):
     return target == -100, target.long().clamp(0, v - 1)
 
 
-def get(x, index, b, v):
-    """x (n, C), columns b .. of V -> (n, 1): x in the column of index (n,), -inf where x does not hold that column."""
+def get(x, index, col0, v):
+    """x (n, C), columns col0 .. of V -> (n, 1), x at column index (n,); -inf where outside x."""
     if x.shape[1] == v:
         return x.gather(1, index[:, None])
-    at = index[:, None] - b
-    inside = at.clamp(0, x.shape[1] - 1)
-    return x.gather(1, inside).masked_fill_(inside != at, -float("inf"))
+    column = index[:, None] - col0
+    nearest = column.clamp(0, x.shape[1] - 1)
+    return x.gather(1, nearest).masked_fill_(nearest != column, -float("inf"))
 
 
-def put(x, index, b, v, value):
-    """The inverse of get: value (n, 1) into the column of index, where x holds that column."""
+def put(x, index, col0, v, value):
+    """The inverse of get: value (n, 1) into column index of x, where x holds that column."""
     if x.shape[1] == v:
         return x.scatter_(1, index[:, None], value)
-    at = index[:, None] - b
-    inside = at.clamp(0, x.shape[1] - 1)
-    return x.scatter_(1, inside, torch.where(inside == at, value, x.gather(1, inside)))
+    column = index[:, None] - col0
+    nearest = column.clamp(0, x.shape[1] - 1)
+    return x.scatter_(1, nearest, torch.where(nearest == column, value, x.gather(1, nearest)))
 
 
 def masked(logp, ignored, index, target):
+    """0 where the target is ignored; on CUDA, NaN where it is outside the vocabulary."""
     logp.masked_fill_(ignored, 0.0)
-    return logp.masked_fill_((index != target) & ~ignored, float("nan")) if target.is_cuda else logp
+    if target.is_cuda:
+        logp.masked_fill_((index != target) & ~ignored, float("nan"))
+    return logp
 
 
-def cat(tensors, dim):
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
+# --- linear_logp
 
 
-def merge(own, top, total, spread=None):
-    """Of a row's tiles (n, tiles): z[target], m, sum E, sum E log E -> logp, lse (n, 1), m (n, tiles) [, entropy (n, 1)]."""
-    most, share = top, None
-    if top.shape[1] > 1:
-        most, own = top.amax(1, keepdim=True), own.amax(1, keepdim=True)
-        share = (top - most).exp_()
-    tail = (total if share is None else (share * total).sum(1, keepdim=True)).log()
-    if spread is None:
-        return own - most - tail, most + tail, top
-    if share is not None:  # p = share E / exp(tail)
-        spread = (share * (spread + total * (top - most))).sum(1, keepdim=True)
-    return own - most - tail, most + tail, top, tail - spread / tail.exp()
+def logits_(z, x, w, bias, temperature, softcap):
+    """Fills z (n, C) from x (n, D) and w (C, D).
+
+    In fp32 from the accumulator on, because rounding to bf16 costs 1e-2 nats per token."""
+    if x.is_cuda and x.dtype != z.dtype:
+        torch.mm(x, w.T, out_dtype=z.dtype, out=z)  # on the tensor cores
+    else:
+        torch.mm(x.to(z.dtype), w.to(z.dtype).T, out=z)
+    if bias is not None:
+        z += bias.to(z.dtype).clamp_min(-1e30)  # -inf bans a class
+    if softcap:
+        z.div_(softcap).tanh_().mul_(softcap)
+    if temperature != 1.0:
+        z.div_(temperature)
+    return z
+
+
+def merge(target_logit, peak, total, moment):
+    """A row's tiles (n, tiles) -> logp, lse, entropy (n, 1) each; entropy is None without moment.
+
+    target_logit: z[target], -inf in tiles without it; total: sum E; moment: sum E log E."""
+    if peak.shape[1] > 1:  # fold the tiles into one, relative to the peak of the whole row
+        row_peak = peak.amax(1, keepdim=True)
+        share = (peak - row_peak).exp_()
+        if moment is not None:
+            moment = (share * (moment + total * (peak - row_peak))).sum(1, keepdim=True)
+        total = (share * total).sum(1, keepdim=True)
+        target_logit = target_logit.amax(1, keepdim=True)
+        peak = row_peak
+    log_total = total.log()
+    logp = target_logit - peak - log_total
+    lse = peak + log_total
+    if moment is None:
+        return logp, lse, None
+    return logp, lse, log_total - moment / log_total.exp()
 
 
 def forward(hidden, weight, bias, target, temperature, softcap, with_entropy, budget):
-    (n, _), v, big = hidden.shape, weight.shape[0], wide(hidden.dtype)
+    """-> logp, entropy, lse (N,), and peak and store as in kept."""
+    n, v = hidden.shape[0], weight.shape[0]
+    dtype = wide(hidden.dtype)
     ignored, index = usable(target, v)
     peak, store = kept(hidden, weight, budget)
-    rows, cols = tile(hidden, weight)
-    scratch = None if store.numel() and store.dtype == big else hidden.new_empty(rows * cols, dtype=big)
-    blocks = []
-    for a, e in spans(n, rows):
-        parts = []
-        for b, c in spans(v, cols):
-            z = part(store, scratch, a, e, b, c)
-            logits_(z, hidden[a:e], weight[b:c], None if bias is None else bias[b:c], temperature, softcap)
-            own = get(z, index[a:e], b, v)
-            top = z.amax(1, keepdim=True)
-            total = z.sub_(top).exp_().sum(1, keepdim=True)  # z is E from here on
-            parts.append((own, top, total, *([torch.xlogy(z, z).sum(1, keepdim=True)] if with_entropy else [])))
+    tile_rows, tile_cols = tile(hidden, weight)
+    scratch = None
+    if not store.numel() or store.dtype != dtype:
+        scratch = hidden.new_empty(tile_rows * tile_cols, dtype=dtype)
+
+    logps, lses, entropies, row_peaks = [], [], [], []  # one item per block of rows
+    for row0, row1 in spans(n, tile_rows):
+        target_logits, peaks, totals, moments = [], [], [], []  # one item per tile of these rows
+        for col0, col1 in spans(v, tile_cols):
+            z = workspace(store, scratch, row0, row1, col0, col1)
+            tile_bias = None if bias is None else bias[col0:col1]
+            logits_(z, hidden[row0:row1], weight[col0:col1], tile_bias, temperature, softcap)
+            target_logits.append(get(z, index[row0:row1], col0, v))
+            peaks.append(z.amax(1, keepdim=True))
+            e = z.sub_(peaks[-1]).exp_()
+            totals.append(e.sum(1, keepdim=True))
+            if with_entropy:
+                moments.append(torch.xlogy(e, e).sum(1, keepdim=True))
             if scratch is not None and store.numel():
-                store[a:e, b:c] = z.mul_(HALF)
-        blocks.append(merge(*(cat(x, 1) for x in zip(*parts, strict=True))))
-    logp, lse, top, *entropy = (cat(x, 0) for x in zip(*blocks, strict=True))
+                store[row0:row1, col0:col1] = e.mul_(FP16_SCALE)
+        row_peaks.append(join(peaks, 1))
+        moment = join(moments, 1) if with_entropy else None
+        logp, lse, entropy = merge(join(target_logits, 1), row_peaks[-1], join(totals, 1), moment)
+        logps.append(logp)
+        lses.append(lse)
+        entropies.append(entropy)
+
+    logp, lse = join(logps, 0)[:, 0], join(lses, 0)[:, 0]
     if bias is not None:
         logp.masked_fill_(logp < -1e29, -float("inf"))  # a target whose bias is -inf
-    entropy = entropy[0][:, 0].masked_fill_(ignored, 0.0) if with_entropy else lse.new_empty(0)
-    return masked(logp[:, 0], ignored, index, target), entropy, lse[:, 0], top if len(peak) else peak, store
+    entropy = lse.new_empty(0)
+    if with_entropy:
+        entropy = join(entropies, 0)[:, 0].masked_fill_(ignored, 0.0)
+    if len(peak):
+        peak = join(row_peaks, 0)
+    return masked(logp, ignored, index, target), entropy, lse, peak, store
 
 
-def backward(g_logp, g_entropy, hidden, weight, bias, target, logp, entropy, lse, peak, store, temperature, softcap, need):
-    """Overwrites store if it is fp32."""
-    need_hidden, need_weight, need_bias = need
-    (n, _), v, big = hidden.shape, weight.shape[0], wide(hidden.dtype)
+class RowTerms(NamedTuple):
+    """What a row brings to the gradient of its logits, as columns (N, 1)."""
+
+    index: Tensor  # (N,) the target
+    logp: Tensor
+    entropy: Tensor
+    lse: Tensor
+    share: Tensor  # (N, tiles): p = share E
+    factor: Tensor  # (N, tiles): -g p / temperature = factor E
+    target_dz: Tensor  # g (1 - p[target]) / temperature
+    minus_h: Tensor | None  # -h / temperature, h the upstream gradient of the entropy
+
+
+def row_terms(g_logp, g_entropy, target, logp, entropy, lse, share, v, temperature):
     ignored, index = usable(target, v)
-    rows, cols = tile(hidden, weight)
-    x, lse = hidden.to(big), lse[:, None]
-    scratch = None if store.numel() and store.dtype == big else x.new_empty(rows * cols)
+
+    def minus_upstream(g):
+        return (g / -temperature).to(lse.dtype).masked_fill_(ignored, 0.0)[:, None]
+
+    minus_g = minus_upstream(g_logp)
+    return RowTerms(
+        index=index,
+        logp=logp[:, None],
+        entropy=entropy[:, None],
+        lse=lse[:, None],
+        share=share,
+        factor=share * minus_g,
+        target_dz=torch.expm1(logp)[:, None] * minus_g,  # without the cancellation of 1 - p
+        minus_h=None if g_entropy is None else minus_upstream(g_entropy),
+    )
+
+
+def logits_gradient_(e, terms, rows, tile_index, col0, v, temperature, softcap):
+    """E of a tile, of the rows in slice `rows` and columns col0 .. -> dz, in place."""
+    index = terms.index[rows]
+    if terms.minus_h is not None or softcap:
+        p = e * terms.share[rows, tile_index, None]
+        log_p = p.clamp_min(1e-38).log_()
+        log_p = put(log_p, index, col0, v, terms.logp[rows].clamp_min(-1e30))
+    dz = put(e.mul_(terms.factor[rows, tile_index, None]), index, col0, v, terms.target_dz[rows])
+    if terms.minus_h is not None:  # dH/dz = -p (log p + H)
+        dz += terms.minus_h[rows] * p * (log_p + terms.entropy[rows])
+    if softcap:  # d/du softcap tanh(u / softcap) = 1 - tanh^2
+        dz *= 1 - ((log_p + terms.lse[rows]) * (temperature / softcap)) ** 2
+
+
+def backward(
+    g_logp, g_entropy, hidden, weight, bias, target,
+    logp, entropy, lse, peak, store, temperature, softcap, need,
+):  # fmt: skip
+    """-> d_hidden, d_weight, d_bias; empty where need says no. Overwrites store if it is fp32."""
+    need_hidden, need_weight, need_bias = need
+    n, v = hidden.shape[0], weight.shape[0]
+    dtype = wide(hidden.dtype)
+    tile_rows, tile_cols = tile(hidden, weight)
+    x = hidden.to(dtype)
+    is_kept = store.numel() > 0
+    scratch = None
+    if not is_kept or store.dtype != dtype:
+        scratch = x.new_empty(tile_rows * tile_cols)
+    if is_kept:  # p = share E
+        share = (peak - lse[:, None]).exp_()
+        share = share if scratch is None else share / FP16_SCALE
+    else:  # E is computed again as p itself
+        share = x.new_ones(1).expand(n, len(spans(v, tile_cols)))
+    terms = row_terms(g_logp, g_entropy, target, logp, entropy, lse, share, v, temperature)
+
     d_hidden = x.new_empty(x.shape if need_hidden else 0)
     d_weight = torch.empty_like(weight) if need_weight else weight.new_empty(0)
     d_bias = weight.new_empty(v if need_bias else 0)
-    scaled = (None if y is None else (y / -temperature).to(big).masked_fill_(ignored, 0.0)[:, None] for y in (g_logp, g_entropy))
-    g, h = scaled  # -g and -h from here on
-    own = torch.expm1(logp)[:, None] * g  # g (1 - p) without cancellation
-    share = (peak - lse).exp_() if store.numel() else x.new_ones(1).expand(n, len(spans(v, cols)))  # p = share E
-    share = share / HALF if store.numel() and scratch is not None else share
-    factor = share * g
-    for i, (b, c) in enumerate(spans(v, cols)):
-        w, shift = weight[b:c].to(big), None if bias is None else bias[b:c]
-        dw = d_weight[b:c] if d_weight.dtype == big or not need_weight else x.new_empty(w.shape)
-        db = x.new_zeros(c - b if need_bias else 0)
-        for a, e in spans(n, rows):
-            q = part(store, scratch, a, e, b, c)
-            if not store.numel():
-                logits_(q, hidden[a:e], weight[b:c], shift, temperature, softcap).sub_(lse[a:e]).exp_()
+    for tile_index, (col0, col1) in enumerate(spans(v, tile_cols)):
+        w = weight[col0:col1].to(dtype)
+        tile_bias = None if bias is None else bias[col0:col1]
+        in_place = not need_weight or d_weight.dtype == dtype
+        dw = d_weight[col0:col1] if in_place else x.new_empty(w.shape)
+        db = x.new_zeros(col1 - col0 if need_bias else 0)
+        for row0, row1 in spans(n, tile_rows):
+            dz = workspace(store, scratch, row0, row1, col0, col1)  # holds E at first
+            if not is_kept:
+                logits_(dz, hidden[row0:row1], weight[col0:col1], tile_bias, temperature, softcap)
+                dz.sub_(lse[row0:row1, None]).exp_()
             elif scratch is not None:
-                q.copy_(store[a:e, b:c])
-            if h is not None or softcap:
-                p = q * share[a:e, i, None]
-                log_p = put(p.clamp_min(1e-38).log_(), index[a:e], b, v, logp[a:e, None].clamp_min(-1e30))
-            put(q.mul_(factor[a:e, i, None]), index[a:e], b, v, own[a:e])
-            if h is not None:  # dH/dz = -p (log p + H)
-                q += h[a:e] * p * (log_p + entropy[a:e, None])
-            if softcap:  # d/du softcap tanh(u / softcap) = 1 - tanh^2
-                q *= 1 - ((log_p + lse[a:e]) * (temperature / softcap)) ** 2
+                dz.copy_(store[row0:row1, col0:col1])
+            logits_gradient_(dz, terms, slice(row0, row1), tile_index, col0, v, temperature, softcap)
             if need_weight:
-                dw.addmm_(q.T, x[a:e], beta=0 if a == 0 else 1)
+                dw.addmm_(dz.T, x[row0:row1], beta=0 if row0 == 0 else 1)
             if need_hidden:
-                d_hidden[a:e].addmm_(q, w, beta=0 if b == 0 else 1)
+                d_hidden[row0:row1].addmm_(dz, w, beta=0 if col0 == 0 else 1)
             if need_bias:
-                db += q.sum(0)
-        if need_weight and d_weight.dtype != big:
-            d_weight[b:c] = dw
+                db += dz.sum(0)
+        if not in_place:
+            d_weight[col0:col1] = dw
         if need_bias:
-            d_bias[b:c] = db
+            d_bias[col0:col1] = db
     return d_hidden.to(hidden.dtype), d_weight, d_bias
 
 
+# --- logp_from_logits
+
+
 def logits_forward(logits, target):
+    """-> logp, lse (N,)."""
     ignored, index = usable(target, logits.shape[1])
     lse = torch.empty(logits.shape[0], dtype=wide(logits.dtype), device=logits.device)
     logp = torch.empty_like(lse)
-    for a, e in _row_spans(logits):
-        z = logits[a:e].to(lse.dtype, copy=True)
-        own, top = z.gather(1, index[a:e, None])[:, 0], z.amax(1)
-        tail = z.sub_(top[:, None]).exp_().sum(1).log_()
-        logp[a:e], lse[a:e] = own - top - tail, top + tail
+    for row0, row1 in row_spans(logits):
+        z = logits[row0:row1].to(lse.dtype, copy=True)
+        target_logit = z.gather(1, index[row0:row1, None])[:, 0]
+        peak = z.amax(1)
+        log_total = z.sub_(peak[:, None]).exp_().sum(1).log_()
+        logp[row0:row1] = target_logit - peak - log_total
+        lse[row0:row1] = peak + log_total
     return masked(logp, ignored, index, target), lse
 
 
-def logits_backward(g, logits, target, logp, lse):
+def logits_backward(g_logp, logits, target, logp, lse):
+    """-> d_logits (N, V), contiguous."""
     ignored, index = usable(target, logits.shape[1])
-    g = g.masked_fill(ignored, 0.0)[:, None]
+    g = g_logp.masked_fill(ignored, 0.0)[:, None]
     d_logits = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    for a, e in _row_spans(logits):
-        q = (logits[a:e].to(lse.dtype) - lse[a:e, None]).exp_().mul_(-g[a:e])
-        d_logits[a:e] = q.scatter_(1, index[a:e, None], g[a:e] * -torch.expm1(logp[a:e, None]))
+    for row0, row1 in row_spans(logits):
+        p = (logits[row0:row1].to(lse.dtype) - lse[row0:row1, None]).exp_()
+        target_dz = g[row0:row1] * -torch.expm1(logp[row0:row1, None])  # g (1 - p) without cancellation
+        d_logits[row0:row1] = p.mul_(-g[row0:row1]).scatter_(1, index[row0:row1, None], target_dz)
     return d_logits
 
 
-def _row_spans(logits):
+def row_spans(logits):
+    """Blocks of whole rows."""
     area, _ = TILE.get(logits.device.type, TILE["cuda"])
     return spans(logits.shape[0], max(1, area // logits.shape[1]))
 
 
+# --- segment_sum
+
+
 def segment_sum(x, cu_seqlens):
+    """-> sums (B,)."""
     if x.device.type == "mps":  # where torch has no segment_reduce
         return segment_sum(x.cpu(), cu_seqlens.cpu()).to(x.device)
     return torch.segment_reduce(x.to(wide(x.dtype)), "sum", offsets=cu_seqlens.long(), initial=0)

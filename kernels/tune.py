@@ -1,4 +1,11 @@
-"""The tiles of the Triton kernels, searched on the GPU at hand: `python -m kernels.bench --tune`."""
+"""The search for the fastest tiles of the Triton kernels on the GPU at hand. Needs CUDA and Triton.
+
+    python -m kernels.tune                  bf16
+    python -m kernels.tune --dtype fp32
+
+Each kernel's tile is searched a few numbers at a time and checked against the torch backend. A tile
+that is faster is in kernels/tiles.json at once, so the search may be stopped at any time.
+"""
 
 import json
 import re
@@ -8,94 +15,141 @@ from itertools import product
 
 import torch
 
-from kernels import backward, logp, torch_backend
-from kernels.bench import Clock, fail, one_line, problem
+from kernels import tiles, torch_backend, triton_backward, triton_forward
+from kernels.measuring import DTYPES, Clock, Parser, one_line, problem
 
-TUNE = [(8192, 768, 50257), (8192, 4096, 50257)]  # N, D, V
-SWEEP = [  # the tiles' numbers that are searched together
+SHAPES = [(8192, 768, 50257), (8192, 4096, 50257)]  # N, D, V
+SWEEPS = [  # the numbers of a tile that are searched together
     {"BLOCK_N": (64, 128, 256), "BLOCK_V": (64, 128, 256), "num_warps": (4, 8)},
     {"BLOCK_D": (32, 64, 128), "num_stages": (2, 3, 4, 5)},
     {"TMA": (False, True), "GROUP": (4, 8, 16, 32)},
 ]
 ACCUMULATOR = 32 * 128  # fp32 values of a tile that fit the registers of a warp
+REPEATS = 10  # of each timing; the median counts
+ROOM = 8 << 30  # a budget under which the forward keeps E
 
 
 @torch.no_grad()
 def tune(dtype, name, device="cuda"):
-    """Searches each kernel's tiles, a few numbers at a time; a faster one is in kernels/tiles.json at once.
+    """Searches the tile of each kernel for a dtype and its name, such as torch.float32 and "fp32".
 
-    The forward has one tile whether it keeps E or not: two would sum in two orders, and a ratio would not be exactly 1."""
-    chip, clock = "sm_{}{}".format(*torch.cuda.get_device_capability()), Clock(device)
-    entry = {kind: dict(tile) for kind, tile in logp.chip_tiles(chip, name).items()}
-    logp.table().setdefault(chip, {})[name] = entry
+    The forward has one tile whether it keeps E or not: two would sum in two orders, and an
+    on-policy ratio would not be exactly 1."""
+    major, minor = torch.cuda.get_device_capability()
+    chip, clock = f"sm_{major}{minor}", Clock(device)
+    entry = {kind: dict(tile) for kind, tile in tiles.chip_tiles(chip, name).items()}
+    tiles.table().setdefault(chip, {})[name] = entry
     save()
-    cases = [solved(*problem(*shape, dtype, device)) for shape in TUNE]
+    cases = [solved(*problem(*shape, dtype, device)) for shape in SHAPES]
     for kind in entry:
-        best = trial(kind, entry[kind], cases, clock)
-        for axes in SWEEP:
-            base = entry[kind]
-            for values in product(*axes.values()):
-                tile = base | dict(zip(axes, values, strict=True))
-                if tile != base and tile["BLOCK_N"] * tile["BLOCK_V"] <= ACCUMULATOR * tile["num_warps"]:
-                    ms = trial(kind, tile, cases, clock)
-                    if ms < best:
-                        best, entry[kind] = ms, tile
-                        save()
-        print(f"{chip} {name} {kind}: {best:.3f} ms with {entry[kind]}", flush=True)
+        best_ms = trial(kind, entry[kind], cases, clock)
+        for sweep in SWEEPS:
+            for tile in neighbours(entry[kind], sweep):
+                ms = trial(kind, tile, cases, clock)
+                if ms < best_ms:
+                    best_ms, entry[kind] = ms, tile
+                    save()
+        print(f"{chip} {name} {kind}: {best_ms:.3f} ms with {entry[kind]}", flush=True)
 
 
-def solved(x, w, t):
-    """-> a case: the inputs, and what the torch backend makes of them, logp and d_hidden of its sum."""
-    out = torch_backend.forward(x, w, None, t, 1.0, 0.0, False, -1)
-    d_hidden, *_ = torch_backend.backward(torch.ones_like(out[0]), None, x, w, None, t, *out, 1.0, 0.0, [True, False, False])
-    return x, w, t, out[0], d_hidden.double()
+def neighbours(tile, sweep):
+    """-> the tiles that differ from this one in the numbers of a sweep and fit the registers."""
+    found = []
+    for values in product(*sweep.values()):
+        other = tile | dict(zip(sweep, values, strict=True))
+        fits = other["BLOCK_N"] * other["BLOCK_V"] <= ACCUMULATOR * other["num_warps"]
+        if other != tile and fits:
+            found.append(other)
+    return found
+
+
+def solved(hidden, weight, target):
+    """-> a case: the inputs, and the torch backend's logp and d_hidden of its sum."""
+    output = torch_backend.forward(hidden, weight, None, target, 1.0, 0.0, False, -1)
+    logp = output[0]
+    d_hidden, _, _ = torch_backend.backward(
+        torch.ones_like(logp), None, hidden, weight, None, target, *output, 1.0, 0.0, [True, False, False]
+    )
+    return hidden, weight, target, logp, d_hidden.double()
 
 
 def trial(kind, tile, cases, clock):
-    """-> geometric mean in ms over the cases; infinite where the tile does not fit the chip or its results are wrong."""
+    """-> geometric mean of the ms of all cases; infinite if the tile fails or is wrong."""
+    ms, note = float("inf"), ""
     try:
-        ms, note = statistics.geometric_mean([x for case in cases for x in attempt(kind, tile, *case, clock)]), ""
-    except Exception as error:  # more shared memory or registers than there are
-        ms, note = float("inf"), one_line(error)
-    print(kind, *(f"{key}={value}" for key, value in tile.items()), f"{ms:.3f} ms", note, flush=True)
+        times = []
+        for case in cases:
+            times += attempt(kind, tile, *case, clock)
+        ms = statistics.geometric_mean(times)
+    except Exception as error:  # for one, more shared memory or registers than there are
+        note = one_line(error)
+    numbers = [f"{key}={value}" for key, value in tile.items()]
+    print(kind, " ".join(numbers), f"{ms:.3f} ms", note, flush=True)
     return ms
 
 
-def attempt(kind, tile, x, w, t, logp, d_hidden, clock):
-    """-> ms of the forward without and with E, or of d logits computed again. Raises ValueError where they are wrong."""
+def attempt(kind, tile, hidden, weight, target, logp, d_hidden, clock):
+    """-> ms of the forward without and with E, or of d logits computed again.
+
+    Raises ValueError if logp or d_hidden are wrong."""
+    ones = torch.ones_like(logp)
 
     def forward(budget):
-        return backward.forward(x, w, None, t, 1.0, 0.0, False, budget, tile if kind == "forward" else None)
+        forward_tile = tile if kind == "forward" else None
+        return triton_forward.forward(hidden, weight, None, target, 1.0, 0.0, False, budget, forward_tile)
 
-    def grad(saved, need):
-        ones = torch.ones_like(logp)
-        return backward.backward(ones, None, x, w, None, t, *saved, 1.0, 0.0, [need, False, False], tile)[0]
+    def gradient(output, need_hidden):
+        need = [need_hidden, False, False]
+        return triton_backward.backward(
+            ones, None, hidden, weight, None, target, *output, 1.0, 0.0, need, tile
+        )[0]
 
-    out = forward(8 << 30 if kind == "forward" else 0)
-    wrong = grad(out, True).double() - d_hidden
-    if not ((out[0] - logp).abs().max() < 1e-4 and wrong.norm() < 0.01 * d_hidden.norm()):
+    output = forward(ROOM if kind == "forward" else 0)
+    logp_error = (output[0] - logp).abs().max()
+    d_hidden_error = (gradient(output, True).double() - d_hidden).norm()
+    if not (logp_error < 1e-4 and d_hidden_error < 0.01 * d_hidden.norm()):
         raise ValueError("wrong results")
-    runs = [partial(forward, -1), partial(forward, 8 << 30)] if kind == "forward" else [partial(grad, out, False)]
-    return [statistics.median(timed(f, clock) for _ in range(10)) for f in runs]
+    if kind == "forward":
+        return [median_ms(partial(forward, -1), clock), median_ms(partial(forward, ROOM), clock)]
+    return [median_ms(partial(gradient, output, False), clock)]
 
 
-def timed(f, clock):
+def median_ms(function, clock):
+    return statistics.median([timed(function, clock) for _ in range(REPEATS)])
+
+
+def timed(function, clock):
     clock.start()
-    f()
+    function()
     clock.mark()
     return clock.ms()[0]
 
 
 def save():
-    """The table, whole or not at all."""
-    part = logp.TILES.with_suffix(".part")
+    """Writes tiles.json, whole or not at all."""
+    part = tiles.PATH.with_suffix(".part")
+    part.write_text(one_tile_per_line(tiles.table()))
+    part.replace(tiles.PATH)
+
+
+def one_tile_per_line(table):
+    def on_one_line(tile):
+        return "{" + re.sub(r"\s+", " ", tile[1]) + "}"
+
+    return re.sub(r"\{\s*(\"BLOCK_N\"[^}]*?)\s*\}", on_one_line, json.dumps(table, indent=2)) + "\n"
+
+
+def main():
+    parser = Parser("kernels.tune", __doc__)
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="dtype of hidden and weight")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("there is no CUDA device")
     try:
-        part.write_text(one_tile_a_line(logp.table()))
-        part.replace(logp.TILES)
+        tune(DTYPES[args.dtype], args.dtype)
     except OSError as error:
-        fail(f"--tune: {error}")
+        parser.error(one_line(error))
 
 
-def one_tile_a_line(table):
-    text = json.dumps(table, indent=2)
-    return re.sub(r"\{\s*(\"BLOCK_N\"[^}]*?)\s*\}", lambda tile: "{" + re.sub(r"\s+", " ", tile[1]) + "}", text) + "\n"
+if __name__ == "__main__":
+    main()

@@ -137,7 +137,7 @@ def pack(
         response_index=torch.from_numpy(response_index),
         target=torch.from_numpy(tokens.reshape(-1)[response_index]),
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
-        causal=len(bins) == len(prompts) == first[-1],
+        causal=len(bins) == len(prompts) == first[-1],  # one group per row, one response per group
     ).to(device)
 
 

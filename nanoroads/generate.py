@@ -1,5 +1,4 @@
-"""Batched sampling with a KV cache. Each prompt is prefilled once, whatever the number of its
-samples."""
+"""Batched sampling with a KV cache. Each prompt is prefilled once, however many samples it has."""
 
 from typing import NamedTuple
 
@@ -19,14 +18,12 @@ def sample_token(logits, u, temperature, top_k, top_p):
     if top_k:
         kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
-    if (
-        top_p < 1
-    ):  # the smallest set of tokens whose probabilities add up to top_p; the likeliest always stays
-        ordered, index = logits.sort(descending=True)
-        likelier = ordered.softmax(-1).cumsum(-1) - ordered.softmax(
-            -1
-        )  # (N, V) the mass of the tokens before each
-        removed = torch.zeros_like(likelier, dtype=torch.bool).scatter(1, index, likelier >= top_p)
+    # The smallest set of tokens whose probabilities add up to top_p; the likeliest always stays.
+    if top_p < 1:
+        ordered, index = logits.sort(descending=True)  # (N, V) each
+        probability = ordered.softmax(-1)
+        mass_before = probability.cumsum(-1) - probability  # (N, V) of all likelier tokens
+        removed = torch.zeros_like(mass_before, dtype=torch.bool).scatter(1, index, mass_before >= top_p)
         logits = logits.masked_fill(removed, -torch.inf)
     # Invert the cumulative distribution: one random number per row, where torch.multinomial draws V.
     wide = torch.float32 if logits.device.type == "mps" else torch.float64  # mps has no fp64
@@ -35,21 +32,20 @@ def sample_token(logits, u, temperature, top_k, top_p):
     return token.clamp(max=logits.shape[-1] - 1)
 
 
-class Rows(NamedTuple):
+class Running(NamedTuple):
     """The rows that are still being written; when some are finished, all three shrink together."""
 
     index: torch.Tensor  # (N,) which of the P*k rows each is
     padding: torch.Tensor  # (N,) columns of padding on its left
     visible: torch.Tensor  # (N, width + max_new_tokens) bool, False for the padding
 
-    def select(self, kept):
+    def keep(self, kept):
         """Only these rows, (M,) int64."""
-        return Rows(self.index[kept], self.padding[kept], self.visible[kept])
+        return Running(self.index[kept], self.padding[kept], self.visible[kept])
 
 
 def prefill(model, prompts, cache, k, max_new_tokens):
-    """Run P prompts through the trunk, once each -> the hidden states of their last tokens (P*k, D),
-    and Rows.
+    """Run P prompts through the trunk -> the hidden states of their last tokens (P*k, D), and Running.
 
     Prompts end in the same column: shorter ones are padded on the left, and the padding is masked."""
     device = model.embedding.weight.device
@@ -64,74 +60,69 @@ def prefill(model, prompts, cache, k, max_new_tokens):
     mask = None
     if bool((lengths < width).any()):
         causal = column[None, :width] <= column[:width, None]
-        itself = torch.eye(
-            width, dtype=torch.bool, device=device
-        )  # a padding query must see something, or it is NaN
+        # A padding query must see something, or it is NaN: itself.
+        itself = torch.eye(width, dtype=torch.bool, device=device)
         mask = ((causal & visible[:, None, :width]) | itself).unsqueeze(1)  # (P, 1, width, width)
     position = (column[:width] - padding[:, None]).clamp(min=0)
     hidden = model.trunk(tokens, position, mask, cache)[:, -1]  # (P, D)
 
-    # From here on each sample is a row of its own; the samples of a prompt begin with copies of its
-    # cache.
+    # From here on each sample is a row; the samples of a prompt begin with copies of its cache.
     if k > 1:
         cache.repeat(k)
         hidden = hidden.repeat_interleave(k, dim=0)
         padding = padding.repeat_interleave(k, dim=0)
         visible = visible.repeat_interleave(k, dim=0)
-    return hidden, Rows(torch.arange(len(prompts) * k, device=device), padding, visible)
+    return hidden, Running(torch.arange(len(prompts) * k, device=device), padding, visible)
 
 
 @torch.no_grad()
 def stream(model, prompts, k, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, eos=None, seed=0):
-    """Yields (tokens (P*k,), finished (P*k,) bool) per step, until all rows are finished or long
-    enough.
+    """Yields (tokens (P*k,), finished (P*k,) bool) per step, until all rows are finished or long enough.
 
-    Row p*k + i is sample i of prompt p. After its EOS a row yields EOS. The caller may stop at any
-    step. Raises ValueError if a prompt is empty, or prompt + max_new_tokens is over the model's
-    block_size."""
-    width = check_prompts(model, prompts, max_new_tokens)
+    Row p*k + i is sample i of prompt p. After its EOS a row yields EOS. The caller may stop at any step.
+    Raises ValueError if a prompt is empty, or prompt + max_new_tokens is over the model's block_size."""
+    width = longest_prompt(model, prompts, max_new_tokens)
+    any_padding = any(len(prompt) < width for prompt in prompts)
     device = model.embedding.weight.device
     dtype = model.compute_dtype or model.embedding.weight.dtype
-    model = decoding_twin(model, dtype, len(prompts) * k)
+    model = decoding_twin(model, dtype, len(prompts) * k)  # the same model; faster matrices on an x86 CPU
     cache = KVCache(model.config, len(prompts), width + max_new_tokens, device, dtype)
     with model.autocast():
-        hidden, rows = prefill(model, prompts, cache, k, max_new_tokens)  # (P*k, D)
+        hidden, running = prefill(model, prompts, cache, k, max_new_tokens)  # (P*k, D)
         head = model.sampling_head()
-    padded = any(len(prompt) < width for prompt in prompts)
     generator = torch.Generator(device=device).manual_seed(seed)
-    token = torch.zeros(len(prompts) * k, dtype=torch.int64, device=device)
-    finished = torch.zeros_like(token, dtype=torch.bool)
+    tokens = torch.zeros(len(prompts) * k, dtype=torch.int64, device=device)
+    finished = torch.zeros_like(tokens, dtype=torch.bool)
 
     for step in range(max_new_tokens):
         # Drawn for all rows, so that a sample does not depend on when the others finish.
-        u = torch.rand(len(token), generator=generator, device=device)
+        u = torch.rand(len(tokens), generator=generator, device=device)
         with model.autocast():
             logits = head(hidden)  # (N, V), N rows that are still being written
-        token = token.index_copy(
-            0, rows.index, sample_token(logits, u[rows.index], temperature, top_k, top_p)
-        )
+        drawn = sample_token(logits, u[running.index], temperature, top_k, top_p)  # (N,)
+        tokens = tokens.index_copy(0, running.index, drawn)
         if eos is not None:
-            token = torch.where(finished, eos, token)
-            finished = finished | (token == eos)
-        yield token, finished
+            tokens = torch.where(finished, eos, tokens)
+            finished = finished | (tokens == eos)
+        yield tokens, finished
 
-        running = (~finished[rows.index]).nonzero().squeeze(1)
-        if step + 1 == max_new_tokens or len(running) == 0:
+        unfinished = (~finished[running.index]).nonzero().squeeze(1)
+        if step + 1 == max_new_tokens or len(unfinished) == 0:
             return
-        # Drop finished rows once a quarter are done; earlier, copying the cache costs more than it
-        # saves.
-        if len(running) <= 0.75 * len(rows.index):
-            cache.keep(running)
-            rows = rows.select(running)
-        end = width + step + 1
-        mask = rows.visible[:, None, None, :end] if padded else None
-        position = (width + step - rows.padding)[:, None]
+        # Drop finished rows once a quarter are done; earlier, copying the cache costs more than it saves.
+        if len(unfinished) <= 0.75 * len(running.index):
+            cache.keep(unfinished)
+            running = running.keep(unfinished)
+        mask = None
+        if any_padding:
+            mask = running.visible[:, None, None, : width + step + 1]
+        position = (width + step - running.padding)[:, None]
         with model.autocast():
-            hidden = model.trunk(token[rows.index, None], position, mask, cache)[:, -1]  # (N, D)
+            hidden = model.trunk(tokens[running.index, None], position, mask, cache)[:, -1]  # (N, D)
 
 
-def check_prompts(model, prompts, max_new_tokens):
-    """The length of the longest prompt, in tokens. Raises ValueError."""
+def longest_prompt(model, prompts, max_new_tokens):
+    """The length of the longest prompt, in tokens. Raises ValueError for one that can't be answered."""
     if not prompts:
         raise ValueError("generate: no prompts")
     if not all(prompts):
@@ -139,9 +130,8 @@ def check_prompts(model, prompts, max_new_tokens):
     width = max(len(prompt) for prompt in prompts)
     context = model.config.block_size
     if width + max_new_tokens > context:
-        raise ValueError(
-            f"a prompt of {width} tokens and {max_new_tokens} new ones exceed the model's context, {context}"
-        )
+        both = f"a prompt of {width} tokens and {max_new_tokens} new ones"
+        raise ValueError(f"{both} exceed the model's context, {context}")
     return width
 
 

@@ -110,7 +110,7 @@ def rotary_table(config, position):
     exponent = torch.arange(0, dim, 2, device=position.device, dtype=torch.float32) / dim
     inv_freq = 1.0 / config.rope_theta**exponent  # (rotary/2,)
     scaling = config.rope_scaling
-    if scaling:  # Llama 3: slow waves are stretched by `factor`, fast ones kept, a ramp in between
+    if scaling:  # Llama 3: low frequencies are stretched by `factor`, high ones kept
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         turns = scaling["original_max_position_embeddings"] / (2 * math.pi / inv_freq)
         ramp = (turns - low) / (high - low)
@@ -212,7 +212,9 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """compute_dtype: matrix products run in it (torch.autocast) while weights, log-probs and rewards
+    """A policy or, with a scalar head, a reward model.
+
+    compute_dtype: matrix products run in it (torch.autocast) while weights, log-probs and rewards
     keep theirs. None: no autocast of the model's own."""
 
     def __init__(self, config, compute_dtype=None):
@@ -240,7 +242,7 @@ class GPT(nn.Module):
                 nn.init.normal_(self.lm_head.weight, std=0.02)
 
     def init_scalar_head(self):
-        """As Stiennon et al., 2009.01325."""
+        """Initialise as in Stiennon et al., 2009.01325."""
         nn.init.normal_(self.scalar_head.weight, std=1 / math.sqrt(self.config.n_embd + 1))
 
     @classmethod

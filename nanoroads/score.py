@@ -73,10 +73,10 @@ def rewards(
 
 
 class AnotherPolicy:
-    """Samples of another policy, to measure KL(it || ours): they are drawn once, then ours may change.
+    """Samples of another policy, to measure KL(other || policy): drawn once, while the policy is trained.
 
-    folder: of the other policy. like: ours. prompts: as tokens; of each, 4 responses of at most
-    `length` tokens."""
+    folder: of the other policy. like: the policy being trained. prompts: as tokens; of each,
+    4 responses of at most `length` tokens."""
 
     def __init__(self, folder, like, prompts, length, eos, seed, groups_per_pass=GROUPS_PER_PASS):
         policy = load_policy(folder, like.embedding.weight.device, like.compute_dtype, like=like)
@@ -97,6 +97,7 @@ def ranked_right(margin: torch.Tensor) -> torch.Tensor:
     """margin (P,), chosen minus rejected -> (P,), whose mean is the accuracy.
 
     1 where the pair is ranked right, 0 where wrong; a tie (margin below 1e-5) counts one half."""
+    # sign() is 1 or -1, and the factor makes ties 0.
     return 0.5 + 0.5 * margin.sign() * (margin.abs() > 1e-5)
 
 
@@ -110,9 +111,9 @@ def mean_se(values) -> dict[str, float]:
 
 # ---------------------------------------------------------------- the judges of RL
 
-# judge(batch, ref, prompts, responses) -> reward (S,): batch holds S responses, ref is the reference's
-# LogProbs of it, prompts are S texts and responses S token lists. judge.beta is the scale of a local
-# reward, None for the others.
+# judge(batch, ref, prompt_texts, response_tokens) -> reward (S,) of a batch of S responses. ref: the
+# reference's LogProbs of it. prompt_texts: S strings. response_tokens: S token lists.
+# judge.beta: the scale of a local reward, None for the others.
 
 
 class ScalarJudge:
@@ -123,7 +124,7 @@ class ScalarJudge:
     def __init__(self, model):
         self.model = model
 
-    def __call__(self, batch, ref, prompts, responses):
+    def __call__(self, batch, ref, prompt_texts, response_tokens):
         return self.model(batch)
 
 
@@ -135,7 +136,7 @@ class LocalJudge:
         self.beta = beta
         self.temperature = temperature
 
-    def __call__(self, batch, ref, prompts, responses):
+    def __call__(self, batch, ref, prompt_texts, response_tokens):
         return implicit_reward(self.policy(batch, self.temperature).sequence, ref.sequence, self.beta)
 
 
@@ -150,9 +151,9 @@ class RuleJudge:
         self.encoding = encoding
         self.function = import_function(name)
 
-    def __call__(self, batch, ref, prompts, responses):
-        answers = tokenizer.decode_all(self.encoding, responses)
-        values = [self.value(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    def __call__(self, batch, ref, prompt_texts, response_tokens):
+        answers = tokenizer.decode_all(self.encoding, response_tokens)
+        values = [self.value(prompt, answer) for prompt, answer in zip(prompt_texts, answers, strict=True)]
         return torch.tensor(values, device=batch.tokens.device)
 
     def value(self, prompt, answer):
@@ -188,18 +189,22 @@ def load_judge(reward, reference, init, encoding, temperature=1.0):
     model = load_reward_model(folder, device, reference.compute_dtype, like=reference).requires_grad_(False)
     if model.config.head == "scalar":
         return ScalarJudge(model)
-    check_local(folder, init)
+    check_fitted(folder)
+    check_reference(folder, init)
     return LocalJudge(model, read_config(folder)["beta"], temperature)
 
 
-def check_local(folder, init):
-    """beta log pi/pi_ref is a reward only with the beta and the reference it was trained with.
-
-    Raises InputError for a policy without them, or trained against another reference than `init`."""
+def check_fitted(folder):
+    """beta log pi/pi_ref is a reward only if it was fitted to pairs. Raises InputError for another policy."""
     config = read_config(folder)
-    if "beta" not in config or config.get("args", {}).get("loss") in ("reference-free", "simpo"):
-        raise InputError(
-            f"--reward {folder}: its log-ratio to a reference was not fitted to anything, so it is no reward"
-        )
-    if local_folder(config["reference"]).resolve() != local_folder(init).resolve():
-        raise InputError(f"--reward {folder}: was fitted against {config['reference']}, not against {init}")
+    loss = config.get("args", {}).get("loss")
+    if "beta" not in config or "reference" not in config or loss in ("reference-free", "simpo"):
+        reason = "its log-ratio to a reference was not fitted to anything, so it is no reward"
+        raise InputError(f"--reward {folder}: {reason}")
+
+
+def check_reference(folder, init):
+    """beta log pi/pi_ref is a reward only with the pi_ref it was fitted with: `init`. Raises InputError."""
+    reference = read_config(folder)["reference"]
+    if local_folder(reference).resolve() != local_folder(init).resolve():
+        raise InputError(f"--reward {folder}: was fitted against {reference}, not against {init}")

@@ -12,7 +12,7 @@ from nanoroads.errors import InputError
 from nanoroads.text.data import Limits
 from nanoroads.weights.files import read_config
 
-SMALL_MODEL = 10_000_000  # parameters; the map's model has 150,000, the smallest pretrained ones 14 million
+SMALL_MODEL = 10_000_000  # parameters; the map's model has 117,000, the smallest pretrained ones 14 million
 
 # ---------------------------------------------------------------- running a script
 
@@ -61,31 +61,32 @@ class Parser(argparse.ArgumentParser):
 # ---------------------------------------------------------------- types of flags
 
 
-def positive(kind):
+def positive(number_type):
     """A flag's type: an int or a float above zero."""
-    return number(kind, "a positive number", lambda value: value > 0)
+    return number(number_type, "a positive number", lambda value: value > 0)
 
 
-def non_negative(kind, below=math.inf):
+def non_negative(number_type, below=math.inf):
     """A flag's type: an int or a float from zero on, below `below`."""
     limit = f" below {below}" if below < math.inf else ""
-    return number(kind, f"a non-negative number{limit}", lambda value: 0 <= value < below)
+    return number(number_type, f"a non-negative number{limit}", lambda value: 0 <= value < below)
 
 
-def number(kind, description, is_right):
-    """kind: int or float, with a condition on its value that `description` words."""
+def number(number_type, description, is_right):
+    """number_type: int or float. is_right: a condition on the value, which `description` words."""
 
     def parse(text):
-        value = kind(text)
+        value = number_type(text)
         if not is_right(value) or value == math.inf:
             raise argparse.ArgumentTypeError(f"{text} is not {description}")
         return value
 
-    parse.__name__ = kind.__name__  # argparse names it when the text is no number at all
+    parse.__name__ = number_type.__name__  # argparse names it when the text is no number at all
     return parse
 
 
-SEED = non_negative(int, below=2**32)  # NumPy takes no negative ones; times 1_000_003 it must fit 64 bits
+# NumPy takes no negative seeds; RL derives its own as seed x 1,000,003 + batch, and keeps them below 2^53.
+SEED = non_negative(int, below=2**32)
 
 # ---------------------------------------------------------------- the flags of every training script
 
@@ -122,16 +123,18 @@ def training_parser(doc, out, defaults, parents=()):
     add = parser.add_argument_group("the optimizer").add_argument
     shapes = ["cosine", "constant"]
     steps = "number of optimizer steps; overrides --epochs"
-    add("--steps", type=positive(int), help=f"{steps} {both(defaults, 'steps')}")
-    add("--epochs", type=positive(float), help=f"passes over the data {both(defaults, 'epochs')}")
-    add("--lr", type=positive(float), help=f"peak learning rate of AdamW {both(defaults, 'lr')}")
+    add("--steps", type=positive(int), help=f"{steps} {default_text(defaults, 'steps')}")
+    add("--epochs", type=positive(float), help=f"passes over the data {default_text(defaults, 'epochs')}")
+    add("--lr", type=positive(float), help=f"peak learning rate of AdamW {default_text(defaults, 'lr')}")
     add("--schedule", default="cosine", choices=shapes, help="after the warm-up (default: cosine)")
     add("--warmup", type=non_negative(int), default=10, help="steps of linear warm-up (default: 10)")
     add("--weight-decay", type=non_negative(float), default=0.0, help="of AdamW, on matrices (default: 0)")
     add("--clip", type=positive(float), default=1.0, help="largest gradient norm (default: 1)")
-    add("--batch-size", type=positive(int), help=f"prompts per step {both(defaults, 'batch_size')}")
+    add("--batch-size", type=positive(int), help=f"prompts per step {default_text(defaults, 'batch_size')}")
     micro = "prompts per forward pass, which bounds the memory; none: all"
-    add("--micro-batch-size", type=positive(int), help=f"{micro} {both(defaults, 'micro_batch_size')}")
+    add(
+        "--micro-batch-size", type=positive(int), help=f"{micro} {default_text(defaults, 'micro_batch_size')}"
+    )
 
     machine = parser.add_argument_group("the machine")
     add_machine_flags(machine)
@@ -165,7 +168,8 @@ def add_machine_flags(parser):
 def row_limits(args, model):
     """--max-prompt-tokens and the like as data.load takes them, with the model's context."""
     context = model.config.block_size
-    return Limits(context, args.max_prompt_tokens, args.max_response_tokens, args.skip_bad_rows)
+    hint = " (--max-prompt-tokens and --max-response-tokens cut)"
+    return Limits(context, args.max_prompt_tokens, args.max_response_tokens, args.skip_bad_rows, hint)
 
 
 # ---------------------------------------------------------------- defaults by model
@@ -199,7 +203,7 @@ def parameters(model_config):
 
 
 def use_defaults(args, defaults, kind):
-    """Fill in the flags that were not given, and print them all.
+    """Fill in the flags that were not given, and print those that have a value.
 
     defaults: the column `kind` of a script's DEFAULTS."""
     words = []
@@ -214,7 +218,7 @@ def use_defaults(args, defaults, kind):
     print(f"using: {', '.join(words)}")
 
 
-def both(defaults, name):
+def default_text(defaults, name):
     """The two defaults of a flag, for its help text; none: it is not set."""
     words = []
     for kind in ("map", "file"):

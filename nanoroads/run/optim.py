@@ -45,9 +45,10 @@ def adamw(model, lr, weight_decay):
 
 
 def learning_rate(peak, step, steps, warmup, schedule):
-    """Linear warm-up, then constant, or half a cosine to zero.
+    """A linear warm-up times 1 ("constant") or half a cosine from step 0 to the last ("cosine").
 
-    peak: its highest value. step counts from 0. schedule: "cosine" or "constant"."""
+    So the cosine's maximum is a little below `peak`: 0.997 of it with 10 of 300 steps of warm-up.
+    step counts from 0."""
     warm = min(1.0, (step + 1) / (warmup + 1))
     if schedule == "constant":
         return peak * warm
@@ -57,7 +58,7 @@ def learning_rate(peak, step, steps, warmup, schedule):
 def update(model, optimizer, lr, clip):
     """Clip, step, forget the gradients.
 
-    Returns the gradient norm before clipping, as a tensor: nothing here waits for the device."""
+    Returns the gradient norm before clipping, as a tensor: no GPU synchronisation."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -69,7 +70,7 @@ def update(model, optimizer, lr, clip):
 class Mean:
     """Means of metrics over an optimizer step, however it was cut into chunks.
 
-    Sums stay on the device: nothing here waits for it."""
+    Sums stay on the device: no GPU synchronisation."""
 
     def __init__(self):
         self.sums = {}
@@ -83,4 +84,4 @@ class Mean:
 
     def means(self) -> dict[str, torch.Tensor]:
         """{name: the mean of all values that were added under it}."""
-        return {name: total / self.counts[name] for name, total in self.sums.items()}
+        return {name: value / self.counts[name] for name, value in self.sums.items()}

@@ -1,6 +1,6 @@
-"""Run: the books of a training run. A script keeps the loop; its Run keeps the folder and the record.
+"""Run: the bookkeeping of a training run. A script keeps the loop; its Run keeps the folder and the record.
 
-A Run knows nothing of losses, and takes no function of the user but the one whose result `once` keeps.
+A Run knows nothing of losses, and calls no function of the script but the one whose result `once` keeps.
 """
 
 import atexit
@@ -34,8 +34,8 @@ from nanoroads.weights.files import (
 )
 from nanoroads.weights.hf import TOKENIZER_FILES, save_hf
 
-# Flags that may change between a run and its --resume: they affect where and how often we write, not
-# the result.
+# Flags that may change between a run and its --resume: they affect where and how often we write, not the
+# result, but for --device, another one of which rounds differently.
 NOT_THE_RESULT = {
     "out",
     "resume",
@@ -54,8 +54,8 @@ class Run:
     """One run of a training script, in the folder --out: config.json, metrics.jsonl, checkpoints.
 
     args: the script's flags, of training_parser. stage: "sft", "dpo", "reward", "rlhf" or another
-    experiment's name. Raises InputError: --out holds another run, or --device or --kernel is not to be
-    had here."""
+    experiment's name. Raises InputError: --out holds another run, or --device or --kernel is not
+    available."""
 
     def __init__(self, args: Namespace, stage: str):
         self.args = args
@@ -69,7 +69,7 @@ class Run:
         self.total = 0  # optimizer steps of the whole run
         self.saved = 0  # steps that the last checkpoint holds
         self.bar = None
-        self.seconds = {}  # {"seconds_<name>": in all} of each `timed` part
+        self.seconds = {}  # {"seconds_<name>": s} of each `timed` part, since this process started
         self.last_row = {}  # the last line of metrics.jsonl
         torch.manual_seed(args.seed)
         if self.finished:
@@ -82,8 +82,9 @@ class Run:
         changed.update(out=self.out / name, export_hf=None, profile=False)
         hidden = {*without, *changed}
         flags = {flag: value for flag, value in vars(self.args).items() if flag not in hidden}
-        # Last, so that a --resume with another --reward-lr is refused by that name, and not as --lr.
-        flags.update(changed)
+        flags.update(
+            changed
+        )  # last: a --resume with another --reward-lr is refused by that name, not as --lr
         return Run(Namespace(**flags), name)
 
     # ------------------------------------------------------------ before the loop
@@ -91,8 +92,8 @@ class Run:
     def describe(self, model, tokenizer_name: str, **more):
         """Write config.json: the model's shape, its tokenizer's name, the flags, and `more`."""
         shape = asdict(model.config)
-        head = {"nanoroads": self.stage, "stage": self.stage, "model": shape, "tokenizer": tokenizer_name}
-        write_json(self.out / "config.json", {**head, **more, "args": plain(self.args)})
+        fields = {"nanoroads": self.stage, "stage": self.stage, "model": shape, "tokenizer": tokenizer_name}
+        write_json(self.out / "config.json", {**fields, **more, "args": plain(self.args)})
 
     def once(self, name: str, compute, of) -> torch.Tensor:
         """The tensor compute(), kept in OUT/name.safetensors for a resumed run.
@@ -102,33 +103,31 @@ class Run:
         path = self.out / f"{name}.safetensors"
         made_from = fingerprint(of)
         if not path.exists():
-            write_safetensors(path, {"logp": compute()}, {"made_from": made_from})
+            write_safetensors(path, {"value": compute()}, {"made_from": made_from})
         tensors, metadata = read_safetensors(path)
         if metadata.get("made_from") != made_from:
             raise InputError(
                 f"{path}: was computed from other data or another model; delete it, or choose another --out"
             )
-        return tensors["logp"]
+        return tensors["value"]
 
     # ------------------------------------------------------------ the loop
 
     def steps(self, model, optimizer, total: int):
-        """Yields the steps that are left, from 0 or where the last checkpoint was, under a progress
-        bar.
+        """Yields the steps that are left, under a progress bar.
 
-        Fills model and optimizer from that checkpoint, drops the lines of metrics.jsonl behind it, and
+        Fills model and optimizer from that checkpoint, drops the lines of metrics.jsonl after it, and
         with --profile traces a few steps."""
         self.total = total
         self.saved = checkpoint.load_state(self.out, model, optimizer)
-        drop_lines_behind(self.out / "metrics.jsonl", self.saved)
+        drop_lines_after(self.out / "metrics.jsonl", self.saved)
         if self.args.compile:
             model.compile_trunk()
         left = range(self.saved, total)
         options = {"initial": self.saved, "total": total, "desc": self.stage, "unit": "step"}
         with profiled(self.args.profile, self.out, self.device) as profile_step:
-            self.bar = tqdm(
-                left, disable=None, dynamic_ncols=True, **options
-            )  # silent where stderr is not a terminal
+            # disable=None: silent where stderr is not a terminal.
+            self.bar = tqdm(left, disable=None, dynamic_ncols=True, **options)
             for step in self.bar:
                 yield step
                 profile_step()
@@ -231,7 +230,7 @@ def pick_kernel(name: str, device: torch.device):
     """--kernel. Raises InputError if that backend cannot work on the device."""
     try:
         kernels.set_backend(name)
-        kernels.pick("auto", torch.empty(0, device=device))
+        kernels.pick("auto", torch.empty(0, device=device))  # raises if it cannot run on this device
     except ValueError as error:
         raise InputError(f"--kernel {name}: {error}") from None
 
@@ -285,7 +284,7 @@ def plain(args):
     return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
 
 
-def drop_lines_behind(log, step):
+def drop_lines_after(log, step):
     """Keep the lines of metrics.jsonl up to `step`; the last one of a killed run may be cut in half."""
     if not log.exists():
         return

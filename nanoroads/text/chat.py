@@ -1,113 +1,185 @@
-"""Message lists -> text and tokens, by the chat template of a Hugging Face folder (jinja2, as transformers renders it).
+"""Message lists -> text and tokens, by the chat template of a Hugging Face folder.
 
-Special tokens that the template writes become special tokens; what looks like one in a message ("<|im_end|>") stays text,
-so a user cannot end their own turn.
+Templates are jinja2 programs, and are rendered as transformers renders them. Special tokens that
+the template writes become special tokens; what looks like one in a message ("<|im_end|>") stays
+text, so a user cannot end their own turn.
 """
 
 import datetime
 import functools
 import json
+from collections.abc import Sequence
 
 import jinja2
+import tiktoken
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nanoroads.errors import InputError
 from nanoroads.text import tokenizer
-from nanoroads.text.tokenizer_json import content, cut
+from nanoroads.text.tokenizer_json import FolderEncoding, split_at_matches, text_of_token
+
+# Unicode gives these code points no meaning, so hardly any text holds them.
+PRIVATE_USE = range(0xE000, 0xF8FF)
+
+# ---------------------------------------------------------------- the template
 
 
 def raise_exception(message):
+    """What templates call to refuse messages, for instance a role that the model never saw."""
     raise jinja2.TemplateError(message)
 
 
+def strftime_now(form):
+    """Today's date for templates that write it, as Llama 3's."""
+    return datetime.datetime.now().strftime(form)
+
+
 def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    """Jinja's own filter would escape HTML; models are trained on plain JSON."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
 class Generation(Extension):
-    """{% generation %} ... {% endgeneration %} marks what an assistant said; to the text it adds nothing."""
+    """{% generation %} ... {% endgeneration %} marks what an assistant said.
+
+    It adds nothing to the text."""
 
     tags = {"generation"}
 
     def parse(self, parser):
         line = next(parser.stream).lineno
-        return jinja2.nodes.Scope(
-            parser.parse_statements(["name:endgeneration"], drop_needle=True), lineno=line
-        )
+        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)
 
 
 @functools.cache
-def template(encoding):
-    """The compiled template of the encoding's folder (chat_template.jinja, else tokenizer_config.json), or None."""
-    if (folder := getattr(encoding, "folder", None)) is None:
+def template(encoding: tiktoken.Encoding) -> jinja2.Template | None:
+    """The compiled template of the encoding's folder, or None if it has none. Raises InputError.
+
+    It is in chat_template.jinja, else in tokenizer_config.json."""
+    folder = getattr(encoding, "folder", None)
+    if folder is None:
         return None
-    path, source = folder / "chat_template.jinja", encoding.config.get("chat_template")
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    environment.globals["strftime_now"] = strftime_now
     try:
-        if path.is_file():
-            source = path.read_text(encoding="utf-8")
-        if isinstance(source, list):  # several by name
-            source = {named["name"]: named["template"] for named in source}.get("default")
+        source = template_source(folder, encoding.config)
         return None if source is None else environment.from_string(source)
-    except (jinja2.TemplateError, ValueError, KeyError, TypeError) as error:  # also: not UTF-8, no text
+    except (jinja2.TemplateError, ValueError, KeyError, TypeError) as error:
+        # A ValueError may be bytes that are not UTF-8, a TypeError a template that is not text.
         raise InputError(f"{folder}: its chat template cannot be read ({error})") from None
 
 
-def render(encoding, messages, add_generation_prompt=False):
-    """A list of {"role", "content"} -> the text that transformers' apply_chat_template gives. Raises InputError."""
-    names = {
-        key: content(value) for key, value in encoding.config.items() if key.endswith("_token") and value
-    }
+def template_source(folder, config):
+    """The template's text, or None. A folder may name several; then "default" is the one."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    source = config.get("chat_template")
+    if isinstance(source, list):
+        by_name = {named["name"]: named["template"] for named in source}
+        return by_name.get("default")
+    return source
+
+
+def render(encoding: FolderEncoding, messages: list[dict], add_generation_prompt: bool = False) -> str:
+    """Messages -> the text that transformers' apply_chat_template gives. Raises InputError.
+
+    add_generation_prompt: end the text where the assistant's answer begins."""
+    special_names = {}  # bos_token, eos_token, ... which templates write by these names
+    for key, value in encoding.config.items():
+        if key.endswith("_token") and value:
+            special_names[key] = text_of_token(value)
     try:
         return template(encoding).render(
             messages=messages,
             tools=None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
-            **names,
+            **special_names,
         )
-    except Exception as error:  # a template is a program: whatever it raises, it could not read them
+    except Exception as error:
+        # A template is a program: whatever it raises, it could not read the messages.
         raise InputError(f"the chat template refuses the messages ({error})") from None
 
 
-def encode(encoding, messages, answer=()):
-    """(ids of the messages up to where the answer begins, ids of the answer, up to its EOS where the template writes one).
+# ---------------------------------------------------------------- tokens
 
-    answer: the messages to be learned; what the template adds to them belongs to the response. Raises InputError."""
-    said = json.dumps([*messages, *answer], ensure_ascii=False)
-    mark = next(
-        chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in said
-    )  # parts what looks like a special token
 
-    def quote(message):
-        part = lambda text: encoding.special.sub(lambda m: m[0][0] + mark + m[0][1:], text)  # noqa: E731
-        return {key: part(value) if isinstance(value, str) else value for key, value in message.items()}
+def encode_conversation(
+    encoding: FolderEncoding, messages: list[dict], answer: Sequence[dict] = ()
+) -> tuple[list[int], list[int]]:
+    """(ids of the messages up to where the answer begins, ids of the answer). Raises InputError.
 
-    def ids(text):
-        pieces = cut(text, encoding.special)
-        return [
-            i
-            for x, special in pieces
-            for i in ([encoding.ids[x]] if special else tokenizer.encode(encoding, x.replace(mark, "")))
-        ]
+    answer: the messages to be learned; what the template adds to them belongs to the response. The
+    response ends with its EOS if the template writes one.
+    """
+    # The template's output is one text, in which a special token that the template wrote and the
+    # same characters in a user's message look alike. So those in messages are split before
+    # rendering: a mark goes in after their first character, "<" + mark + "|im_end|>". The mark is a
+    # private-use character that no message holds. What still looks like a special token after
+    # rendering was written by the template; from all other text the mark is taken out again.
+    mark = unused_character([*messages, *answer])
+    messages = [split_special_tokens(encoding, message, mark) for message in messages]
+    answer = [split_special_tokens(encoding, message, mark) for message in answer]
 
-    messages, answer = list(map(quote, messages)), list(map(quote, answer))
     prompt = render(encoding, messages, add_generation_prompt=True)
     if not answer:
-        return ids(prompt), []
+        return encode_rendered(encoding, prompt, mark), []
     whole = render(encoding, messages + answer)
     if not whole.startswith(prompt):
         raise InputError("the chat template writes the prompt differently once an answer follows it")
-    response = ids(whole[len(prompt) :])
+    response = encode_rendered(encoding, whole[len(prompt) :], mark)
+    response = without_what_follows_eos(encoding, response)
+    return encode_rendered(encoding, prompt, mark), response
+
+
+def unused_character(messages):
+    """A private-use character that no message holds. Raises InputError if they hold all of them."""
+    text = json.dumps(messages, ensure_ascii=False)
+    for code in PRIVATE_USE:
+        if chr(code) not in text:
+            return chr(code)
+    raise InputError("the messages hold every private-use character, so none is left to mark special tokens")
+
+
+def split_special_tokens(encoding, message, mark):
+    """The message with `mark` after the first character of whatever looks like a special token."""
+
+    def marked(match):
+        token = match[0]
+        return token[0] + mark + token[1:]
+
+    split = {}
+    for key, value in message.items():
+        split[key] = encoding.special.sub(marked, value) if isinstance(value, str) else value
+    return split
+
+
+def encode_rendered(encoding, text, mark):
+    """A template's text -> ids.
+
+    What looks like a special token is one; the rest is text, from which the marks are taken."""
+    ids = []
+    for piece, is_special in split_at_matches(text, encoding.special):
+        if is_special:
+            ids.append(encoding.ids[piece])
+        else:
+            ids += tokenizer.encode(encoding, piece.replace(mark, ""))
+    return ids
+
+
+def without_what_follows_eos(encoding, response):
+    """The response up to its last EOS: ChatML writes a newline after it, which nobody samples."""
     eos = tokenizer.eos_id(encoding)
-    if eos in response:  # ChatML writes a newline after it
-        response = response[: len(response) - response[::-1].index(eos)]
-    return ids(prompt), response
+    if eos not in response:
+        return response
+    tokens_after = response[::-1].index(eos)
+    return response[: len(response) - tokens_after]

@@ -1,19 +1,27 @@
 """A user's file of rows -> tokens.
 
-Prompt and response are tokenised apart, so no merge crosses the boundary. EOS ends every response that was not cut.
-Message lists go through the chat template of the tokenizer's folder; without one they become HH-RLHF's "Human: ... Assistant:".
+Prompt and response are tokenised apart, so no merge crosses the boundary. EOS ends every response
+that was not cut. Message lists go through the chat template of the tokenizer's folder; without one
+they become HH-RLHF's "Human: ... Assistant:".
 """
 
 from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+import tiktoken
 from tqdm import tqdm
 
 from nanoroads.errors import InputError
 from nanoroads.text import chat, tokenizer
-from nanoroads.text.layouts import chat_text
+from nanoroads.text.layouts import TextOrMessages, chat_text
 from nanoroads.text.rows import parse, raw_rows
+
+Layout = Callable[
+    [dict], tuple[TextOrMessages, list[TextOrMessages]]
+]  # of layouts.py: row -> (prompt, answers)
 
 
 class Limits(NamedTuple):
@@ -23,128 +31,177 @@ class Limits(NamedTuple):
     max_prompt: int | None = None  # keep the last tokens of longer prompts; None: refuse them
     max_response: int | None = None  # cut longer responses, without EOS; None: refuse them
     skip_bad_rows: bool = False  # leave out rows that do not fit, and say how many
+    hint: str = ""  # what the user can do about a row that does not fit
+
+
+class EncodedRow(NamedTuple):
+    """One row as tokens."""
+
+    prompt: list[int]
+    responses: list[list[int]]  # with EOS
+    text: str  # the prompt as text
 
 
 @dataclass
 class Rows:
-    """A file as tokens: N prompts with K responses each, as token arrays, and the prompts as text."""
+    """A file as tokens: N prompts with K responses each, and the prompts as text."""
 
-    prompts: list  # N arrays of tokens
-    responses: list  # N lists of K arrays of tokens; K = 0 for a file of prompts
-    texts: list  # N prompts as text
+    prompts: list[array]  # N arrays of tokens
+    responses: list[list[array]]  # N lists of K arrays of tokens; K = 0 for a file of prompts
+    texts: list[str]  # N prompts as text
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.prompts)
 
-    def take(self, indices):
+    def take(self, indices: Sequence[int]) -> tuple[list[array], list[list[array]]]:
         """(prompts, responses) of the rows with these indices, as `pack` takes them."""
         return [self.prompts[i] for i in indices], [self.responses[i] for i in indices]
 
-    def select(self, indices):
+    def select(self, indices: Sequence[int]) -> "Rows":
         """The rows with these indices, as Rows."""
         prompts, responses = self.take(indices)
         return Rows(prompts, responses, [self.texts[i] for i in indices])
 
-    def part(self, begin, end):
+    def part(self, begin: int, end: int) -> "Rows":
         """Rows begin to end - 1."""
         return Rows(self.prompts[begin:end], self.responses[begin:end], self.texts[begin:end])
 
-    def response_tokens(self, indices):
+    def response_tokens(self, indices: Sequence[int]) -> int:
         """The number of response tokens in the rows with these indices."""
         return sum(len(response) for i in indices for response in self.responses[i])
 
-    def lengths(self):
+    def lengths(self) -> list[list[int]]:
         """The lengths of the responses, N lists of K."""
         return [[len(response) for response in group] for group in self.responses]
 
-    def without_duplicates(self):
+    def without_duplicates(self) -> "Rows":
         """Each prompt once, where it stands first, without responses: what RL samples from."""
-        first = {}
+        first = {}  # prompt as text -> where it stands first
         for i, text in enumerate(self.texts):
             first.setdefault(text, i)
-        return Rows([self.prompts[i] for i in first.values()], [[] for _ in first], list(first))
+        prompts = [self.prompts[i] for i in first.values()]
+        return Rows(prompts, [[] for _ in prompts], list(first))
 
 
-def encode(encoding, prompt, answers=()):
-    """A prompt and its answers, each text or a message list -> (prompt ids, [answer ids with EOS], the prompt as text)."""
+# ---------------------------------------------------------------- one row
+
+
+def encode_row(
+    encoding: tiktoken.Encoding, prompt: TextOrMessages, answers: Sequence[TextOrMessages] = ()
+) -> EncodedRow:
+    """A prompt and its answers, all text or all message lists -> tokens. Raises InputError."""
     eos = tokenizer.eos_id(encoding)
     if isinstance(prompt, list) and chat.template(encoding):
-        ids = [chat.encode(encoding, prompt, answer) for answer in answers] or [chat.encode(encoding, prompt)]
-        group = [r if r and r[-1] == eos else r + [eos] for _, r in ids[: len(answers)]]
-        return ids[0][0], group, chat.render(encoding, prompt, add_generation_prompt=True)
+        return encode_by_template(encoding, prompt, answers, eos)
     if isinstance(prompt, list):
-        prompt, answers = (
-            chat_text(prompt),
-            [" " + " ".join(m["content"] for m in answer) for answer in answers],
-        )
-    ids = getattr(encoding, "bos", []) + tokenizer.encode(encoding, prompt)
-    return ids, [tokenizer.encode(encoding, answer) + [eos] for answer in answers], prompt
+        prompt = chat_text(prompt)
+        answers = [" " + " ".join(message["content"] for message in answer) for answer in answers]
+    prompt_ids = bos_of(encoding) + tokenizer.encode(encoding, prompt)
+    responses = [tokenizer.encode(encoding, answer) + [eos] for answer in answers]
+    return EncodedRow(prompt_ids, responses, prompt)
 
 
-def cut_prompt(encoding, prompt, most):
-    """The last `most` tokens, after the BOS if there is one."""
-    bos = getattr(encoding, "bos", [])
-    head = bos if prompt[: len(bos)] == bos else []
-    return prompt if len(prompt) <= most else head + prompt[len(prompt) - most + len(head) :]
+def encode_by_template(encoding, prompt, answers, eos):
+    """Message lists -> EncodedRow, by the chat template. It writes BOS itself, and mostly EOS."""
+    responses = []
+    for answer in answers:
+        prompt_ids, response = chat.encode_conversation(encoding, prompt, answer)
+        if not response or response[-1] != eos:
+            response = response + [eos]
+        responses.append(response)
+    if not answers:
+        prompt_ids, _ = chat.encode_conversation(encoding, prompt)
+    return EncodedRow(prompt_ids, responses, chat.render(encoding, prompt, add_generation_prompt=True))
 
 
-def load(path, layout, encoding, limits):
-    """Read a whole file. layout: a function of layouts.py, row -> (prompt, answers). Returns Rows.
-
-    Raises InputError with file:row for a row that does not fit, or with limits.skip_bad_rows leaves it out."""
-    prompts, responses, texts = [], [], []
-    bad, number = [], 0
-    for number, row in tqdm(raw_rows(path), desc=f"reading {path}", unit="row", disable=None):
-        try:
-            prompt_and_answers = layout(parse(row))
-            prompt, group, text = encode(encoding, *prompt_and_answers)
-            prompt, group = fit(encoding, prompt, group, limits)
-        except InputError as error:
-            bad.append(f"{path}:{number}: {error}")
-            if not limits.skip_bad_rows:
-                raise InputError(bad[0]) from None
-            continue
-        prompts.append(array("i", prompt))  # 4 bytes per token, where a list takes about 36
-        responses.append([array("i", response) for response in group])
-        texts.append(text)
-    if not prompts:
-        raise InputError(f"{path}: no row is good; the first: {bad[0]}")
-    if bad:
-        print(f"{path}: skipped {len(bad):,} bad rows of {number:,}; the first: {bad[0]}")
-    return Rows(prompts, responses, texts)
+def bos_of(encoding):
+    """The ids that start a text: a list, empty for most."""
+    return getattr(encoding, "bos", [])
 
 
-def fit(encoding, prompt, group, limits):
-    """Cut a prompt and its responses to the limits. Raises InputError where they still do not fit."""
+def cut_prompt(encoding: tiktoken.Encoding, prompt: list[int], most: int) -> list[int]:
+    """The last `most` tokens; if the prompt starts with BOS, then BOS and the last `most - 1`."""
+    if len(prompt) <= most:
+        return prompt
+    bos = bos_of(encoding)
+    if prompt[: len(bos)] != bos:
+        bos = []
+    return bos + prompt[len(prompt) - most + len(bos) :]
+
+
+def fit(encoding, row, limits):
+    """Cut an EncodedRow to the limits. Raises InputError if it does not fit or teaches nothing."""
+    prompt, responses = row.prompt, row.responses
     if limits.max_prompt:
         prompt = cut_prompt(encoding, prompt, limits.max_prompt)
     if limits.max_response:  # a response that is cut has no EOS, and must not learn one
-        group = [response[: limits.max_response] for response in group]
+        responses = [response[: limits.max_response] for response in responses]
     if not prompt:
         raise InputError("the prompt is empty")
-    if len(group) == 2 and group[0] == group[1]:
+    if len(responses) == 2 and responses[0] == responses[1]:
         raise InputError("'chosen' and 'rejected' are the same")
-    longest = len(prompt) + max(map(len, group), default=1)
+    longest_response = max(map(len, responses), default=1)  # a prompt alone: room for one token
+    longest = len(prompt) + longest_response
     if longest > limits.context:
-        raise InputError(
-            f"prompt and response take {longest} tokens, the model's context is {limits.context} "
-            "(--max-prompt-tokens and --max-response-tokens cut)"
-        )
-    return prompt, group
+        sizes = f"{longest} tokens, the model's context is {limits.context}"
+        raise InputError(f"prompt and response take {sizes}{limits.hint}")
+    return EncodedRow(prompt, responses, row.text)
 
 
-def load_split(path, held_out_path, layout, encoding, limits):
-    """(training Rows, held-out Rows). held_out_path None: the last 5 % of the file, at most 256 rows. Raises InputError."""
+# ---------------------------------------------------------------- a file
+
+
+def load(path: str | Path, layout: Layout, encoding: tiktoken.Encoding, limits: Limits) -> Rows:
+    """Read a whole file. layout: a function of layouts.py, row -> (prompt, answers).
+
+    A row that does not fit raises InputError with file:row; limits.skip_bad_rows leaves it out."""
+    rows = Rows([], [], [])
+    errors = []
+    number = 0
+    for number, line in tqdm(raw_rows(path), desc=f"reading {path}", unit="row", disable=None):
+        try:
+            prompt, answers = layout(parse(line))
+            row = fit(encoding, encode_row(encoding, prompt, answers), limits)
+        except InputError as error:
+            errors.append(f"{path}:{number}: {error}")
+            if not limits.skip_bad_rows:
+                raise InputError(errors[0]) from None
+            continue
+        # An array takes 4 bytes per token, a list about 36.
+        rows.prompts.append(array("i", row.prompt))
+        rows.responses.append([array("i", response) for response in row.responses])
+        rows.texts.append(row.text)
+    if not rows.prompts:
+        raise InputError(f"{path}: no row is good; the first: {errors[0]}")
+    if errors:
+        print(f"{path}: skipped {len(errors):,} bad rows of {number:,}; the first: {errors[0]}")
+    return rows
+
+
+def load_split(
+    path: str | Path,
+    held_out_path: str | Path | None,
+    layout: Layout,
+    encoding: tiktoken.Encoding,
+    limits: Limits,
+) -> tuple[Rows, Rows]:
+    """(training rows, held-out rows). Raises InputError.
+
+    held_out_path None: the last 5 % of the file, at most 256 rows."""
     rows = load(path, layout, encoding, limits)
     if held_out_path is not None:
         return rows, load(held_out_path, layout, encoding, limits)
     return hold_out(rows, path)
 
 
-def hold_out(rows, path="the data", share=0.05, most=256):
-    """Split off the last rows for evaluation: (Rows, Rows). Raises InputError for one row."""
+def hold_out(
+    rows: Rows, path: str | Path = "the data", share: float = 0.05, most: int = 256
+) -> tuple[Rows, Rows]:
+    """(all but the last rows, the last rows for evaluation). Raises InputError for a single row.
+
+    share: of the rows that are held out, but at least one and at most `most`."""
     if len(rows) < 2:
         raise InputError(f"{path}: holds one row; at least two are needed, one of them to be held out")
-    held_out = min(most, int(len(rows) * share)) or 1
-    cut = len(rows) - held_out
-    return rows.part(0, cut), rows.part(cut, len(rows))
+    held_out = max(1, min(most, int(len(rows) * share)))
+    boundary = len(rows) - held_out
+    return rows.part(0, boundary), rows.part(boundary, len(rows))

@@ -1,133 +1,251 @@
 """One row of a user's file -> (prompt, answers): one function for each layout that people have.
 
-SFT          {"prompt", "response"}, {"prompt", "completion"}, {"messages"}, or any fields through --prompt-template
-preferences  {"prompt", "chosen", "rejected"} as TRL has them, text or message lists, the prompt apart or as their shared
-             beginning; HH-RLHF's rows (two dialogues); the comparisons of OpenAI's summarize-from-feedback
-prompts      any of the above
+For SFT, `sft_texts` chooses among
+
+    prompt_and_response      {"prompt", "response"} or {"prompt", "completion"}
+    one_message_list         {"messages"}: the last turn is the response
+    templated                any fields, through --prompt-template
+
+For preferences, `preference_texts` chooses among
+
+    text_pair                {"prompt", "chosen", "rejected"} as TRL has them, all of them text
+    message_pair             the same as message lists; the prompt apart, or their shared beginning
+    hh_rlhf                  {"chosen", "rejected"}: two dialogues as text, as in HH-RLHF
+    summarize_from_feedback  {"info", "summaries", "choice"}: the comparisons of OpenAI's data set
+
+`prompt_texts` takes any of the above but the templated ones, and leaves the answers out.
+
+A prompt and an answer are text or a message list: [{"role": "user", "content": "Hello"}, ...].
+Every function raises InputError for a row that it cannot read; data.load adds the file and the row.
 """
 
 from string import Formatter
 
 from nanoroads.errors import InputError
 
+TextOrMessages = str | list[dict]
 
-def field(row, *names):
-    """The first of `names` that the row has: text, or a message list. Raises InputError."""
-    if not isinstance(row, dict):
-        raise InputError(f"{row!r:.40}: an object with the field {' or '.join(map(repr, names))} is wanted")
-    for name in sorted(
-        names, key=lambda name: row.get(name) is None
-    ):  # a column of parquet that has no value is null
-        if name in row:
-            value = row[name]
-            if isinstance(value, list):
-                return checked(value, name)
-            if not isinstance(value, str):
-                raise InputError(f"field {name!r} is {type(value).__name__}, not text")
-            if not value:
-                raise InputError(f"field {name!r} is empty")
-            return value
-    raise InputError(
-        f"has no field {' or '.join(map(repr, names))}, only {', '.join(map(repr, row)) or 'nothing'}"
-    )
+# ---------------------------------------------------------------- SFT
 
 
-def checked(messages, name="prompt"):
-    """The messages without what is null in them. Raises InputError unless they are a list of {"role", "content"} with text
-    in both. name: of their field."""
-    good = isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages)
-    if not good or not all(isinstance(m.get(key), str) for m in messages for key in ("role", "content")):
-        raise InputError(
-            f"field {name!r}: a message list must hold objects with text in 'role' and 'content', and at least one"
-        )
-    return [
-        {key: value for key, value in m.items() if value is not None} for m in messages
-    ]  # parquet has all keys in all
+def sft_texts(row: dict, template: str | None = None) -> tuple[TextOrMessages, list[TextOrMessages]]:
+    """(prompt, [response]). template: a format string over the row's fields, for the prompt."""
+    if template:
+        return templated(row, template)
+    if is_one_message_list(row):
+        return one_message_list(row)
+    return prompt_and_response(row)
 
 
-def chat_text(messages):
-    """A list of {"role", "content"} as HH-RLHF writes dialogues; a list that ends in the user's turn asks for the assistant's."""
-    names = {"user": "Human", "assistant": "Assistant", "system": "System"}
-    text = "".join(f"\n\n{names.get(m['role'], m['role'])}: {m['content']}" for m in checked(messages))
-    return text + ("\n\nAssistant:" if messages[-1]["role"] != "assistant" else "")
+def templated(row, template):
+    """Any fields make the prompt; the response may also be the field `summary`."""
+    try:
+        prompt = template.format(**row)
+        names = [name for _, name, _, _ in Formatter().parse(template)]
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"--prompt-template {template!r} does not fit the row ({error!r})") from None
+    for name in names:
+        if name not in row or isinstance(row[name], (int, float)):  # a number can be written out
+            continue
+        if isinstance(field(row, name), list):
+            raise InputError(f"field {name!r} is list, not text")
+    return dialogue(prompt, [field(row, "response", "completion", "summary")])
 
 
-def dialogue(prompt, answers):
-    """(prompt, answers) as they are if all are text, else all as message lists."""
-    turn = lambda role, x: checked([{"role": role, "content": x}] if isinstance(x, str) else x)  # noqa: E731
-    if not isinstance(prompt, str) or not all(isinstance(a, str) for a in answers):
-        prompt, answers = turn("user", prompt), [turn("assistant", a) for a in answers]
-    if not all(a if isinstance(a, str) else any(m["content"] for m in a) for a in answers):
-        raise InputError("an answer is empty")
-    return prompt, answers
-
-
-def in_messages(row):
-    """Whether a row is one message list; UltraChat and UltraFeedback have their prompt as text beside it."""
+def is_one_message_list(row):
+    """Whether to read "messages", whatever "prompt" holds: UltraChat has it as text beside them."""
     return "messages" in row and "response" not in row and "completion" not in row
 
 
-def sft_texts(row, template=None):
-    """(prompt, [response]), each text or a message list. template: a format string over the row's fields, for the prompt;
-    the response may then be `summary`."""
-    if template:
-        try:
-            prompt, names = template.format(**row), [name for _, name, _, _ in Formatter().parse(template)]
-        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
-            raise InputError(f"--prompt-template {template!r} does not fit the row ({error!r})") from None
-        for name in names:  # a number can be written out, null and lists would be noise
-            if name in row and not isinstance(row[name], (int, float)) and isinstance(field(row, name), list):
-                raise InputError(f"field {name!r} is list, not text")
-        return dialogue(prompt, [field(row, "response", "completion", "summary")])
-    if in_messages(row):  # the last turn is the one that is learned
-        messages = checked(row["messages"], "messages")
-        if len(messages) < 2 or messages[-1]["role"] != "assistant":
-            raise InputError("'messages' must end in an answer of the assistant's")
-        return dialogue(messages[:-1], [messages[-1:]])
+def one_message_list(row):
+    """All turns but the last are the prompt; only the last one is learned."""
+    messages = checked_messages(row["messages"], "messages")
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise InputError("'messages' must end in an answer of the assistant's")
+    return dialogue(messages[:-1], [messages[-1:]])
+
+
+def prompt_and_response(row):
+    """Both may be text or message lists."""
     return dialogue(field(row, "prompt"), [field(row, "response", "completion")])
 
 
-def preference_texts(row):
-    """(prompt, [chosen, rejected]) of one row in any of the layouts, each text or a message list."""
-    if "summaries" in row and "choice" in row:  # summarize-from-feedback
-        info, summaries, choice = row.get("info") or {}, row["summaries"], row["choice"]
-        if (
-            choice not in (0, 1)
-            or isinstance(choice, float)
-            or not isinstance(summaries, list)
-            or len(summaries) != 2
-        ):
-            raise InputError("'choice' must be 0 or 1 and 'summaries' two")
-        post = field(info, "post", "article")
-        head = f"SUBREDDIT: r/{info.get('subreddit') or ''}\n\nTITLE: {info.get('title') or ''}\n\n"
-        prompt = f"{head}POST: {post}\n\nTL;DR:"
-        return dialogue(prompt, [field(summaries[choice], "text"), field(summaries[1 - choice], "text")])
-    chosen, rejected = field(row, "chosen"), field(row, "rejected")
+# ---------------------------------------------------------------- preferences
+
+
+def preference_texts(row: dict) -> tuple[TextOrMessages, list[TextOrMessages]]:
+    """(prompt, [chosen, rejected])."""
+    if "summaries" in row and "choice" in row:
+        return summarize_from_feedback(row)
+    chosen, rejected = chosen_and_rejected(row)
+    if isinstance(chosen, list):
+        return message_pair(row, chosen, rejected)
+    if "prompt" in row:
+        return text_pair(row, chosen, rejected)
+    return hh_rlhf(chosen, rejected)
+
+
+def chosen_and_rejected(row):
+    """Two texts or two message lists, which differ."""
+    chosen = field(row, "chosen")
+    rejected = field(row, "rejected")
     if chosen == rejected:
         raise InputError("'chosen' and 'rejected' are the same")
     if isinstance(chosen, list) != isinstance(rejected, list):
         raise InputError("of 'chosen' and 'rejected' one is text, the other a message list")
-    if isinstance(chosen, list):
-        shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), 0)
-        apart = field(row, "prompt") if row.get("prompt") else []
-        if isinstance(apart, str):  # UltraFeedback has the prompt twice
-            apart = [] if shared else [{"role": "user", "content": apart}]
-        return dialogue(apart + chosen[:shared], [chosen[shared:], rejected[shared:]])
-    if "prompt" in row:
-        return dialogue(field(row, "prompt"), [chosen, rejected])
-    marker = "\n\nAssistant:"  # HH-RLHF: the dialogues differ in the assistant's last turn
-    end = chosen.rfind(marker) + len(marker)
-    if end < len(marker) or chosen[:end] != rejected[:end]:
+    return chosen, rejected
+
+
+def text_pair(row, chosen, rejected):
+    """Two texts; the prompt may also be a message list."""
+    return dialogue(field(row, "prompt"), [chosen, rejected])
+
+
+def message_pair(row, chosen, rejected):
+    """Two message lists. The prompt is the field "prompt", if any, and their shared beginning."""
+    shared = shared_beginning(chosen, rejected)
+    prompt = []
+    if row.get("prompt"):
+        prompt = field(row, "prompt")
+    if isinstance(prompt, str):
+        # UltraFeedback has the prompt twice: as text, and as the first message of both lists.
+        prompt = [] if shared else [{"role": "user", "content": prompt}]
+    return dialogue(prompt + chosen[:shared], [chosen[shared:], rejected[shared:]])
+
+
+def shared_beginning(chosen, rejected):
+    """How many messages stand before the first that differs.
+
+    0 if none differs, but one list ends before the other: its answer would be empty."""
+    for place, (one, other) in enumerate(zip(chosen, rejected, strict=False)):
+        if one != other:
+            return place
+    return 0
+
+
+def hh_rlhf(chosen, rejected):
+    """Two dialogues as text, which differ in the assistant's last turn only."""
+    marker = "\n\nAssistant:"
+    marker_begins = chosen.rfind(marker)
+    prompt_ends = marker_begins + len(marker)
+    if marker_begins < 0 or chosen[:prompt_ends] != rejected[:prompt_ends]:
         raise InputError(
             "has no 'prompt', and 'chosen' and 'rejected' do not share a dialogue up to the last turn"
         )
-    return dialogue(chosen[:end], [chosen[end:], rejected[end:]])
+    return dialogue(chosen[:prompt_ends], [chosen[prompt_ends:], rejected[prompt_ends:]])
 
 
-def prompt_texts(row):
+def summarize_from_feedback(row):
+    """A Reddit post or news article and two summaries; `choice` is the index of the better one."""
+    info = row.get("info") or {}
+    summaries = row["summaries"]
+    choice = row["choice"]
+    is_index = choice in (0, 1) and not isinstance(choice, float)  # 1.0 equals 1, but is no index
+    if not is_index or not isinstance(summaries, list) or len(summaries) != 2:
+        raise InputError("'choice' must be 0 or 1 and 'summaries' two")
+    post = field(info, "post", "article")
+    subreddit = info.get("subreddit") or ""
+    title = info.get("title") or ""
+    prompt = f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+    return dialogue(prompt, [field(summaries[choice], "text"), field(summaries[1 - choice], "text")])
+
+
+# ---------------------------------------------------------------- prompts
+
+
+def prompt_texts(row: dict) -> tuple[TextOrMessages, list]:
     """(prompt, [])."""
-    if isinstance(row.get("chosen"), list) or (
-        "prompt" not in row and ("chosen" in row or "summaries" in row)
-    ):
-        return preference_texts(row)[0], []
-    return (sft_texts(row)[0] if in_messages(row) else field(row, "prompt")), []
+    only_in_a_pair = "prompt" not in row and ("chosen" in row or "summaries" in row)
+    if only_in_a_pair or isinstance(row.get("chosen"), list):
+        prompt, _ = preference_texts(row)
+    elif is_one_message_list(row):
+        prompt, _ = sft_texts(row)
+    else:
+        prompt = field(row, "prompt")
+    return prompt, []
+
+
+# ---------------------------------------------------------------- what the layouts share
+
+
+def field(row, *names):
+    """The value of the first of `names` that the row has: text, not empty, or a message list."""
+    if not isinstance(row, dict):
+        raise InputError(f"{row!r:.40}: an object with the field {either(names)} is wanted")
+    present = [name for name in names if name in row]
+    if not present:
+        having = ", ".join(repr(name) for name in row) or "nothing"
+        raise InputError(f"has no field {either(names)}, only {having}")
+    # Prefer one that has a value: parquet gives every row every column, null where absent.
+    with_value = [name for name in present if row[name] is not None]
+    name = with_value[0] if with_value else present[0]
+    value = row[name]
+    if isinstance(value, list):
+        return checked_messages(value, name)
+    if not isinstance(value, str):
+        raise InputError(f"field {name!r} is {type(value).__name__}, not text")
+    if not value:
+        raise InputError(f"field {name!r} is empty")
+    return value
+
+
+def either(names):
+    """Names of fields, for an error: 'response' or 'completion'."""
+    return " or ".join(repr(name) for name in names)
+
+
+def checked_messages(messages, name="prompt"):
+    """The messages without null values: parquet gives every message every key, null where absent.
+
+    Raises InputError, with the name of their field, unless they are a list of objects with text in
+    both "role" and "content"."""
+    if not isinstance(messages, list) or not messages or not all(is_message(each) for each in messages):
+        raise InputError(
+            f"field {name!r}: a message list must hold objects with text in 'role' and 'content', "
+            "and at least one"
+        )
+    return [{key: value for key, value in message.items() if value is not None} for message in messages]
+
+
+def is_message(value):
+    """Whether a value is {"role": text, "content": text}, perhaps with more."""
+    if not isinstance(value, dict):
+        return False
+    return isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+
+
+def dialogue(prompt, answers):
+    """(prompt, answers) as they are if all are text, else all as message lists.
+
+    Raises InputError for an empty answer."""
+    if isinstance(prompt, str) and all(isinstance(answer, str) for answer in answers):
+        if not all(answers):
+            raise InputError("an answer is empty")
+        return prompt, answers
+    prompt = as_messages(prompt, "user")
+    answers = [as_messages(answer, "assistant") for answer in answers]
+    for messages in answers:
+        if not any(message["content"] for message in messages):
+            raise InputError("an answer is empty")
+    return prompt, answers
+
+
+def as_messages(value, role):
+    """Text as the one message of `role`; a message list as it is."""
+    if isinstance(value, str):
+        value = [{"role": role, "content": value}]
+    return checked_messages(value)
+
+
+def chat_text(messages):
+    """Messages as HH-RLHF writes dialogues.
+
+    If they end in the user's turn, the text asks for the assistant's."""
+    speakers = {"user": "Human", "assistant": "Assistant", "system": "System"}
+    text = ""
+    for message in checked_messages(messages):
+        speaker = speakers.get(message["role"], message["role"])
+        text += f"\n\n{speaker}: {message['content']}"
+    if messages[-1]["role"] != "assistant":
+        text += "\n\nAssistant:"
+    return text

@@ -1,27 +1,39 @@
-"""ROUGE-L (Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004), as Google's rouge-score computes it."""
+"""ROUGE-L as Google's rouge-score computes it.
+
+Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004.
+"""
 
 import re
 
 
-def words(text):
+def words(text: str) -> list[str]:
     """Lower-case runs of a-z and 0-9, no stemming; every other character separates."""
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
-def lcs(a, b):
-    """Length of the longest common subsequence of two lists."""
-    row = [0] * (len(b) + 1)  # row[j]: of the a seen so far and b[:j]
-    for x in a:
-        diagonal = 0
-        for j, y in enumerate(b, 1):
-            diagonal, row[j] = row[j], diagonal + 1 if x == y else max(row[j], row[j - 1])
+def lcs(a: list, b: list) -> int:
+    """Length of the longest common subsequence of two lists, in O(len(a) len(b))."""
+    # row[j]: the length for what was read of a, and b[:j].
+    row = [0] * (len(b) + 1)
+    for word in a:
+        diagonal = 0  # row[j - 1] before this word of a
+        for j, other in enumerate(b, 1):
+            above = row[j]
+            if word == other:
+                row[j] = diagonal + 1
+            else:
+                row[j] = max(above, row[j - 1])
+            diagonal = above
     return row[-1]
 
 
-def rouge_l(reference, text):
-    """F-measure in [0, 1] of the longest common subsequence of words: 2 PR / (P + R), P = lcs/|text|, R = lcs/|reference|.
+def rouge_l(reference: str, text: str) -> float:
+    """F-measure in [0, 1] of the longest common subsequence of words; 0 where either has no words.
 
-    0 where either has no words."""
-    reference, text = words(reference), words(text)
-    common = lcs(reference, text)
-    return 2 * common / (len(reference) + len(text)) if common else 0.0  # the same as 2 PR / (P + R)
+    2 PR / (P + R), where precision P = lcs / |text| and recall R = lcs / |reference|."""
+    reference_words = words(reference)
+    text_words = words(text)
+    common = lcs(reference_words, text_words)
+    if common == 0:
+        return 0.0
+    return 2 * common / (len(reference_words) + len(text_words))  # the same as 2 PR / (P + R)

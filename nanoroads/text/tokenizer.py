@@ -1,7 +1,11 @@
-"""Text <-> token ids, always through tiktoken: the map's own `roadmap`, `gpt2`, or the tokenizer.json of a Hugging Face folder."""
+"""Text <-> token ids, always through tiktoken.
+
+The encodings: the map's own `roadmap`, `gpt2`, or the tokenizer.json of a Hugging Face folder.
+"""
 
 import functools
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import tiktoken
@@ -11,15 +15,14 @@ from nanoroads.text.tokenizer_json import FolderEncoding
 from nanoroads.weights.files import local_folder, read_config
 from nanoroads.world import roadmap
 
-LONGEST = (
-    100_000  # blanks in a row: at some 500,000 the regex engine of tiktoken runs out of stack, and panics
-)
+# Blanks in a row: at some 500,000 the regex engine of tiktoken runs out of stack, and panics.
+MOST_BLANKS = 100_000
 EOS = (roadmap.EOS, "<|endoftext|>")  # of the map; of GPT-2 and Pythia
 
 
 @functools.cache
-def get(name):
-    """A tiktoken Encoding: "roadmap", "gpt2", or of a Hugging Face folder. Raises InputError."""
+def get(name: str) -> tiktoken.Encoding:
+    """The encoding "roadmap", "gpt2", or of a Hugging Face folder. Raises InputError."""
     if name == "roadmap":
         return roadmap.encoding()
     if name == "gpt2":
@@ -34,62 +37,85 @@ def get(name):
             raise
         except (
             Exception
-        ) as error:  # a value is missing or of another type, a pattern is none: it is the file's fault
+        ) as error:  # a value is missing or of another type, a pattern is invalid: the file's fault
             raise InputError(f"{name}/tokenizer.json: not a tokenizer that can be read ({error!r})") from None
     raise InputError(f"tokenizer {str(name)!r} is neither roadmap nor gpt2 nor a folder")
 
 
-def of(folder, model):
-    """The tokenizer of a run or Hugging Face folder: (the name for `get`, the Encoding). Raises InputError if it has more
-    tokens than the model; fewer are usual, since models are padded to round sizes."""
+def of(folder: str | Path, model) -> tuple[str, tiktoken.Encoding]:
+    """The tokenizer of a run or Hugging Face folder: (the name for `get`, the encoding).
+
+    Raises InputError if it has more tokens than the model. Fewer are usual: models are padded to
+    round sizes."""
     name = read_config(folder).get("tokenizer", str(local_folder(folder)))
-    encoding, size = get(name), model.config.vocab_size
-    if encoding.n_vocab > size:
-        raise InputError(f"{folder}: its tokenizer has {encoding.n_vocab} tokens, its model {size}")
+    encoding = get(name)
+    model_size = model.config.vocab_size
+    if encoding.n_vocab > model_size:
+        raise InputError(f"{folder}: its tokenizer has {encoding.n_vocab} tokens, its model {model_size}")
     return name, encoding
 
 
-def eos_id(encoding):
-    """The id of the token that ends a response. Raises InputError if the encoding has none that is known here."""
-    if getattr(encoding, "eos", None) is not None:
-        return encoding.eos
+def eos_id(encoding: tiktoken.Encoding) -> int:
+    """The id of the token that ends a response. Raises InputError if the encoding has none."""
+    eos = getattr(encoding, "eos", None)  # a FolderEncoding has one if its folder names one
+    if eos is not None:
+        return eos
     for token in EOS:
         if token in encoding.special_tokens_set:
             return encoding.encode_single_token(token)
     raise InputError(f"tokenizer {encoding.name!r} has no token {' or '.join(EOS)}")
 
 
-def encode(encoding, text):
-    """Text -> list of ids, special tokens read as plain text. tiktoken silently drops what its pattern does not match,
-    so the way back is checked: raises InputError with the text that was lost."""
-    if len(text) > LONGEST and (run := re.search(rf"\s{{{LONGEST}}}", text)):
-        raise InputError(f"{LONGEST:,} blanks or more in a row (character {run.start() + 1})")
+def encode(encoding: tiktoken.Encoding, text: str) -> list[int]:
+    """Text -> ids, special tokens read as plain text.
+
+    tiktoken silently drops what its pattern does not match, so the ids are decoded again and
+    compared: raises InputError with the text that was lost."""
+    refuse_long_blanks(text)
     ids = encoding.encode_ordinary(text)
-    back = encoding.decode(ids)
+    decoded = encoding.decode(ids)
     if isinstance(encoding, FolderEncoding):
-        text, back = encoding.normalize(text), encoding.normalize(back)
-    if back != text:
-        at = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), len(back))
+        text = encoding.normalize(text)
+        decoded = encoding.normalize(decoded)
+    if decoded != text:
+        lost = first_difference(text, decoded)
         raise InputError(
-            f"tokenizer {encoding.name!r} has no tokens for {text[at : at + 20]!r} (character {at + 1})"
+            f"tokenizer {encoding.name!r} has no tokens for {text[lost : lost + 20]!r} (character {lost + 1})"
         )
     return ids
 
 
-def piece(encoding, token):
-    """The bytes of one token; none for an id that no text has, as in a vocabulary that is padded to a round size."""
+def refuse_long_blanks(text):
+    """Raise InputError for more blanks in a row than tiktoken can read."""
+    if len(text) <= MOST_BLANKS:
+        return
+    blanks = re.search(rf"\s{{{MOST_BLANKS}}}", text)
+    if blanks:
+        raise InputError(f"{MOST_BLANKS:,} blanks or more in a row (character {blanks.start() + 1})")
+
+
+def first_difference(text, decoded):
+    """The place of the first character of `text` that `decoded` does not have there."""
+    for place, (character, other) in enumerate(zip(text, decoded, strict=False)):
+        if character != other:
+            return place
+    return len(decoded)
+
+
+def piece(encoding: tiktoken.Encoding, token: int) -> bytes:
+    """The bytes of one token; empty for an id that only pads the vocabulary to a round size."""
     try:
         return encoding.decode_single_token_bytes(token)
     except KeyError:
         return b""
 
 
-def decode(encoding, ids):
+def decode(encoding: tiktoken.Encoding, ids: Iterable[int]) -> str:
     """Ids -> text. Bytes that are not UTF-8 become U+FFFD."""
     return b"".join(piece(encoding, i) for i in ids).decode("utf-8", errors="replace")
 
 
-def decode_all(encoding, responses):
+def decode_all(encoding: tiktoken.Encoding, responses: Iterable[Iterable[int]]) -> list[str]:
     """Responses as token lists -> strings, without EOS."""
     eos = eos_id(encoding)
     return [decode(encoding, [token for token in response if token != eos]) for response in responses]

@@ -1,27 +1,31 @@
-"""The tokenizer.json of a Hugging Face folder -> a tiktoken Encoding with the ids that the `tokenizers` library gives.
+"""The tokenizer.json of a Hugging Face folder -> a tiktoken Encoding.
 
-Byte-level BPEs: GPT-2, GPT-NeoX (Pythia), Llama 3, Qwen2, SmolLM2 and their like. What tiktoken cannot represent
-(SentencePiece, WordPiece, other normalizers, ...) is refused by name, never approximated.
+It gives the ids that the `tokenizers` library gives, for byte-level BPEs: GPT-2, GPT-NeoX (Pythia),
+Llama 3, Qwen2, SmolLM2 and their like. What tiktoken cannot represent (SentencePiece, WordPiece,
+other normalizers, ...) is refused by name, never approximated.
 """
 
 import functools
 import json
 import re
 import unicodedata
+from pathlib import Path
 
 import regex
 import tiktoken
 
 from nanoroads.errors import InputError
 
-GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # what ByteLevel splits at
-# ByteLevel writes a byte that is no visible Latin-1 character as one from U+0100 on.
+# What ByteLevel splits at.
+GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# How ByteLevel writes bytes: a visible Latin-1 character as itself, the others as the characters
+# from U+0100 on.
 VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-BYTE_OF = {chr(b): b for b in VISIBLE} | {
-    chr(256 + i): b for i, b in enumerate(b for b in range(256) if b not in VISIBLE)
-}
+INVISIBLE = [byte for byte in range(256) if byte not in VISIBLE]
+BYTE_OF = {chr(byte): byte for byte in VISIBLE}
+BYTE_OF.update({chr(256 + place): byte for place, byte in enumerate(INVISIBLE)})
 # Settings of a tokenizer.json that change ids, and the values that tiktoken can represent.
-ONLY = {
+SUPPORTED = {
     "model": {
         "type": "BPE",
         "dropout": None,
@@ -37,174 +41,337 @@ ONLY = {
 
 
 class FolderEncoding(tiktoken.Encoding):
-    """tokenizer.json as a tiktoken Encoding, whose encode_ordinary first does what the file asks for before the merges.
+    """A tiktoken Encoding that first does what the file asks for before the merges.
 
-    added: patterns of the added tokens that plain text may hold (NeoX: runs of spaces), before and after NFC; special: a
-    pattern of the others; bos: ids that start a text; eos: the id that ends a response, or None. Special tokens in plain text
-    stay text."""
+    folder      the Hugging Face folder
+    config      its special_tokens_map.json and tokenizer_config.json, as one dict
+    normalize   text -> text: NFC, or nothing
+    ids         {text: id} of the added tokens, special or not
+    special     a pattern of the special ones, which stay text where they stand in plain text
+    added_first, added_normalized
+                patterns of the other added tokens, which plain text may hold (NeoX: runs of
+                spaces): looked for before the text is normalized, and after; None without any
+    stages      the patterns that cut a text before tiktoken's own does
+    unreached   {id: bytes} of tokens that no text encodes to
+    known       the number of ids; those from here on are stand-ins that encode_ordinary takes out
+    bos         the ids that start a text
+    eos         the id that ends a response, or None
+    """
 
-    def __init__(self, folder):
-        self.folder, path = folder, folder / "tokenizer.json"
-        try:
-            theirs = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise InputError(
-                f"{path}: no such file; of Hugging Face tokenizers only this form can be read"
-            ) from None
-        model, added = theirs["model"], theirs.get("added_tokens") or []
-        merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", ())]
+    def __init__(self, folder: Path):
+        path = folder / "tokenizer.json"
+        specification = read_specification(path)
+        model = specification["model"]
+        added_tokens = specification.get("added_tokens") or []
+        merges = read_merges(model)
         vocab = dict(model["vocab"])
-        only(path, "model", model)
-        normalizers = flat(theirs.get("normalizer"), "normalizers")
-        for normalizer in normalizers:
-            only(path, "normalizer", normalizer)
-        self.normalize = functools.partial(unicodedata.normalize, "NFC") if normalizers else str
-        for token in added:
-            only(path, "added token", token)
-        *first, last = patterns(path, theirs.get("pre_tokenizer"))
-        self.stages = [regex.compile(p) for p in first]
+        check_settings(path, specification)
 
-        # tiktoken's rank is both a merge's priority and its id, so the ids must be in the order of the merges.
-        results = list(dict.fromkeys(left + right for left, right in merges))
-        ids = [vocab.get(token, -1) for token in results]
-        if any(a >= b for a, b in zip([-1, *ids], ids, strict=False)):
-            raise InputError(f"{path}: its ids are not in the order of its merges, which tiktoken needs")
-        self.ids = names = {t["content"]: t["id"] for t in added}
-        try:
-            spelled = {token: bytes(BYTE_OF[c] for c in token) for token in vocab if token not in names}
-        except KeyError as error:
-            raise InputError(f"{path}: a token holds {error}, which ByteLevel never writes") from None
-        whole = set(results) | set(spelled if model.get("ignore_merges") else ())
-        ranks = {b: vocab[token] for token, b in spelled.items() if len(b) == 1 or token in whole}
-        # The rest no text can reach, but a model may sample it. Named so that it does not clash with a true added token.
-        rest = {f"{token}\0": vocab[token] for token, b in spelled.items() if b not in ranks}
-        self.unreached = {vocab[token]: b for token, b in spelled.items() if b not in ranks}
-        self.known = max([*vocab.values(), *names.values()]) + 1
-        for byte in range(
-            256
-        ):  # a byte without a token would crash tiktoken: it gets an id that encode_ordinary takes out
-            ranks.setdefault(bytes([byte]), self.known + byte)
-        # The last alternative: what the pattern leaves between its matches is a piece of its own; tiktoken would drop it.
-        split = f"(?:{last})|(?:(?!{last})(?s:.))+"
-        super().__init__(str(folder), pat_str=split, mergeable_ranks=ranks, special_tokens=names | rest)
+        # Where a text is cut: the last pattern is tiktoken's, those before it are ours.
+        *early_patterns, last_pattern = split_patterns(path, specification.get("pre_tokenizer"))
+        has_normalizer = bool(components(specification.get("normalizer"), "normalizers"))
+        self.normalize = functools.partial(unicodedata.normalize, "NFC") if has_normalizer else str
+        self.stages = [regex.compile(pattern) for pattern in early_patterns]
+
+        # The tokens: added ones, those that text encodes to, those that only a model can sample.
+        merged = merged_tokens(path, merges, vocab)
+        self.ids = {token["content"]: token["id"] for token in added_tokens}
+        spelled = spell_tokens(path, vocab, self.ids)
+        reachable = set(spelled) if model.get("ignore_merges") else merged
+        ranks, unreached = ranks_and_unreached(vocab, spelled, reachable)
+        self.unreached = {vocab[token]: spelled[token] for token in unreached}
+        self.known = max([*vocab.values(), *self.ids.values()]) + 1
+        give_each_byte_a_rank(ranks, self.known)
+
+        # tiktoken needs a name for every id; one with \0 does not clash with an added token's.
+        special_tokens = dict(self.ids)
+        for token in unreached:
+            special_tokens[f"{token}\0"] = vocab[token]
+        super().__init__(
+            str(folder),
+            pat_str=pattern_without_gaps(last_pattern),
+            mergeable_ranks=ranks,
+            special_tokens=special_tokens,
+        )
         self.max_token_value = self.known - 1
 
-        self.special = any_of(t["content"] for t in added if t.get("special")) or re.compile("(?!)")
-        plain = [t for t in added if not t.get("special")]
-        self.added = {
-            late: any_of(t["content"] for t in plain if t["normalized"] == late) for late in (False, True)
-        }
-        self.bos = start_of_text(theirs.get("post_processor"), names)
-        self.config = read_json(folder / "special_tokens_map.json") | read_json(
-            folder / "tokenizer_config.json"
-        )
-        self.eos = names.get(content(self.config.get("eos_token")))
-        for file in ("generation_config.json", "config.json"):  # a list there: the first is the one
-            if self.eos is None:
-                eos = read_json(folder / file).get("eos_token_id")
-                eos = eos[0] if isinstance(eos, list) and eos else eos
-                self.eos = eos if type(eos) is int and 0 <= eos < self.known else None
+        # What stands around and inside a text.
+        self.folder = folder
+        self.read_added_tokens(added_tokens)
+        self.bos = start_of_text(specification.get("post_processor"), self.ids)
+        self.config = read_optional_json(folder / "special_tokens_map.json")
+        self.config.update(read_optional_json(folder / "tokenizer_config.json"))
+        self.eos = find_eos(folder, self.config, self.ids, self.known)
 
-    def decode_single_token_bytes(self, token):
-        """The bytes of one token. Raises KeyError for an id that is none."""
+    def read_added_tokens(self, added_tokens):
+        """Set the patterns of the added tokens: special, added_first, added_normalized."""
+        special = [token["content"] for token in added_tokens if token.get("special")]
+        self.special = pattern_of_any(special) or re.compile("(?!)")  # (?!) matches nothing
+        self.added_first = pattern_of_any(plain_texts(added_tokens, normalized=False))
+        self.added_normalized = pattern_of_any(plain_texts(added_tokens, normalized=True))
+
+    def decode_single_token_bytes(self, token: int) -> bytes:
+        """The bytes of one token. Raises KeyError for an invalid id."""
         if token >= self.known:
             raise KeyError(token)
-        return self.unreached[token] if token in self.unreached else super().decode_single_token_bytes(token)
+        if token in self.unreached:
+            return self.unreached[token]
+        return super().decode_single_token_bytes(token)
 
-    def encode_ordinary(self, text):
-        """Text -> list of ids. A byte that has no token is left out, as the `tokenizers` library does; `encode` below raises."""
+    def encode_ordinary(self, text: str) -> list[int]:
+        """Text -> list of ids, special tokens read as text.
+
+        A byte that has no token is left out, as the `tokenizers` library does; tokenizer.encode
+        raises InputError instead."""
         ids = []
-        for piece, is_added in cut(text, self.added[False]):
-            for part, is_token in (
-                [(piece, True)] if is_added else cut(self.normalize(piece), self.added[True])
-            ):
-                parts = [] if is_token else [part]
-                for stage in self.stages:
-                    parts = [x for whole in parts for x, _ in cut(whole, stage)]
-                ids += [self.ids[part]] if is_token else []
-                ids += [
-                    i for x in parts for i in super(FolderEncoding, self).encode_ordinary(x) if i < self.known
-                ]
+        for piece, is_added in split_at_matches(text, self.added_first):
+            if is_added:
+                ids.append(self.ids[piece])
+            else:
+                ids += self.encode_normalized(self.normalize(piece))
         return ids
 
+    def encode_normalized(self, text):
+        """Text after normalization -> list of ids."""
+        ids = []
+        for piece, is_added in split_at_matches(text, self.added_normalized):
+            if is_added:
+                ids.append(self.ids[piece])
+            else:
+                ids += self.encode_between_added(piece)
+        return ids
 
-def cut(text, pattern):
-    """Yields (piece, whether it is a match) so that the pieces make up the text. pattern: compiled, or None."""
-    at = 0
-    for match in pattern.finditer(text) if pattern else ():
-        if match.start() > at:
-            yield text[at : match.start()], False
-        yield match.group(), True
-        at = match.end()
-    if at < len(text):
-        yield text[at:], False
-
-
-def any_of(tokens):
-    """A pattern of any of the tokens, the longest first, or None."""
-    return (
-        re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
-        if (tokens := list(tokens))
-        else None
-    )
-
-
-def flat(node, key):
-    """A component of tokenizer.json, or a Sequence of them -> list."""
-    parts = node.get(key, []) if node and node.get("type") == "Sequence" else [node] if node else []
-    return [x for part in parts for x in (flat(part, key) if part.get("type") == "Sequence" else [part])]
+    def encode_between_added(self, text):
+        """Text without added tokens -> list of ids. tiktoken makes the last cut, and merges."""
+        pieces = [text]
+        for pattern in self.stages:
+            pieces = [part for piece in pieces for part, _ in split_at_matches(piece, pattern)]
+        ids = []
+        for piece in pieces:
+            ids += super().encode_ordinary(piece)
+        return [i for i in ids if i < self.known]
 
 
-def only(path, what, node):
-    for key, value in ONLY[what].items():
-        if node.get(key) not in (value, None):
-            raise InputError(f"{path}: {what} with {key} {node[key]!r} is not supported, only {value!r}")
+# ---------------------------------------------------------------- reading and checking the file
 
 
-def patterns(path, node):
-    """The pre-tokenizer as a list of patterns: each cuts the pieces that the one before it left."""
-    found, parts = [], flat(node, "pretokenizers")
-    for part in parts:
-        kind = part["type"]
-        if kind == "Digits":
-            found.append(r"\p{N}" if part.get("individual_digits") else r"\p{N}+")
-        elif kind == "Split":
-            only(path, "pre-tokenizer Split", part)
-            pattern = part["pattern"]
-            found.append(pattern["Regex"] if "Regex" in pattern else re.escape(pattern["String"]))
-        elif kind == "ByteLevel":
-            only(path, "pre-tokenizer ByteLevel", part)
-            found += [GPT2] if part.get("use_regex", True) else []
-        else:
-            raise InputError(f"{path}: pre-tokenizer {kind} is not supported")
-    if [p["type"] for p in parts].count("ByteLevel") != 1 or parts[-1]["type"] != "ByteLevel":
-        raise InputError(
-            f"{path}: its pre-tokenizer does not end in ByteLevel, so it is not a byte-level BPE"
-        )
-    return found or ["(?s:.+)"]
-
-
-def start_of_text(node, names):
-    """The ids that the post-processor puts before a text: BOS where the family has one, as Llama 3."""
-    for part in flat(node, "processors"):
-        if part.get("type") == "TemplateProcessing":
-            start = part["single"][: next(i for i, p in enumerate(part["single"]) if "Sequence" in p)]
-            return [
-                names[token]
-                for p in start
-                for token in part["special_tokens"][p["SpecialToken"]["id"]]["tokens"]
-            ]
-    return []
-
-
-def read_json(path):
-    """The object in a file that need not be there. Raises InputError."""
+def read_specification(path):
+    """What tokenizer.json holds. Raises InputError if there is no such file."""
     try:
-        return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such file; of Hugging Face tokenizers only this form can be read"
+        ) from None
+
+
+def read_optional_json(path):
+    """The object in a file that need not be there. Raises InputError."""
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError):
         raise InputError(f"{path}: not a JSON object") from None
 
 
-def content(token):
+def read_merges(model):
+    """The pairs of tokens that are merged, in order.
+
+    Older files write a pair as one text with a space in it."""
+    merges = []
+    for pair in model.get("merges", ()):
+        merges.append(pair.split(" ") if isinstance(pair, str) else pair)
+    return merges
+
+
+def check_settings(path, specification):
+    """Raise InputError if tiktoken cannot represent model, normalizer or added tokens."""
+    check_supported(path, "model", specification["model"])
+    for normalizer in components(specification.get("normalizer"), "normalizers"):
+        check_supported(path, "normalizer", normalizer)
+    for token in specification.get("added_tokens") or []:
+        check_supported(path, "added token", token)
+
+
+def check_supported(path, what, node):
+    """Raise InputError if the node differs from SUPPORTED[what]; absent and null are fine."""
+    for key, value in SUPPORTED[what].items():
+        if node.get(key) not in (value, None):
+            raise InputError(f"{path}: {what} with {key} {node[key]!r} is not supported, only {value!r}")
+
+
+def components(node, key):
+    """A component of tokenizer.json, or a Sequence of them, perhaps nested -> list.
+
+    key: where a Sequence keeps its parts."""
+    if not node:
+        return []
+    if node.get("type") != "Sequence":
+        return [node]
+    flattened = []
+    for part in node.get(key, []):
+        if part.get("type") == "Sequence":
+            flattened += components(part, key)
+        else:
+            flattened.append(part)
+    return flattened
+
+
+# ---------------------------------------------------------------- where a text is cut
+
+
+def split_patterns(path, node):
+    """The pre-tokenizer as a list of patterns. Raises InputError.
+
+    Each cuts the pieces that the one before it left."""
+    parts = components(node, "pretokenizers")
+    patterns = []
+    for part in parts:
+        kind = part["type"]
+        if kind == "Digits":
+            patterns.append(r"\p{N}" if part.get("individual_digits") else r"\p{N}+")
+        elif kind == "Split":
+            check_supported(path, "pre-tokenizer Split", part)
+            pattern = part["pattern"]
+            patterns.append(pattern["Regex"] if "Regex" in pattern else re.escape(pattern["String"]))
+        elif kind == "ByteLevel":
+            check_supported(path, "pre-tokenizer ByteLevel", part)
+            if part.get("use_regex", True):
+                patterns.append(GPT2)
+        else:
+            raise InputError(f"{path}: pre-tokenizer {kind} is not supported")
+    kinds = [part["type"] for part in parts]
+    if kinds.count("ByteLevel") != 1 or kinds[-1] != "ByteLevel":
+        raise InputError(
+            f"{path}: its pre-tokenizer does not end in ByteLevel, so it is not a byte-level BPE"
+        )
+    return patterns or ["(?s:.+)"]  # nothing cuts: the text is one piece
+
+
+def pattern_without_gaps(pattern):
+    """A pattern that also matches what `pattern` leaves over, which tiktoken would drop."""
+    return f"(?:{pattern})|(?:(?!{pattern})(?s:.))+"
+
+
+def pattern_of_any(tokens):
+    """A compiled pattern of any of the tokens, the longest first; None without tokens."""
+    if not tokens:
+        return None
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(re.escape(token) for token in longest_first))
+
+
+def split_at_matches(text, pattern):
+    """Yields (piece, whether it is a match); the pieces make up the text.
+
+    pattern: compiled, or None, which matches nothing."""
+    begin = 0
+    matches = pattern.finditer(text) if pattern else ()
+    for match in matches:
+        if match.start() > begin:
+            yield text[begin : match.start()], False
+        yield match.group(), True
+        begin = match.end()
+    if begin < len(text):
+        yield text[begin:], False
+
+
+def plain_texts(added_tokens, normalized):
+    """The texts of the added tokens that plain text may hold, with this value of "normalized"."""
+    plain = [token for token in added_tokens if not token.get("special")]
+    return [token["content"] for token in plain if token["normalized"] == normalized]
+
+
+# ---------------------------------------------------------------- tokens and their ranks
+
+
+def merged_tokens(path, merges, vocab):
+    """The set of tokens that merges make. Raises InputError unless their ids are in that order.
+
+    tiktoken has one number, the rank, for both a merge's priority and its token's id."""
+    merged = list(dict.fromkeys(left + right for left, right in merges))
+    previous = -1
+    for token in merged:
+        token_id = vocab.get(token, -1)
+        if previous >= token_id:
+            raise InputError(f"{path}: its ids are not in the order of its merges, which tiktoken needs")
+        previous = token_id
+    return set(merged)
+
+
+def spell_tokens(path, vocab, added_ids):
+    """{token as the file writes it: its bytes} of all but the added tokens. Raises InputError."""
+    spelled = {}
+    try:
+        for token in vocab:
+            if token not in added_ids:
+                spelled[token] = bytes(BYTE_OF[character] for character in token)
+    except KeyError as error:
+        raise InputError(f"{path}: a token holds {error}, which ByteLevel never writes") from None
+    return spelled
+
+
+def ranks_and_unreached(vocab, spelled, reachable):
+    """({bytes: id} of the tokens that text can encode to, list of the others' names in the file).
+
+    Text reaches single bytes, and the tokens of the set `reachable`. No text encodes to the others;
+    a model can still sample them."""
+    ranks = {}
+    unreached = []
+    for token, token_bytes in spelled.items():
+        if len(token_bytes) == 1 or token in reachable:
+            ranks[token_bytes] = vocab[token]
+        else:
+            unreached.append(token)
+    return ranks, unreached
+
+
+def give_each_byte_a_rank(ranks, first_free):
+    """Add stand-ins from id `first_free` on: tiktoken would crash at a byte that has no token."""
+    for value in range(256):
+        ranks.setdefault(bytes([value]), first_free + value)
+
+
+# ---------------------------------------------------------------- the tokens around a text
+
+
+def start_of_text(post_processor, added_ids):
+    """The ids that the post-processor puts before a text: BOS if the family has one, as Llama 3."""
+    for part in components(post_processor, "processors"):
+        if part.get("type") == "TemplateProcessing":
+            return ids_before_the_text(part, added_ids)
+    return []
+
+
+def ids_before_the_text(template, added_ids):
+    """The ids of what stands before the text in a TemplateProcessing. Raises ValueError."""
+    ids = []
+    for piece in template["single"]:
+        if "Sequence" in piece:  # here stands the text
+            return ids
+        special = template["special_tokens"][piece["SpecialToken"]["id"]]
+        ids += [added_ids[token] for token in special["tokens"]]
+    raise ValueError("the post-processor has no place for the text")
+
+
+def find_eos(folder, config, added_ids, known):
+    """The id that ends a response, by the first file that names a valid one, or None.
+
+    config: the tokenizer's own, whose eos_token is a text; in the model's files eos_token_id is an
+    id or a list of ids, of which the first counts. Raises InputError."""
+    eos = added_ids.get(text_of_token(config.get("eos_token")))
+    if eos is not None:
+        return eos
+    for name in ("generation_config.json", "config.json"):
+        eos = read_optional_json(folder / name).get("eos_token_id")
+        if isinstance(eos, list) and eos:
+            eos = eos[0]
+        if type(eos) is int and 0 <= eos < known:  # bool is an int, too, and not an id
+            return eos
+    return None
+
+
+def text_of_token(token):
     """Special tokens are named by their text, or by an object that holds it."""
     return token.get("content") if isinstance(token, dict) else token

@@ -1,7 +1,8 @@
 """A run's weights: saved, resumed, and loaded as a policy or as a reward model.
 
-A finished run is config.json + model.safetensors + metrics.jsonl. While it trains, resume.safetensors holds weights, the
-optimizer's moments and the step in one file, so that they cannot disagree.
+A finished run is config.json + model.safetensors + metrics.jsonl. While it trains,
+resume.safetensors holds weights, the optimizer's moments and the step in one file, so that they
+cannot disagree.
 """
 
 from pathlib import Path
@@ -24,22 +25,23 @@ from nanoroads.weights.hf import load_hf
 
 
 def finite_weights(folder, model):
-    """cpu_weights, or InputError: never overwrite, in `folder`, a good checkpoint with NaN weights."""
+    """The model's cpu_weights. Raises InputError for NaN and infinity.
+
+    A model that went wrong must not replace, in `folder`, the last one that had not."""
     tensors = cpu_weights(model)
     if not all_finite(tensors):
-        raise InputError(
-            f"{folder}: the weights are not finite; a lower --lr may help; its last checkpoint is kept"
-        )
+        hint = "a lower --lr may help; its last checkpoint is kept"
+        raise InputError(f"{folder}: the weights are not finite; {hint}")
     return tensors
 
 
 def save_model(folder, model):
-    """model.safetensors of a run. Raises InputError: weights that are not finite, a full disk."""
+    """Write model.safetensors of a run. Raises InputError, e.g. for NaN weights."""
     write_safetensors(Path(folder) / "model.safetensors", finite_weights(folder, model))
 
 
 def save_state(folder, model, optimizer, step):
-    """All that a resumed run needs, in one file, after `step` steps."""
+    """Write all that a resumed run needs, in one file, after `step` steps. Raises InputError."""
     tensors = {f"model.{name}": tensor for name, tensor in finite_weights(folder, model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -48,34 +50,40 @@ def save_state(folder, model, optimizer, step):
 
 
 def load_state(folder, model, optimizer):
-    """Fill model and optimizer from resume.safetensors. Returns the steps that are done, 0 where there is no such file."""
+    """Fill model and optimizer from resume.safetensors. Raises InputError.
+
+    Returns the number of steps that are done, 0 where there is no such file."""
     path = Path(folder) / "resume.safetensors"
     if not path.exists():
         return 0
     tensors, metadata = read_safetensors(path)
     fill(model, tensors_under("model.", tensors), path)
     for name, parameter in model.named_parameters():
-        moments = tensors_under(f"optimizer.{name}.", tensors)
-        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
+        state = tensors_under(f"optimizer.{name}.", tensors)  # AdamW's two moments and its step
+        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
     return int(metadata["step"])
 
 
 def tensors_under(prefix, tensors):
     """{name: tensor} of the names that begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    found = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            found[name.removeprefix(prefix)] = tensor
+    return found
 
 
 def finish(folder, model):
-    """The run is done: model.safetensors is written, then the state that is not needed any more goes."""
+    """The run is done: write model.safetensors, then remove the state, which nobody needs now."""
     save_model(folder, model)
     (Path(folder) / "resume.safetensors").unlink(missing_ok=True)
 
 
 def is_finished(folder):
-    """Whether a run has come to its end; a killed one has no model.safetensors, or still has its state."""
-    return (Path(folder) / "model.safetensors").exists() and not (
-        Path(folder) / "resume.safetensors"
-    ).exists()
+    """Whether a run has come to its end. A killed one has no model yet, or its state still."""
+    has_model = (Path(folder) / "model.safetensors").exists()
+    has_state = (Path(folder) / "resume.safetensors").exists()
+    return has_model and not has_state
 
 
 # ---------------------------------------------------------------- loading
@@ -84,51 +92,58 @@ def is_finished(folder):
 def load_policy(folder, device="cpu", compute_dtype=None, like=None):
     """A language model, from one of our runs or a Hugging Face folder, with fp32 weights.
 
-    compute_dtype: of matrix products (None: fp32), see GPT. like: a model that reads the same tokens; see
-    `check_vocabulary`. Raises InputError, also where the folder holds a reward model."""
+    compute_dtype: of matrix products (None: fp32), see GPT. like: a model that reads the same
+    batches, see `check_fits`. Raises InputError, also where the folder holds a reward model."""
     model = load_model(folder, device=device, compute_dtype=compute_dtype)
     if model.config.head != "lm":
         raise InputError(f"{folder}: a reward model, where a policy is wanted")
-    check_vocabulary(folder, model, like)
+    check_fits(folder, model, like)
     return model
 
 
 def load_reward_model(folder, device="cpu", compute_dtype=None, like=None):
-    """A reward model of either class: one with a scalar head, or a policy, whose log-ratio to a reference is its reward."""
+    """A reward model of either class, with fp32 weights; arguments and errors as load_policy's.
+
+    Global: a model with a scalar head. Local: a policy, its log-ratio to a reference the reward."""
     model = load_model(folder, device=device, compute_dtype=compute_dtype)
-    check_vocabulary(folder, model, like)
+    check_fits(folder, model, like)
     return model
 
 
 def new_reward_model(folder, device="cpu", compute_dtype=None, readout="last"):
-    """The trunk of a policy with a new scalar head, of standard deviation 1/sqrt(D + 1) (Stiennon et al., 2009.01325).
+    """The trunk of a policy, with fp32 weights, and a new scalar head.
 
-    readout: "last" or "sum", see GPTConfig. Raises InputError."""
+    The head is drawn from torch's global generator, its standard deviation is 1/sqrt(D + 1)
+    (Stiennon et al., 2009.01325). readout: "last" or "sum", see GPTConfig. Raises InputError."""
     return load_model(folder, device=device, compute_dtype=compute_dtype, head="scalar", readout=readout)
 
 
-def check_vocabulary(folder, model, like):
-    """Raises InputError unless the model of `folder` can read the batches of `like` (a model, or None: no matter)."""
+def check_fits(folder, model, like):
+    """Raises InputError unless the model of `folder` can read the batches of the policy `like`.
+
+    It must share the vocabulary, and have at least its context. like None: nothing is checked."""
     if like is None:
         return
-    if model.config.vocab_size != like.config.vocab_size:
-        sizes = f"{model.config.vocab_size}, that of the policy {like.config.vocab_size}"
-        raise InputError(f"{folder}: its vocab_size is {sizes}")
-    if model.config.block_size < like.config.block_size:
-        sizes = f"{model.config.block_size}, that of the policy {like.config.block_size}"
-        raise InputError(f"{folder}: its block_size is {sizes}")
+    vocabulary, wanted = model.config.vocab_size, like.config.vocab_size
+    if vocabulary != wanted:
+        raise InputError(f"{folder}: its vocab_size is {vocabulary}, that of the policy {wanted}")
+    context, wanted = model.config.block_size, like.config.block_size
+    if context < wanted:
+        raise InputError(f"{folder}: its block_size is {context}, that of the policy {wanted}")
 
 
 def load_model(folder, dtype=None, device="cpu", compute_dtype=None, head=None, readout=None):
     """A GPT from one of our runs or a Hugging Face folder.
 
-    dtype: of the weights (None: fp32). compute_dtype: of matrix products (None: the weights'). head, readout: override
-    the config's. Raises InputError naming the file and the tensor."""
+    dtype: of the weights (None: fp32). compute_dtype: of matrix products (None: the weights').
+    head, readout: override the config's; a scalar head that the folder does not hold is new.
+    Raises InputError naming the file and the tensor."""
     config = read_config(folder)
+    folder = local_folder(folder)
     if "model_type" in config:
-        model_config, tensors, path = load_hf(local_folder(folder), config)
+        model_config, tensors, path = load_hf(folder, config)
     else:
-        model_config, tensors, path = load_run(local_folder(folder), config)
+        model_config, tensors, path = load_run(folder, config)
     model_config.head = head or model_config.head
     model_config.readout = readout or model_config.readout
     try:
@@ -141,13 +156,16 @@ def load_model(folder, dtype=None, device="cpu", compute_dtype=None, head=None, 
         model.init_scalar_head()
     elif model_config.tied:
         model.lm_head.weight = model.embedding.weight
-    fill(model, tensors, path, may_be_new=("scalar_head.weight",) if head == "scalar" else ())
+    may_be_new = ["scalar_head.weight"] if head == "scalar" else []
+    fill(model, tensors, path, may_be_new)
     model.compute_dtype = compute_dtype
     return model.to(device)
 
 
 def load_run(folder, config):
-    """One of our finished runs, its config.json as a dict -> (GPTConfig, tensors, path for error messages)."""
+    """One of our finished runs, its config.json as a dict -> (GPTConfig, {name: tensor}, path).
+
+    path: of the weights, for error messages. Raises InputError."""
     path = folder / "model.safetensors"
     if "model" not in config:
         raise InputError(f"{folder}/config.json: neither a run of nanoroads nor a Hugging Face model")
@@ -164,9 +182,9 @@ def load_run(folder, config):
 
 
 def fill(model, tensors, path, may_be_new=()):
-    """Load {name: tensor} into the model; names in may_be_new may be missing, and stay as they are initialised.
+    """Load {name: tensor} into the model. Raises InputError naming the file and the tensor.
 
-    Raises InputError naming the file and the tensor."""
+    Names in may_be_new may be missing; these tensors stay as they are initialised."""
     expected = model.state_dict()
     if model.config.tied and "lm_head.weight" in expected and "lm_head.weight" not in tensors:
         embedding = tensors.get("embedding.weight", expected["lm_head.weight"])
@@ -177,7 +195,7 @@ def fill(model, tensors, path, may_be_new=()):
         if name in tensors and tensors[name].shape != value.shape:
             shapes = f"{tuple(tensors[name].shape)}, the config says {tuple(value.shape)}"
             raise InputError(f"{path}: {name} is {shapes}")
-    heads = ("lm_head.weight", "scalar_head.weight")  # a policy's head may be replaced by the other
+    heads = ("lm_head.weight", "scalar_head.weight")  # the other kind of head is left out
     for name in tensors:
         if name not in expected and name not in heads:
             raise InputError(f"{path}: holds a tensor {name} that the config has no place for")

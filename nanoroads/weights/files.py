@@ -1,4 +1,7 @@
-"""Files on disk: whole or not there. JSON and safetensors, written beside and renamed into place; nothing is unpickled."""
+"""Files on disk: JSON and safetensors, each whole or not there.
+
+They are written beside their place and renamed into it. Nothing is ever unpickled.
+"""
 
 import json
 import os
@@ -10,21 +13,18 @@ from safetensors.torch import save_file
 
 from nanoroads.errors import InputError
 
-UMASK = os.umask(0)  # reading it takes setting it
+UMASK = os.umask(0)  # the only way to read it is to set it
 os.umask(UMASK)
-CONFIG_TYPES = {
-    "args": dict,
-    "model": dict,
-    "tokenizer": str,
-    "reference": str,
-    "beta": (int, float),
-}  # of our config.json
+# Keys of our config.json, where they are there.
+CONFIG_TYPES = {"args": dict, "model": dict, "tokenizer": str, "reference": str, "beta": (int, float)}
 
 # ---------------------------------------------------------------- writing
 
 
 def write_atomic(path, write):
-    """Call write(temporary path), flush the file to disk, then rename it to `path`. Raises InputError: the disk is full."""
+    """Call write(temporary path), flush the file to disk, then rename it to `path`.
+
+    Raises InputError where safetensors cannot write: the disk is full, or may not be written to."""
     temporary = Path(f"{path}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -32,7 +32,7 @@ def write_atomic(path, write):
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~UMASK)  # safetensors makes its files private
         os.replace(temporary, path)
-    except SafetensorError as error:  # the disk is full, or may not be written to
+    except SafetensorError as error:
         raise InputError(f"{path}: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -54,9 +54,10 @@ def write_safetensors(path, tensors, metadata=None):
 
 
 def delete_half_written(folder):
-    """Remove what a killed run was writing; `.tmp??????` is how safetensors names its temporary files."""
-    for path in [*folder.glob("*.tmp"), *folder.glob(".tmp??????")]:
-        path.unlink()
+    """Remove what a killed run was writing: our temporary files, and safetensors' `.tmp??????`."""
+    for pattern in ("*.tmp", ".tmp??????"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)  # one may fit both patterns
 
 
 # ---------------------------------------------------------------- reading
@@ -84,17 +85,20 @@ def read_safetensors(path):
 
 
 def local_folder(folder):
-    """A folder's path; for `hf:org/name` the path that huggingface_hub has downloaded it to. Raises InputError."""
+    """A folder's path; for `hf:org/name` the path that huggingface_hub downloads it to.
+
+    Raises InputError."""
     name = str(folder)
     if not name.startswith("hf:"):
         return Path(folder)
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(name[3:], allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+        wanted = ["*.json", "*.safetensors", "*.jinja"]
+        return Path(snapshot_download(name.removeprefix("hf:"), allow_patterns=wanted))
     except ImportError:
         raise InputError(f"{name}: to download it, pip install huggingface_hub") from None
-    except Exception as error:  # whatever the hub, the network or the disk raises, the name cannot be had
+    except Exception as error:  # of the hub, the network or the disk: too many kinds to name
         raise InputError(f"{name}: {error}") from None
 
 
@@ -104,7 +108,7 @@ def read_config(folder):
     if not path.exists():
         raise InputError(f"{folder}: no such run (it has no config.json)")
     config = read_json_object(path)
-    if "model_type" in config:  # Hugging Face's; weights/hf.py checks it
+    if "model_type" in config:  # Hugging Face's; weights/hf_config.py checks it
         return config
     for name, kind in CONFIG_TYPES.items():
         if name in config and not isinstance(config[name], kind):
@@ -113,10 +117,11 @@ def read_config(folder):
 
 
 def cpu_weights(model):
-    """A model's state_dict on the CPU, without the second name of a tied embedding (safetensors refuses shared memory)."""
-    tied = model.config.tied and model.config.head == "lm"
+    """A model's state_dict on the CPU, without the second name of a tied embedding.
+
+    safetensors refuses tensors that share memory."""
     tensors = model.state_dict()
-    if tied:
+    if model.config.tied and model.config.head == "lm":
         del tensors["lm_head.weight"]
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 

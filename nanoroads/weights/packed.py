@@ -1,6 +1,6 @@
-"""Faster decoding on an x86 CPU: a twin of a model whose matrices are in the layout that oneDNN multiplies with.
+"""Faster decoding on an x86 CPU: a twin of a model, its matrices in the layout that oneDNN likes.
 
-A reader of the sampler can skip this file: `decoding_twin(model, ...)` computes what `model` computes.
+A reader of the sampler can skip this file: `decoding_twin(model, ...)` computes what `model` does.
 """
 
 import copy
@@ -12,8 +12,10 @@ WORTH_PACKING = 1 << 20  # parameters; with fewer, packing takes longer than it 
 
 
 class PackedLinear(nn.Module):
-    """nn.Linear with its weight packed for oneDNN. For the few rows of a decoding step it takes a third (fp32) or half
-    (bf16) of the time of nn.Linear, which works through a plain weight at a fraction of memory's speed."""
+    """nn.Linear with its weight packed for oneDNN.
+
+    For the few rows of a decoding step it takes a third (fp32) or half (bf16) of the time of
+    nn.Linear, which works through a plain weight at a fraction of memory's speed."""
 
     def __init__(self, linear, dtype, rows):
         super().__init__()
@@ -22,31 +24,33 @@ class PackedLinear(nn.Module):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), rows)
 
     def forward(self, x):
+        # "none", [], "": no activation behind the product.
         return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias, "none", [], "")
 
 
 def can_pack(dtype):
-    """Whether oneDNN multiplies packed matrices of this dtype on this machine. Measured on x86 alone."""
-    if not torch.backends.mkldnn.is_available() or not torch.backends.cpu.get_cpu_capability().startswith(
-        "AVX"
-    ):
+    """Whether oneDNN multiplies packed matrices of this dtype on this machine."""
+    is_x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")  # elsewhere not measured
+    if not is_x86 or not torch.backends.mkldnn.is_available():
         return False
     if dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not where there is AVX2 alone
     return dtype == torch.float32
 
 
 def decoding_twin(model, dtype, rows):
-    """The model to decode `rows` rows with in `dtype`: on an x86 CPU a twin with PackedLinear modules, elsewhere itself.
+    """The model to decode `rows` rows with in `dtype`: a twin with PackedLinear, if it pays.
 
-    The twin shares all parameters but the matrices, of which it holds a copy; the model stays as it is."""
-    if model.embedding.weight.device.type != "cpu" or model.trunk_is_compiled or not can_pack(dtype):
+    Else it is the model itself. The twin shares all parameters but the matrices, of which it
+    holds a copy; the model stays as it is."""
+    on_cpu = model.embedding.weight.device.type == "cpu"
+    if not on_cpu or model.trunk_is_compiled or not can_pack(dtype):
         return model
     matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
     if sum(matrix.numel() for matrix in matrices) < WORTH_PACKING:
         return model
     shared = {id(parameter): parameter for parameter in model.parameters()}
-    twin = copy.deepcopy(model, shared)  # deepcopy's memo: what is in it is not copied
+    twin = copy.deepcopy(model, memo=shared)  # what is in the memo is not copied
     for module in list(twin.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):

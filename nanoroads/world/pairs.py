@@ -24,8 +24,8 @@ TEST_SEEDS = 2**31  # the test split's seeds begin here: in the hidden world bot
 def draw(policy, encoding, world, prompts, n, seed):
     """n (prompt, first, second): two samples of each of n random prompts, at temperature 1.
 
-    Draws again if the two samples are equal (no information) or one was cut off (its text cannot show
-    that)."""
+    Draws again if the two samples are equal (no information) or one was cut off (its text cannot
+    show that). Raises InputError for a policy whose samples are hardly ever good for a pair."""
     eos = tokenizer.eos_id(encoding)
     generator = torch.Generator().manual_seed(seed)
     triples = []
@@ -72,7 +72,9 @@ def main(argv=None):
     if args.split == "test":
         seed += TEST_SEEDS
     triples = draw(policy, encoding, world, roadmap.prompts(world, args.split), args.n, seed)
-    prompts, first, second = zip(*triples, strict=True)
+    prompts = [prompt for prompt, _, _ in triples]
+    first = [answer for _, answer, _ in triples]
+    second = [answer for _, _, answer in triples]
     write_rows(args.out, roadmap.label_pairs(world, prompts, first, second, seed=seed))
     print(f"{args.out}: {args.n} pairs\nnext: python train_dpo.py --init {args.policy}")
 

@@ -33,7 +33,7 @@ def task_of_run(config: dict) -> "MapTask | FileTask":
 
 
 def response_length(task, given, context, prompts):
-    """Tokens of a sampled response, at most: `given` (--max-new-tokens), or None: what suits the task.
+    """The most tokens a sampled response may have: `given`, or the task's default if that is None.
 
     context: the model's. prompts: as tokens. Raises InputError where they do not fit together."""
     room = context - max(map(len, prompts))
@@ -111,17 +111,17 @@ class MapTask:
         if eval_data:
             raise InputError("--eval-data: the map has its own held-out pairs; it goes with --data FILE")
         name = self.world.name
-        sft = ["train_sft.py", "--data", name, "--out", init, "--resume", "--seed", seed]
-        make_if_missing(init / "model.safetensors", sft)
+        make_sft = ["train_sft.py", "--data", name, "--out", init, "--resume", "--seed", seed]
+        make_if_missing(init / "model.safetensors", make_sft)
         trained_on = read_config(init).get("args", {}).get("data", name)
         if trained_on != name:  # its pairs would be of another world
             raise InputError(
                 f"{init}: a policy of --data {trained_on}, not of {name}; --init DIR names (or makes) another"
             )
         train, test = init / "pairs.jsonl", init / "pairs_test.jsonl"
-        sample = ["-m", "nanoroads.world.pairs", "--policy", init, "--seed", seed]
-        make_if_missing(train, [*sample, "--out", train])
-        make_if_missing(test, [*sample, "--split", "test", "--n", 1000, "--out", test])
+        make_pairs = ["-m", "nanoroads.world.pairs", "--policy", init, "--seed", seed]
+        make_if_missing(train, [*make_pairs, "--out", train])
+        make_if_missing(test, [*make_pairs, "--split", "test", "--n", 1000, "--out", test])
         return train, test
 
     # ------------------------------------------------------------ sampling and measures
@@ -131,8 +131,8 @@ class MapTask:
 
     def measure(self, policy, reference, encoding, groups_per_pass):
         prompts = roadmap.prompts(self.world, "test")
-        samples = measure_on_map(policy, reference, self.world, encoding, prompts, groups_per_pass)
-        return {f"map_{name}": sum(values) / len(values) for name, values in samples.items()}
+        measures = measure_on_map(policy, reference, self.world, encoding, prompts, groups_per_pass)
+        return {f"map_{name}": sum(values) / len(values) for name, values in measures.items()}
 
     def true_reward(self, prompts, responses, encoding):
         rewards = []
@@ -151,7 +151,7 @@ class MapTask:
         return roadmap.prompts(self.world, "test")[0] if self.world.hidden else "WA>FL:"
 
     def check_prompt(self, prompt):
-        self.world.reward(prompt, "")
+        self.world.reward(prompt, "")  # raises on a malformed prompt
 
     def comment(self, prompt, answer):
         parts = roadmap.reward_parts(prompt, answer, self.world)
@@ -175,7 +175,7 @@ def measure_on_map(policy, reference, world, encoding, prompts, groups_per_pass=
     reference).
 
     prompts: strings; `samples` responses are drawn for each. KL in nats. Returns {name: one value per
-    sample}; take mean_se."""
+    sample}; average with score.mean_se."""
     ids, responses = sample_routes(policy, world, encoding, prompts, samples, seed=seed)
     _, likeliest = sample_routes(policy, world, encoding, prompts, 1, temperature=0)
     values = {"reward": [], "legal": [], "arrives": [], "moves": [], "greedy_reward": [], "kl": []}

@@ -4,8 +4,10 @@ import pytest
 import torch
 from helpers.tiny import SHAPES, tiny
 
-from nanoroads import generate as module
-from nanoroads.generate import PackedLinear, generate, packed, sample_token, stream
+from nanoroads.generate import generate, sample_token, stream
+from nanoroads.model import KVCache
+from nanoroads.weights import packed
+from nanoroads.weights.packed import PackedLinear, can_pack, decoding_twin
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5], [8, 9, 7, 9]]
 PROMPTS_7 = [[t % 7 for t in prompt] for prompt in PROMPTS]
@@ -28,9 +30,13 @@ def test_greedy_equals_the_uncached_forward(kind, k):
         wanted = [greedy(model, p, 12) for p in PROMPTS]
         assert len({tuple(w) for w in wanted}) > 1
         assert generate(model, PROMPTS, k, 12, temperature=0) == [[w] * k for w in wanted]
-        assert generate(model, PROMPTS[2:3] * 2, k, 12, temperature=0) == [[wanted[2]] * k] * 2  # nothing to pad
+        assert (
+            generate(model, PROMPTS[2:3] * 2, k, 12, temperature=0) == [[wanted[2]] * k] * 2
+        )  # nothing to pad
         eos = wanted[1][7]
-        assert generate(model, PROMPTS, k, 12, temperature=0, eos=eos) == [[greedy(model, p, 12, eos)] * k for p in PROMPTS]
+        assert generate(model, PROMPTS, k, 12, temperature=0, eos=eos) == [
+            [greedy(model, p, 12, eos)] * k for p in PROMPTS
+        ]
 
 
 def test_top_k_1_is_greedy():
@@ -63,7 +69,10 @@ def test_it_stops_when_every_row_has():
 
 def test_a_seed_is_a_sample():
     model = tiny("gqa")
-    draw = lambda seed: generate(model, PROMPTS, 4, 10, temperature=2.0, seed=seed)  # noqa: E731
+
+    def draw(seed):
+        return generate(model, PROMPTS, 4, 10, temperature=2.0, seed=seed)
+
     state = torch.get_rng_state()
     assert draw(5) == draw(5) != draw(6)
     assert torch.equal(torch.get_rng_state(), state)  # the global generator is not touched
@@ -72,7 +81,9 @@ def test_a_seed_is_a_sample():
 
 
 def allowed(logits, temperature, top_k, top_p):
-    """The definition, one token at a time: k likeliest; of these the shortest run whose probability reaches top_p."""
+    """The definition, one token at a time.
+
+    The k likeliest; of these the shortest run whose probability reaches top_p."""
     order = sorted(range(len(logits)), key=lambda i: -logits[i])
     p = (torch.tensor(logits, dtype=torch.float64) / temperature).exp()
     order = order[: top_k or None]
@@ -94,7 +105,9 @@ def test_top_k_and_top_p_are_their_definitions(temperature):
     u = (torch.arange(n) + 0.5) / n
     for top_k in (0, 1, 4, 11, 50):
         for top_p in (1.0, 0.9, 0.5, 0.01):
-            token = sample_token(rows.repeat_interleave(n, 0), u.repeat(20), temperature, top_k, top_p).view(20, n)
+            token = sample_token(rows.repeat_interleave(n, 0), u.repeat(20), temperature, top_k, top_p).view(
+                20, n
+            )
             share = torch.nn.functional.one_hot(token, 11).double().mean(1)  # (20, 11)
             wanted = torch.stack([allowed(row, temperature, top_k, top_p) for row in rows.tolist()])
             assert not share[wanted == 0].any() and share[wanted > 1.001 / n].all()
@@ -116,7 +129,9 @@ def test_a_sample_does_not_depend_on_when_others_finish():
     model = tiny(vocab_size=7)
     alone = [row for group in generate(model, PROMPTS_7, 30, 15, temperature=3.0) for row in group]
     for eos in range(1, 4):
-        rows = [row for group in generate(model, PROMPTS_7, 30, 15, temperature=3.0, eos=eos) for row in group]
+        rows = [
+            row for group in generate(model, PROMPTS_7, 30, 15, temperature=3.0, eos=eos) for row in group
+        ]
         assert min(map(len, rows)) < 4 and max(map(len, rows)) > 9
         assert rows == [row[: row.index(eos) + 1] if eos in row else row for row in alone]
 
@@ -125,12 +140,16 @@ def test_a_sample_does_not_depend_on_when_others_finish():
 @pytest.mark.parametrize("kind", ["learned", "gqa"])
 @torch.no_grad()
 def test_frequencies_are_probabilities(kind, temperature):
-    """Pairs of tokens, so that one comes from the prefill and one from the cache. Two prompts of different lengths."""
+    """Pairs of tokens, so that one comes from the prefill and one from the cache.
+
+    Two prompts of different lengths."""
     model, n = tiny(kind, vocab_size=4, n_embd=16), 8000
     prompts = [[1, 2, 3], [2]]
     for prompt, rows in zip(prompts, generate(model, prompts, n, 2, temperature=temperature), strict=True):
         first = (model.logits(torch.tensor([prompt]))[0, -1] / temperature).softmax(-1)
-        second = (model.logits(torch.tensor([[*prompt, a] for a in range(4)]))[:, -1] / temperature).softmax(-1)
+        second = (model.logits(torch.tensor([[*prompt, a] for a in range(4)]))[:, -1] / temperature).softmax(
+            -1
+        )
         p = (first[:, None] * second).flatten()  # (16,)
         count = torch.bincount(torch.tensor([4 * a + b for a, b in rows]), minlength=16)
         z = (count - n * p) / (n * p * (1 - p)).clamp(min=1).sqrt()
@@ -141,28 +160,34 @@ def test_frequencies_are_probabilities(kind, temperature):
 def test_a_prompt_is_prefilled_once(monkeypatch):
     model, shapes = tiny(), []
     trunk = model.trunk
-    monkeypatch.setattr(model, "trunk", lambda tokens, *a: shapes.append(tuple(tokens.shape)) or trunk(tokens, *a))
+    monkeypatch.setattr(
+        model, "trunk", lambda tokens, *a: shapes.append(tuple(tokens.shape)) or trunk(tokens, *a)
+    )
     generate(model, PROMPTS, 6, 5)
     assert shapes == [(4, 7)] + [(24, 1)] * 4
 
 
-@pytest.mark.skipif(
-    not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")),
-    reason="not an x86 CPU with oneDNN",
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def can_be_packed(dtype):
+    """A parameter that is skipped where oneDNN does not do it, as bf16 on a CPU with AVX2 alone."""
+    skip = pytest.mark.skipif(not can_pack(dtype), reason=f"this CPU multiplies no packed {dtype}")
+    return pytest.param(dtype, marks=skip)
+
+
+def linears(model):
+    return [module for module in model.modules() if type(module) is torch.nn.Linear]
+
+
+@pytest.mark.parametrize("dtype", [can_be_packed(torch.float32), can_be_packed(torch.bfloat16)])
 @pytest.mark.parametrize("kind", SHAPES)
 def test_a_packed_twin_is_the_model(kind, dtype, monkeypatch):
-    """The same logits and samples, from a model that is left as it was; small models, fp64 and compiled trunks are not packed."""
+    """The same logits and samples, from a model that is left as it was."""
     model = tiny(kind).to(dtype)
     before = {name: p.clone() for name, p in model.state_dict().items()}
-    assert packed(model, dtype, 4) is model
     wanted = generate(model, PROMPTS, 2, 8, temperature=0)
-    monkeypatch.setattr(module, "PACK", 1)
-    twin = packed(model, dtype, 4)
-    assert (
-        sum(isinstance(m, PackedLinear) for m in twin.modules()) == sum(type(m) is torch.nn.Linear for m in model.modules()) > 8
-    )
+    monkeypatch.setattr(packed, "WORTH_PACKING", 1)
+    twin = decoding_twin(model, dtype, 4)
+    assert sum(isinstance(m, PackedLinear) for m in twin.modules()) == len(linears(model)) > 8
+    assert not linears(twin)
     tokens = torch.tensor([PROMPTS[0], PROMPTS[0][::-1]])
     with torch.no_grad():
         expected = model.logits(tokens)
@@ -172,11 +197,79 @@ def test_a_packed_twin_is_the_model(kind, dtype, monkeypatch):
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
     if dtype == torch.float32:
         assert generate(model, PROMPTS, 2, 8, temperature=0) == wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_what_is_not_packed_is_the_model_itself(kind, dtype, monkeypatch):
+    """Small models, fp64 and compiled trunks, on any CPU."""
+    model = tiny(kind).to(dtype)
+    assert decoding_twin(model, dtype, 4) is model
+    monkeypatch.setattr(packed, "WORTH_PACKING", 1)
+    assert decoding_twin(model.double(), torch.float64, 4) is model
+    monkeypatch.setattr(torch, "compile", lambda trunk, **options: trunk)
+    model.compile_trunk()
+    assert decoding_twin(model.to(dtype), dtype, 4) is model
+
+
+def test_a_cpu_without_bf16_decodes_with_the_model_itself(monkeypatch):
+    model = tiny("gqa").float()
+    model.compute_dtype = torch.bfloat16
+    wanted = generate(model, PROMPTS, 2, 8, temperature=0)
+    monkeypatch.setattr(packed, "WORTH_PACKING", 1)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
+    assert not can_pack(torch.bfloat16)
+    assert decoding_twin(model, torch.bfloat16, 4) is model
+    assert generate(model, PROMPTS, 2, 8, temperature=0) == wanted
+
+
+@pytest.mark.parametrize("without", ["oneDNN", "x86"])
+def test_another_cpu_decodes_with_the_model_itself(without, monkeypatch):
+    model = tiny().float()
+    monkeypatch.setattr(packed, "WORTH_PACKING", 1)
+    if without == "oneDNN":
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    else:
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    for dtype in (torch.float32, torch.bfloat16):
+        assert not can_pack(dtype)
+        assert decoding_twin(model, dtype, 4) is model
+
+
+SAMPLING = [
+    {"temperature": 0},
+    {"temperature": 2.0, "seed": 1},
+    {"temperature": 2.0, "top_k": 7, "top_p": 0.9, "eos": 3, "seed": 2},
+]
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_the_compute_dtype_samples_as_autocast_did(kind):
+    plain, low = tiny(kind).float(), tiny(kind).float()
+    low.compute_dtype = torch.bfloat16
+    for options in SAMPLING:
+        wanted = generate(plain, PROMPTS, 3, 12, **options)
         with torch.autocast("cpu", torch.bfloat16):
-            assert next(stream(model, PROMPTS, 2, 8))[0].shape == (8,)
-    assert packed(model.double(), torch.float64, 4) is model
-    model.trunk = model.trunk
-    assert packed(model.to(dtype), dtype, 4) is model
+            rounded = generate(plain, PROMPTS, 3, 12, **options)
+        assert generate(low, PROMPTS, 3, 12, **options) == rounded
+        low.compute_dtype = torch.float32  # that of the weights: as without
+        assert generate(low, PROMPTS, 3, 12, **options) == wanted
+        low.compute_dtype = torch.bfloat16
+
+
+def test_the_cache_is_in_the_compute_dtype(monkeypatch):
+    """And a packed twin decodes in it."""
+    model = tiny().float()
+    model.compute_dtype = torch.bfloat16
+    dtypes = []
+    append = KVCache.append
+    monkeypatch.setattr(
+        KVCache, "append", lambda cache, *rest: dtypes.append(cache.k.dtype) or append(cache, *rest)
+    )
+    assert next(stream(model, PROMPTS, 2, 8))[0].shape == (8,)
+    monkeypatch.setattr(packed, "WORTH_PACKING", 1)
+    assert next(stream(model, PROMPTS, 2, 8))[0].shape == (8,)
+    assert set(dtypes) == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,18 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 import all_roads
-from nanoroads import evaluate, report, roadmap, tokenizer
 from nanoroads.errors import InputError
 from nanoroads.model import GPT, GPTConfig
+from nanoroads.report import measures, on_map, write
+from nanoroads.report.phases import Phase, acquire, by_critical_path, run_phases, start
+from nanoroads.text import tokenizer
+from nanoroads.world import optimum, roadmap
 
 ENCODING = tokenizer.get("roadmap")
 PROMPTS = roadmap.prompts(roadmap.WORLDS["roadmap"], "test")[:6]
@@ -27,7 +31,7 @@ def test_best_of_n_is_the_truth_at_the_favourite():
     value = torch.zeros(2, 16)
     value[0, 3], value[1, 10] = 1.0, 1.0
     true = torch.arange(32.0).view(2, 16)
-    rows = all_roads.best_of_n(value, true)
+    rows = measures.best_of_n(value, true)
     assert rows["16"] == (3 + 26) / 2
     assert rows["1"] == true.mean().item()  # every sample counts once
     # blocks of 8: (0..7 -> 3), (8..15 -> 8, a tie: the first), (16..23 -> 16), (24..31 -> 26)
@@ -36,9 +40,12 @@ def test_best_of_n_is_the_truth_at_the_favourite():
 
 
 def test_combine_takes_means_and_errors_over_seeds():
-    rows = [{"a": {"mean": m, "se": 9.0, "kl_to_optimum": 2 * m}, "n": {"nll": m}, "routes": "x"} for m in (1.0, 3.0)]
-    assert all_roads.combine(rows[:1]) == rows[0]
-    both = all_roads.combine(rows)
+    rows = [
+        {"a": {"mean": m, "se": 9.0, "kl_to_optimum": 2 * m}, "n": {"nll": m}, "routes": "x"}
+        for m in (1.0, 3.0)
+    ]
+    assert measures.combine(rows[:1]) == rows[0]
+    both = measures.combine(rows)
     assert both["a"] == {"mean": 2.0, "se": 1.0, "kl_to_optimum": 4.0}
     assert both["n"] == {"nll": 2.0} and both["routes"] == "x"
 
@@ -46,26 +53,25 @@ def test_combine_takes_means_and_errors_over_seeds():
 def test_the_optimum_is_the_reference_on_shortest_routes():
     """KL(pi* || pi_ref) = -log of pi_ref's mass on them, since pi* = pi_ref / mass there."""
     ref = policy()
-    row = all_roads.optimum_row(ref, ENCODING, PROMPTS)
+    row = measures.optimum_row(ref, PROMPTS)
     kls = []
     for prompt in PROMPTS:
-        routes = [(prompt, r) for r in roadmap.shortest_routes(prompt)]
-        logp = evaluate.score(ref, *all_roads.route_tokens(ENCODING, routes), all_roads.SIZES, all_roads.CPU).flatten()
+        logp = on_map.route_logps(ref, {prompt: optimum.shortest_routes(prompt)})[prompt]
         best = (logp - logp.logsumexp(0)).exp()
         kls.append((best * (best.log() - logp)).sum().item())
     assert row["kl_to_ref"]["mean"] == pytest.approx(sum(kls) / len(kls), rel=1e-5)
-    assert row["reward"]["mean"] == pytest.approx(sum(map(roadmap.optimal_reward, PROMPTS)) / len(PROMPTS))
+    assert row["reward"]["mean"] == pytest.approx(sum(map(optimum.optimal_reward, PROMPTS)) / len(PROMPTS))
 
 
 def test_errors_are_over_prompts_not_samples():
-    row = all_roads.per_prompt([1.0, 3.0, 5.0, 7.0], ["p", "q"])
+    row = on_map.over_prompts([1.0, 3.0, 5.0, 7.0], ["p", "q"])
     assert row["mean"] == 4.0 and row["se"] == pytest.approx(math.sqrt(8 / 2))
 
 
 def test_greedy_routes_are_of_prompts_ever_further_apart(monkeypatch):
-    monkeypatch.setattr(all_roads, "load_model", lambda folder: policy())
+    monkeypatch.setattr(measures, "load_policy", lambda folder: policy())
     prompts = roadmap.prompts(roadmap.WORLDS["roadmap"], "test")
-    rows = all_roads.greedy_routes(all_roads.Path("x"), ENCODING, prompts)
+    rows = measures.greedy_routes(Path("x"), prompts)
     assert [rows["optimum"][p].count(">") for p in rows["sft"]] == [2, 3, 4, 5]
     assert all(p in prompts for p in rows["dpo"]) and set(rows) == {"sft", "dpo", "rlhf_global", "optimum"}
 
@@ -76,15 +82,16 @@ def test_greedy_routes_are_of_prompts_ever_further_apart(monkeypatch):
 def test_every_phase_comes_after_those_it_needs():
     for quick in (True, False):
         for world in roadmap.WORLDS:
-            seen = set()
-            for name, needs, command in all_roads.plan(all_roads.Path("o/seed0"), 0, world, quick):
-                assert set(needs) <= seen
+            earlier = set()
+            for name, needs, command in all_roads.plan(Path("o/seed0"), 0, world, quick):
+                assert set(needs) <= earlier
                 assert all(isinstance(word, str) for word in command) and "--out" in command
-                seen.add(name)
+                earlier.add(name)
 
 
 def test_device_and_kernel_reach_the_training_scripts():
-    for _, _, command in all_roads.plan(all_roads.Path("o"), 0, "roadmap", False, "--device", "cpu", "--kernel", "torch"):
+    machine = ["--device", "cpu", "--kernel", "torch"]
+    for _, _, command in all_roads.plan(Path("o"), 0, "roadmap", False, machine):
         assert ("--kernel" in command and "--device" in command) == command[0].startswith("train_")
 
 
@@ -93,22 +100,22 @@ def phase(tmp_path, name, text, needs=()):
     (tmp_path / "mark.py").write_text(
         "import sys\nopen(sys.argv[2], 'a').write(sys.argv[3] + '\\n')\nsys.exit(sys.argv[3] == 'bad')\n"
     )
-    return name, list(needs), ["-m", "mark", "--out", str(tmp_path / name), text]
+    return Phase(name, list(needs), ["-m", "mark", "--out", str(tmp_path / name), text])
 
 
 def test_finished_phases_are_not_run_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     phases = [phase(tmp_path, "b", "second", ["a"]), phase(tmp_path, "a", "first")]
-    seconds = all_roads.run_phases(phases, tmp_path, 2)
+    seconds = run_phases(phases, tmp_path, 2)
     assert list(seconds) == ["a", "b"] and (tmp_path / "a").read_text() == "first\n"
     stamp = (tmp_path / "a").stat().st_mtime_ns
-    assert all_roads.run_phases(phases, tmp_path, 2).keys() == seconds.keys()
+    assert run_phases(phases, tmp_path, 2).keys() == seconds.keys()
     assert (tmp_path / "a").stat().st_mtime_ns == stamp
     (tmp_path / "a").unlink()  # its result is gone: run it again, and only it
     stamp = (tmp_path / "b").stat().st_mtime_ns
-    all_roads.run_phases(phases, tmp_path, 2)
+    run_phases(phases, tmp_path, 2)
     assert (tmp_path / "a").read_text() == "first\n" and (tmp_path / "b").stat().st_mtime_ns == stamp
-    all_roads.run_phases([phase(tmp_path, "a", "other")], tmp_path, 2)  # another command
+    run_phases([phase(tmp_path, "a", "other")], tmp_path, 2)  # another command
     assert (tmp_path / "a").read_text() == "other\n"
     assert set(json.loads((tmp_path / "phases.json").read_text())) == {"a", "b"}
 
@@ -116,8 +123,29 @@ def test_finished_phases_are_not_run_again(tmp_path, monkeypatch, capsys):
 def test_a_phase_that_fails_is_named_and_kept_out_of_the_ledger(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(InputError, match="a failed"):
-        all_roads.run_phases([phase(tmp_path, "a", "bad"), phase(tmp_path, "b", "x", ["a"])], tmp_path, 2)
+        run_phases([phase(tmp_path, "a", "bad"), phase(tmp_path, "b", "x", ["a"])], tmp_path, 2)
     assert not (tmp_path / "phases.json").exists() and not (tmp_path / "b").exists()
+
+
+def test_the_longest_chain_of_waiting_phases_goes_first():
+    names_and_needs = [("a", []), ("b", []), ("c", ["b"]), ("d", ["c"]), ("e", ["a"]), ("f", [])]
+    ordered = by_critical_path([Phase(name, needs, ["x.py"]) for name, needs in names_and_needs])
+    assert [phase.name for phase in ordered] == ["b", "a", "c", "d", "e", "f"]
+
+
+def test_a_child_keeps_the_lock_when_its_parent_is_gone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "wait.py").write_text("import time\ntime.sleep(0.5)\n")
+    with open(tmp_path / "lock", "w") as lock:
+        acquire(lock, tmp_path)
+        job = start(Phase("a", [], ["-m", "wait", "--out", str(tmp_path / "a")]), tmp_path, 1, lock)
+    assert job.child.poll() is None  # the parent has closed its file; the child still runs
+    with open(tmp_path / "lock", "w") as lock:
+        acquire(lock, tmp_path)
+        assert job.child.wait(timeout=5) == 0
+    job.log.close()
+    assert "waiting for the phases" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- the report
@@ -140,7 +168,9 @@ def results(sft=0.2, dpo=0.4, rlhf=0.5, short=(0.4, 0.41), hidden=(0.4, 0.41), k
         "seeds": [0],
         "pairs": 5000,
         "seconds": {"sft": 1.0, "total": 2.0},
-        "policies": {n: {"reward": cell(r), "greedy_reward": cell(r), "kl_to_ref": cell(1)} for n, r in rewards.items()},
+        "policies": {
+            n: {"reward": cell(r), "greedy_reward": cell(r), "kl_to_ref": cell(1)} for n, r in rewards.items()
+        },
         "reward_models": {
             "dpo": {"nll": 0.63, "accuracy": 0.6, "best_of_n": best(0.4)},
             "local": {"nll": 0.7, "accuracy": 0.6, "best_of_n": best(0.5)},
@@ -154,31 +184,41 @@ def results(sft=0.2, dpo=0.4, rlhf=0.5, short=(0.4, 0.41), hidden=(0.4, 0.41), k
 
 
 def test_the_verdict_can_go_either_way():
-    words = lambda **r: [line.split(":")[0] for line in report.verdict(results(**r))[:5]]  # noqa: E731
+    words = lambda **r: [line.split(":")[0] for line in write.verdict(results(**r))[:5]]  # noqa: E731
     assert words() == ["yes"] * 5
-    assert words(rlhf=0.39) == ["NO", "yes", "yes", "NO", "NO"]  # no advantage, so none of which half could be gone
+    assert words(rlhf=0.39) == [
+        "NO",
+        "yes",
+        "yes",
+        "NO",
+        "NO",
+    ]  # no advantage, so none of which half could be gone
     assert words(dpo=0.1) == ["yes", "NO", "yes", "yes", "yes"]
     assert words(kl=0.26) == ["yes", "yes", "NO", "yes", "yes"]
     assert words(short=(0.4, 0.46)) == ["yes", "yes", "yes", "NO", "yes"]
     assert words(hidden=(0.4, 0.46)) == ["yes", "yes", "yes", "yes", "NO"]
-    last = report.verdict(results())[5]
+    last = write.verdict(results())[5]
     assert "likelihood: global, dpo, local" in last and "best-of-16: global, local, dpo" in last
 
 
 def test_the_report_holds_the_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr(report.common, "read_metrics", lambda at: [{"step": 1, "kl": 1, "true_reward": 0, "reward": 0}])
-    monkeypatch.setattr(report, "read_config", lambda at: {"kl": 0.5, "beta": 0.3})
-    report.write(results(), tmp_path, tmp_path)
+    monkeypatch.setattr(
+        write, "read_metrics", lambda run: [{"step": 1, "kl": 1, "true_reward": 0, "reward": 0}]
+    )
+    monkeypatch.setattr(write, "read_config", lambda run: {"kl": 0.5, "beta": 0.3})
+    write.write_report(results(), tmp_path, tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert (
-        "| rlhf_global | 0.500 ± 0.010 |" in text and "| short horizon | 0.100 ± 0.010 | 0.400 ± 0.010 | 0.410 ± 0.010 |" in text
+        "| rlhf_global | 0.500 ± 0.010 |" in text
+        and "| short horizon | 0.100 ± 0.010 | 0.400 ± 0.010 | 0.410 ± 0.010 |" in text
     )
     assert "| global | 0.600 | 0.600 | 0.100 | 0.550 |" in text
     for name in ("rewards", "best_of_n", "equivalence", "routes", "overoptimisation"):
         assert f"({name}.png)" in text and (tmp_path / f"{name}.png").stat().st_size > 5_000
 
 
-def test_a_lone_number_of_seeds_is_how_many():
-    seeds = lambda *words: all_roads.flags(["--seeds", *words]).seeds  # noqa: E731
-    assert (seeds("3"), seeds("0"), seeds("1"), seeds("4", "7")) == ([0, 1, 2], [0], [0], [4, 7])
+def test_seeds_are_a_list_of_seeds():
+    seeds = lambda *words: all_roads.parse_flags(["--seeds", *words]).seeds  # noqa: E731
+    assert (seeds("3"), seeds("0"), seeds("1"), seeds("4", "7")) == ([3], [0], [1], [4, 7])
     assert seeds("4", "7", "4") == [4, 7]
+    assert all_roads.parse_flags([]).seeds == [0]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from nanoroads import figures
 from nanoroads.errors import InputError
+from nanoroads.report import figures
 
 
 def cell(mean):
@@ -11,8 +11,13 @@ def cell(mean):
 
 
 RESULTS = {
-    "policies": {n: {"reward": cell(0.1 * i), "greedy_reward": cell(0.2 * i)} for i, n in enumerate(figures.NAMES, 1)},
-    "reward_models": {n: {"best_of_n": {"1": 0.2, "4": 0.3, "16": 0.4 + i}} for i, n in enumerate(("dpo", "local", "global"))},
+    "policies": {
+        n: {"reward": cell(0.1 * i), "greedy_reward": cell(0.2 * i)} for i, n in enumerate(figures.NAMES, 1)
+    },
+    "reward_models": {
+        n: {"best_of_n": {"1": 0.2, "4": 0.3, "16": 0.4 + i}}
+        for i, n in enumerate(("dpo", "local", "global"))
+    },
     "best_of_n_true_reward": {"1": 0.2, "4": 0.5, "16": 0.9},
     "equivalence": {"kl_dpo_sft": 1.25},
 }
@@ -28,7 +33,12 @@ def test_rewards_are_the_heights_of_the_bars(tmp_path):
 
 def test_best_of_n_and_equivalence_are_the_points_of_the_lines():
     lines = figures.best_of_n(RESULTS).axes[0].lines
-    assert [list(line.get_ydata()) for line in lines] == [[0.2, 0.3, 0.4], [0.2, 0.3, 1.4], [0.2, 0.3, 2.4], [0.2, 0.5, 0.9]]
+    assert [list(line.get_ydata()) for line in lines] == [
+        [0.2, 0.3, 0.4],
+        [0.2, 0.3, 1.4],
+        [0.2, 0.3, 2.4],
+        [0.2, 0.5, 0.9],
+    ]
     assert list(lines[0].get_xdata()) == [1, 4, 16]
     rows = [{"step": 10, "kl": 3.0}, {"step": 100, "kl_compare": 0.5}, {"step": 200, "kl_compare": 0.25}]
     line = figures.equivalence(RESULTS, rows).axes[0].lines[0]
@@ -52,7 +62,9 @@ def test_routes_say_what_each_policy_earns(tmp_path):
     best = {"WA>CA:": ">OR>CA", "WA>NV:": ">OR>NV"}
     fig = figures.routes({"sft": {"WA>CA:": ">OR>CA", "WA>NV:": ">NV"}, "optimum": best})
     titles = [ax.get_title("left") for ax in fig.axes]
-    assert titles[0] == "SFT: greedy routes, true reward 0.47" and titles[1].endswith("0.95")  # WA>NV is no road
+    assert titles[0] == "SFT: greedy routes, true reward 0.47" and titles[1].endswith(
+        "0.95"
+    )  # WA>NV is no road
     labels = [line.get_label() for line in fig.axes[0].lines]
     assert "WA>CA   0.95" in labels and "WA>NV   0.00" in labels
     fig.savefig(tmp_path / "a.png")

@@ -16,6 +16,7 @@ from helpers.runs import argv, metrics, run, weights
 import train_dpo
 import train_rlhf
 import train_sft
+from nanoroads.report.phases import Phase, run_phases
 from nanoroads.run.run import Run
 from nanoroads.weights import checkpoint
 from nanoroads.weights import files as weight_files
@@ -287,10 +288,6 @@ def test_a_killed_phase_goes_on_from_its_checkpoint(flags_of, uninterrupted, tmp
     script, flags = flags_of["sft"]
     out = tmp_path / "sft"
     kill(script, out, MOMENTS["between checkpoints"], **flags)
-    import all_roads
-
-    from nanoroads.report.phases import Phase, run_phases
-
     write_json(tmp_path / "phases.json", {})
     run_phases([Phase("sft", [], ["train_sft.py", *argv(script, out=out, **flags)])], tmp_path, jobs=2)
     assert same(out, uninterrupted("sft"))

@@ -13,6 +13,7 @@ from helpers.refusals import RULE, change_config, copy, files, row_file, users_o
 from helpers.runs import metrics, read_jsonl, run, weights
 from safetensors.torch import load_file
 
+import all_roads
 import sample
 import train_dpo
 import train_rlhf
@@ -208,6 +209,12 @@ def test_a_checkpoint_to_resume_that_is_broken(how, refuses, sft, tmp_path):
     if how != "no optimizer":
         break_weights(path, how)
     refuses(train_sft, path, **flags)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_ledger_of_all_roads_that_is_broken(text, refuses, tmp_path):
+    (tmp_path / "phases.json").write_text(text)
+    refuses(all_roads, tmp_path / "phases.json", out=tmp_path, quick=True)
 
 
 # ---------------------------------------------------------------- losses that are not finite

@@ -1,19 +1,18 @@
-"""Generalised advantage estimates against their definition, and that PPO moves the policy where the reward is."""
+"""Generalised advantage estimates against their definition; PPO moves the policy to where the reward is."""
 
-import json
-import sys
-from argparse import Namespace
-from pathlib import Path
+from dataclasses import asdict
 
 import pytest
 import torch
+from helpers.runs import metrics, weights
 
-from nanoroads import tokenizer
-from nanoroads.weights.checkpoint import save_config, save_model
+from experiments import ppo
+from nanoroads.batch import pack
+from nanoroads.errors import InputError
 from nanoroads.model import GPT, GPTConfig
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "experiments"))
-import ppo  # noqa: E402
+from nanoroads.text import tokenizer
+from nanoroads.weights.checkpoint import save_model
+from nanoroads.weights.files import write_json
 
 
 def test_gae_is_the_weighted_sum_of_td_errors():
@@ -40,8 +39,6 @@ def test_its_limits_and_its_padding():
 
 
 def test_values_are_read_before_each_token():
-    from nanoroads.batch import pack
-
     torch.manual_seed(0)
     critic = GPT(GPTConfig(vocab_size=20, n_layer=1, n_embd=16, block_size=16, head="scalar"))
     batch = pack([[1, 2, 3]], [[[4, 5], [6]]])
@@ -50,42 +47,88 @@ def test_values_are_read_before_each_token():
     torch.testing.assert_close(seen, alone[[2, 3, 2]])
 
 
-@pytest.mark.parametrize(
-    "flags", [["--epochs", "2"], ["--resume"], ["--export-hf", "x"], ["--micro-batch-size", "2"]]
-)
+@pytest.mark.parametrize("flags", [["--epochs", "2"], ["--export-hf", "x"], ["--micro-batch-size", "2"]])
 def test_flags_that_it_does_not_have(flags, capsys):
     with pytest.raises(SystemExit):
         ppo.flags(flags)
-    assert f"{flags[0]}: not in this experiment" in capsys.readouterr().err
+    assert f"unrecognized arguments: {flags[0]}" in capsys.readouterr().err
 
 
-def test_the_critic_learns_and_the_reward_rises(tmp_path):
-    """On a reward model that is any function of the response, with hardly any KL term."""
+def test_it_refuses_to_resume_and_to_leave_the_map(capsys):
+    with pytest.raises(SystemExit):
+        ppo.flags(["--resume"])
+    assert "--resume: not in this experiment" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        ppo.flags(["--data", "rows.jsonl"])
+    assert "--data rows.jsonl: this experiment runs on the built-in map" in capsys.readouterr().err
+
+
+def test_a_policy_is_no_reward_model(tiny_map):
+    reference = ppo.load_policy(tiny_map / "sft")
+    with pytest.raises(InputError, match="sft: not a reward model"):
+        ppo.load_scalar(tiny_map / "sft", reference)
+
+
+@pytest.fixture(scope="module")
+def tiny_map(tmp_path_factory):
+    """A folder with `sft`, a policy of the map's short world, and `reward`, a reward model that is an
+    arbitrary function of the response."""
     torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("ppo")
     encoding = tokenizer.get("roadmap")
     shape = {"vocab_size": encoding.n_vocab, "n_layer": 1, "n_embd": 16, "block_size": 32, "tied": False}
     for name, head in (("sft", "lm"), ("reward", "scalar")):
         model = GPT(GPTConfig(**shape, head=head))
         with torch.no_grad():
-            for p in model.parameters():
-                p.add_((0.5 if head == "scalar" else 0.1) * torch.randn_like(p))
-        (tmp_path / name).mkdir()
-        save_config(tmp_path / name, Namespace(data="roadmap-short"), "sft", model, "roadmap")
-        save_model(tmp_path / name, model)
+            for parameter in model.parameters():
+                parameter.add_((0.5 if head == "scalar" else 0.1) * torch.randn_like(parameter))
+        (folder / name).mkdir()
+        config = {"model": asdict(model.config), "tokenizer": "roadmap", "args": {"data": "roadmap-short"}}
+        write_json(folder / name / "config.json", config)
+        save_model(folder / name, model)
     for name in ("pairs.jsonl", "pairs_test.jsonl"):
-        (tmp_path / "sft" / name).write_text("{}\n")
-    out = tmp_path / "ppo"
-    flags = "--data roadmap-short --steps 60 --lr 1e-2 --samples 4 --kl 0.01 --log-every 1 --updates 2"
-    flags += f" --init {tmp_path / 'sft'} --out {out}"
-    ppo.main([*flags.split(), "--reward", str(tmp_path / "reward")])
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    mean = lambda name, some: sum(row[name] for row in some) / len(some)  # noqa: E731
+        (folder / "sft" / name).write_text("{}\n")
+    return folder
+
+
+def command(tiny_map, out, flags):
+    inputs = [
+        "--data",
+        "roadmap-short",
+        "--init",
+        str(tiny_map / "sft"),
+        "--reward",
+        str(tiny_map / "reward"),
+    ]
+    return [*inputs, "--out", str(out), "--log-every", "1", "--samples", "4", *flags.split()]
+
+
+def mean(name, rows):
+    return sum(row[name] for row in rows) / len(rows)
+
+
+def test_the_critic_learns_and_the_reward_rises(tiny_map, tmp_path):
+    """With hardly any KL term."""
+    flags = "--steps 60 --lr 1e-2 --critic-lr 1e-2 --kl 0.01 --updates 2"
+    ppo.main(command(tiny_map, tmp_path / "ppo", flags))
+    rows = metrics(tmp_path / "ppo")
     assert rows[0]["kl"] == 0 and rows[0]["clip_fraction"] == 0
     assert mean("reward", rows[-8:]) > mean("reward", rows[:8]) + 0.4
     assert mean("critic_loss", rows[-8:]) < mean("critic_loss", rows[:8])
-    near = flags.replace("--kl 0.01", "--kl 5").replace(str(out), str(tmp_path / "near"))
-    ppo.main([*near.split(), "--reward", str(tmp_path / "reward")])
-    held = [json.loads(line) for line in (tmp_path / "near/metrics.jsonl").read_text().splitlines()]
-    assert abs(mean("kl", held[-8:])) < 0.5 * mean("kl", rows[-8:])
+    ppo.main(command(tiny_map, tmp_path / "near", flags.replace("--kl 0.01", "--kl 5")))
+    near = metrics(tmp_path / "near")
+    assert abs(mean("kl", near[-8:])) < 0.5 * mean("kl", rows[-8:])
     with pytest.raises(ValueError, match="already holds a run"):
-        ppo.main([*flags.split(), "--reward", str(tmp_path / "reward")])
+        ppo.main(command(tiny_map, tmp_path / "ppo", flags))
+
+
+def test_the_critic_has_a_learning_rate_of_its_own(tiny_map, tmp_path):
+    """A lower one leaves the first step of the policy as it is, and the critic's loss higher later on."""
+    for name, critic_lr in (("fast", "1e-2"), ("slow", "1e-5")):
+        flags = f"--lr 1e-5 --critic-lr {critic_lr} --warmup 0 --schedule constant --updates 4 --steps"
+        ppo.main(command(tiny_map, tmp_path / f"{name}-1", f"{flags} 1"))
+        ppo.main(command(tiny_map, tmp_path / name, f"{flags} 8"))
+    assert weights(tmp_path / "fast-1") == weights(tmp_path / "slow-1")
+    fast, slow = metrics(tmp_path / "fast"), metrics(tmp_path / "slow")
+    assert fast[0]["critic_loss"] == slow[0]["critic_loss"]
+    assert fast[3]["critic_loss"] < slow[3]["critic_loss"]

@@ -1,13 +1,15 @@
-"""The summaries' rewards by hand, and what their file must hold. The run itself is experiments/summarize/log.txt."""
+"""The summaries' rewards by hand, and what their file must hold. A run: experiments/summarize/log.txt."""
 
 import collections
 import json
-from argparse import Namespace
+from dataclasses import replace
 
 import pytest
+from helpers.runs import write_jsonl
 
 from experiments import summarize
 from nanoroads.errors import InputError
+from nanoroads.report import summaries
 
 ROWS = [
     {"document": "Pango lays out text; pango draws text on Cairo.", "summary": "text layout with Pango"},
@@ -23,7 +25,7 @@ def test_salient_words_are_frequent_here_and_rare_elsewhere():
 
 
 def test_one_line_counts_salient_words_and_charges_for_length():
-    reward = summarize.rewards(
+    reward = summarize.reward_function(
         "one-line", ROWS
     )  # median length 2; five words: pango, lays, text, cairo, draws
     assert reward(ROWS[0], "Pango text") == pytest.approx(10 * 2 / 5)
@@ -32,31 +34,50 @@ def test_one_line_counts_salient_words_and_charges_for_length():
 
 
 def test_two_words_and_the_hidden_summary():
-    reward = summarize.rewards("two-word", ROWS)  # pango, lays
+    reward = summarize.reward_function("two-word", ROWS)  # pango, lays
     assert (
         reward(ROWS[0], "pango lays"),
         reward(ROWS[0], "pango"),
         reward(ROWS[0], "pango lays out text"),
     ) == (10, 5, 5)
-    hidden = summarize.rewards("hidden", ROWS)
+    hidden = summarize.reward_function("hidden", ROWS)
     assert hidden(ROWS[1], "vector graphics") == 10 and hidden(ROWS[1], "vector") == pytest.approx(10 * 2 / 3)
 
 
 def read(path, **size):
-    sizes = {"words": 99, "sft": 1, "pairs": 1, "test": 1} | size
-    return summarize.read_documents(Namespace(data=path, size=Namespace(**sizes), seed=0))
+    sizes = {"words": 99, "sft": 1, "pairs": 1, "test": 1, **size}
+    return summarize.read_documents(path, replace(summarize.FULL, **sizes), seed=0)
 
 
 def test_documents(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    parts, short = read(path)
-    assert sorted(parts[n][0]["summary"] for n in ("sft", "pairs", "test")) == sorted(
-        row["summary"] for row in ROWS
-    )
-    assert len(read(path, words=7, sft=0)[1]) == 2  # the first document has nine words
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    documents = read(path)
+    parts = [documents.sft[0], documents.pairs[0], documents.test[0]]
+    assert sorted(row["summary"] for row in parts) == sorted(row["summary"] for row in ROWS)
+    assert len(read(path, words=7, sft=0).all) == 2  # the first document has nine words
     with pytest.raises(InputError, match="3 short documents, 9 are needed"):
         read(path, sft=7)
     path.write_text('{"document": "a b"}\n')
-    with pytest.raises(InputError, match="document and summary"):
+    with pytest.raises(InputError, match="rows.jsonl:1: .* document and summary"):
         read(path)
+    path.write_text(json_line(ROWS[0]) + "no JSON\n")
+    with pytest.raises(InputError, match="rows.jsonl:2: not a JSON object"):
+        read(path)
+
+
+def json_line(row):
+    return json.dumps(row) + "\n"
+
+
+def test_sizes():
+    files = ["--model", "m", "--data", "d"]
+    assert summarize.flags(files)[1] == summarize.FULL
+    assert summarize.flags([*files, "--reduced"])[1] == summarize.REDUCED
+    _, tiny = summarize.flags([*files, "--tiny", "--reduced", "--dtype", "float32"])
+    assert (tiny.steps, tiny.words, tiny.dtype) == (5, summarize.REDUCED.words, "float32")
+
+
+def test_what_the_report_says_of_a_difference():
+    assert summaries.finding({"mean": 0.3, "se": 0.1}) == "RLHF is ahead"
+    assert summaries.finding({"mean": -0.3, "se": 0.1}) == "DPO is ahead"
+    assert "no gap" in summaries.finding({"mean": -0.1, "se": 0.1})

@@ -1,9 +1,12 @@
-"""Encodings: stable ids, one token a state, nothing dropped in silence."""
+"""Encodings: stable ids, one token per state, nothing dropped in silence."""
+
+from types import SimpleNamespace
 
 import pytest
 
-from nanoroads import roadmap, tokenizer
 from nanoroads.errors import InputError
+from nanoroads.text import tokenizer
+from nanoroads.world import roadmap
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,9 @@ def test_demonstrations_take_one_token_a_state(encoding):
         for row in roadmap.demonstrations(world, 200, 0):
             assert len(tokenizer.encode(encoding, row["prompt"])) == 3
             ids = tokenizer.encode(encoding, row["response"])
-            assert len(ids) == row["response"].count(">") <= world.max_moves and 48 <= min(ids) <= max(ids) < 96
+            assert (
+                len(ids) == row["response"].count(">") <= world.max_moves and 48 <= min(ids) <= max(ids) < 96
+            )
 
 
 @pytest.mark.parametrize(
@@ -95,17 +100,23 @@ def test_unknown_names(tmp_path, encoding):
 
 
 def test_ids_that_no_text_has_are_left_out():
-    """A vocabulary that is padded to a round size has ids without text, and a policy may sample one."""
+    """A vocabulary padded to a round size has ids without text, and a policy may sample one."""
     encoding = tokenizer.get("roadmap")
-    assert tokenizer.decode(encoding, [*tokenizer.encode(encoding, ">OR"), 120, *tokenizer.encode(encoding, ">CA")]) == ">OR>CA"
+    assert (
+        tokenizer.decode(
+            encoding, [*tokenizer.encode(encoding, ">OR"), 120, *tokenizer.encode(encoding, ">CA")]
+        )
+        == ">OR>CA"
+    )
     assert tokenizer.piece(encoding, 120) == b"" and tokenizer.piece(encoding, 96) == b":"
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
-    from types import SimpleNamespace
+
+    def sized(vocab_size):
+        return SimpleNamespace(config=SimpleNamespace(vocab_size=vocab_size))
 
     (tmp_path / "config.json").write_text('{"tokenizer": "roadmap"}')
-    sized = lambda n: SimpleNamespace(config=SimpleNamespace(vocab_size=n))  # noqa: E731
     assert tokenizer.of(tmp_path, sized(98))[0] == tokenizer.of(tmp_path, sized(128))[0] == "roadmap"
     with pytest.raises(InputError, match="98 tokens, its model 97"):
         tokenizer.of(tmp_path, sized(97))

@@ -2,25 +2,42 @@
 
 import json
 import os
-from argparse import Namespace
 from dataclasses import asdict
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from helpers.tiny import SHAPES, tiny
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-from nanoroads import checkpoint, common
-from nanoroads.weights.checkpoint import finish, is_finished, load_model, load_state, save_config, save_model, save_state
 from nanoroads.errors import InputError
 from nanoroads.model import GPT
+from nanoroads.run.optim import adamw, update
+from nanoroads.weights import files
+from nanoroads.weights.checkpoint import (
+    fill,
+    finish,
+    is_finished,
+    load_model,
+    load_policy,
+    load_reward_model,
+    load_state,
+    new_reward_model,
+    save_model,
+    save_state,
+)
+from nanoroads.weights.files import cpu_weights, read_config, write_atomic, write_json
 
-ARGS = Namespace(lr=0.01, weight_decay=0.1, warmup=0, schedule="constant", clip=1.0)
 TOKENS = torch.arange(20).view(2, 10)
 
 
+def describe(out, model):
+    """The part of a run's config.json that loading reads."""
+    write_json(out / "config.json", {"stage": "sft", "model": asdict(model.config), "tokenizer": "roadmap"})
+
+
 def saved(out, model):
-    save_config(out, Namespace(seed=0), "sft", model, "roadmap")
+    describe(out, model)
     save_model(out, model)
     return out
 
@@ -35,7 +52,7 @@ def equal(a, b):
 
 def test_write_atomic_is_all_or_nothing(tmp_path):
     path = tmp_path / "file"
-    checkpoint.write_atomic(path, lambda p: p.write_text("one"))
+    write_atomic(path, lambda p: p.write_text("one"))
 
     def fails(p):
         p.write_text("tw")
@@ -43,26 +60,28 @@ def test_write_atomic_is_all_or_nothing(tmp_path):
 
     for write in (fails, lambda p: 1 / 0):
         with pytest.raises((KeyboardInterrupt, ZeroDivisionError)):
-            checkpoint.write_atomic(path, write)
+            write_atomic(path, write)
         assert path.read_text() == "one" and os.listdir(tmp_path) == ["file"]
-    checkpoint.write_atomic(path, lambda p: p.write_text("two"))
+    write_atomic(path, lambda p: p.write_text("two"))
     assert path.read_text() == "two" and os.listdir(tmp_path) == ["file"]
 
     def fully(p):
-        raise checkpoint.SafetensorError("No space left on device")
+        raise SafetensorError("No space left on device")
 
     with pytest.raises(InputError, match=f"{path}: No space left"):
-        checkpoint.write_atomic(path, fully)
-    checkpoint.write_atomic(path, lambda p: (p.touch(), p.chmod(0o600)))  # as safetensors makes its files
-    assert path.stat().st_mode & 0o777 == 0o666 & ~checkpoint.UMASK
+        write_atomic(path, fully)
+    write_atomic(path, lambda p: (p.touch(), p.chmod(0o600)))  # as safetensors makes its files
+    assert path.stat().st_mode & 0o777 == 0o666 & ~files.UMASK
 
 
 def test_write_atomic_reaches_the_disk_before_its_name(tmp_path, monkeypatch):
     done = []
     for name in ("fsync", "replace"):
         original = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *a, name=name, original=original: (done.append(name), original(*a))[1])
-    checkpoint.write_json(tmp_path / "a.json", {"a": 1})
+        monkeypatch.setattr(
+            os, name, lambda *a, name=name, original=original: (done.append(name), original(*a))[1]
+        )
+    write_json(tmp_path / "a.json", {"a": 1})
     assert done == ["fsync", "replace"] and json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
 
 
@@ -74,7 +93,7 @@ def test_a_disk_that_is_full_leaves_the_old_model(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     with pytest.raises(OSError):
         save_model(tmp_path, tiny(seed=1))
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
@@ -108,9 +127,13 @@ def test_a_policy_becomes_the_trunk_of_a_reward_model(tied, tmp_path):
     policy = tiny(tied=tied).float()
     saved(tmp_path, policy)
     torch.manual_seed(0)
-    reward = load_model(tmp_path, head="scalar", readout="sum")
+    reward = new_reward_model(tmp_path, readout="sum")
     assert (reward.config.head, reward.config.readout) == ("scalar", "sum") and not hasattr(reward, "lm_head")
-    assert all(torch.equal(v, policy.state_dict()[k]) for k, v in reward.state_dict().items() if k != "scalar_head.weight")
+    assert all(
+        torch.equal(v, policy.state_dict()[k])
+        for k, v in reward.state_dict().items()
+        if k != "scalar_head.weight"
+    )
     assert 0.5 < reward.scalar_head.weight.std().item() * 33**0.5 < 1.5
 
 
@@ -129,10 +152,10 @@ def test_weights_of_other_dtypes_are_read_as_fp32(dtype, tmp_path):
 
 def test_fill_names_the_tensor(tmp_path):
     def refuses(match, change, **options):
-        tensors = dict(checkpoint.weights(tiny(**options)))
+        tensors = dict(cpu_weights(tiny(**options)))
         change(tensors)
         with pytest.raises(InputError, match=match) as error:
-            checkpoint.fill(tiny(seed=1, **options), tensors, "some/path")
+            fill(tiny(seed=1, **options), tensors, "some/path")
         assert str(error.value).startswith("some/path: ")
 
     refuses(r"no tensor blocks\.1\.mlp\.up\.weight", lambda t: t.pop("blocks.1.mlp.up.weight"))
@@ -140,22 +163,28 @@ def test_fill_names_the_tensor(tmp_path):
     refuses(r"no tensor lm_head\.weight", lambda t: t.pop("lm_head.weight"), tied=False)
     refuses(r"no tensor scalar_head\.weight", lambda t: t.pop("scalar_head.weight"), head="scalar")
     refuses(r"tensor extra .* no place", lambda t: t.update(extra=torch.zeros(2)))
-    refuses(r"norm\.weight is \(31,\), the config says \(32,\)", lambda t: t.update({"norm.weight": torch.zeros(31)}))
-    refuses(r"is \(32, 23\), the config says \(23, 32\)", lambda t: t.update({"embedding.weight": torch.zeros(32, 23)}))
+    refuses(
+        r"norm\.weight is \(31,\), the config says \(32,\)",
+        lambda t: t.update({"norm.weight": torch.zeros(31)}),
+    )
+    refuses(
+        r"is \(32, 23\), the config says \(23, 32\)",
+        lambda t: t.update({"embedding.weight": torch.zeros(32, 23)}),
+    )
 
 
 def test_fill_changes_nothing_when_it_refuses():
     model = tiny().float()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    tensors = {k: v + 1 for k, v in checkpoint.weights(model).items()} | {"norm.weight": torch.zeros(3)}
+    tensors = {k: v + 1 for k, v in cpu_weights(model).items()} | {"norm.weight": torch.zeros(3)}
     with pytest.raises(InputError):
-        checkpoint.fill(model, tensors, "path")
+        fill(model, tensors, "path")
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_the_other_head_of_a_checkpoint_is_ignored():
     policy, reward = tiny(tied=False), tiny(seed=1, head="scalar")
-    checkpoint.fill(reward, checkpoint.weights(policy), "path", new=("scalar_head.weight",))
+    fill(reward, cpu_weights(policy), "path", may_be_new=("scalar_head.weight",))
     assert torch.equal(reward.embedding.weight, policy.embedding.weight)
 
 
@@ -165,17 +194,17 @@ def test_the_other_head_of_a_checkpoint_is_ignored():
 def train(model, optimizer, steps):
     for step in steps:
         model.logits((TOKENS + step) % 23).logsumexp(-1).mean().backward()
-        common.update(ARGS, model, optimizer, step, 10)
+        update(model, optimizer, lr=0.01, clip=1.0)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_state_is_all_that_training_needs(tied, tmp_path):
     model = tiny(tied=tied).float()
-    optimizer = common.make_optimizer(ARGS, model)
+    optimizer = adamw(model, 0.01, 0.1)
     train(model, optimizer, range(4))
     save_state(tmp_path, model, optimizer, 4)
     again = tiny(seed=9, tied=tied).float()
-    resumed = common.make_optimizer(ARGS, again)
+    resumed = adamw(again, 0.01, 0.1)
     assert load_state(tmp_path, again, resumed) == 4 and equal(again, model)
     for m, o in ((model, optimizer), (again, resumed)):
         train(m, o, range(4, 8))
@@ -186,32 +215,13 @@ def test_state_is_all_that_training_needs(tied, tmp_path):
 def test_nothing_to_load_is_step_0(tmp_path):
     model = tiny()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    assert load_state(tmp_path, model, common.make_optimizer(ARGS, model)) == 0
+    assert load_state(tmp_path, model, adamw(model, 0.01, 0.1)) == 0
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-
-
-@pytest.mark.parametrize("end", ["", '{"step": 5, "lo', '{"step": 5, "loss": 1.0}', "\n", '{"step":'])
-def test_later_lines_of_the_log_go(end, tmp_path):
-    model = tiny().float()
-    optimizer = common.make_optimizer(ARGS, model)
-    train(model, optimizer, range(3))
-    save_state(tmp_path, model, optimizer, 3)
-    for step in range(1, 5):
-        common.log_metrics(tmp_path, step, {"loss": step})
-    with open(tmp_path / "metrics.jsonl", "a") as f:
-        f.write(end)
-    load_state(tmp_path, model, optimizer)
-    assert [row["step"] for row in common.read_metrics(tmp_path)] == [1, 2, 3]
-    common.log_metrics(tmp_path, 4, {"loss": 0})
-    assert len(common.read_metrics(tmp_path)) == 4
-    (tmp_path / "resume.safetensors").unlink()  # without a checkpoint the run starts over, and so does its log
-    load_state(tmp_path, model, optimizer)
-    assert common.read_metrics(tmp_path) == []
 
 
 def test_finish(tmp_path):
     model = tiny().float()
-    save_state(tmp_path, model, common.make_optimizer(ARGS, model), 3)
+    save_state(tmp_path, model, adamw(model, 0.01, 0.1), 3)
     finish(tmp_path, model)
     assert is_finished(tmp_path) and [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
@@ -219,7 +229,7 @@ def test_finish(tmp_path):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_weights_that_are_not_finite_replace_nothing(value, tmp_path):
     model = tiny().float()
-    optimizer = common.make_optimizer(ARGS, model)
+    optimizer = adamw(model, 0.01, 0.1)
     save_state(tmp_path, model, optimizer, 3)
     save_model(tmp_path, model)
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
@@ -236,46 +246,50 @@ def test_weights_that_are_not_finite_replace_nothing(value, tmp_path):
 
 def test_an_unfinished_run_says_so(tmp_path):
     model = tiny().float()
-    save_config(tmp_path, Namespace(seed=0), "sft", model, "roadmap")
+    describe(tmp_path, model)
     with pytest.raises(InputError, match="model.safetensors: no such file$"):
         load_model(tmp_path)
-    save_state(tmp_path, model, common.make_optimizer(ARGS, model), 3)
+    save_state(tmp_path, model, adamw(model, 0.01, 0.1), 3)
     with pytest.raises(InputError, match="not finished; --resume it"):
         load_model(tmp_path)
-
-
-def test_config_is_what_the_run_was(tmp_path):
-    save_config(tmp_path, Namespace(seed=3, out=tmp_path), "dpo", tiny(), "roadmap", beta=0.2)
-    config = checkpoint.read_config(tmp_path)
-    assert config["stage"] == config["nanoroads"] == "dpo" and config["tokenizer"] == "roadmap" and config["beta"] == 0.2
-    assert config["args"] == {"seed": 3, "out": str(tmp_path)} and config["model"] == asdict(tiny().config)
 
 
 @pytest.mark.parametrize("text", ["[]", "{", "3", '"a"', "\xff"])
 def test_a_config_that_is_no_object(text, tmp_path):
     (tmp_path / "config.json").write_bytes(text.encode("latin1"))
     with pytest.raises(InputError, match="config.json: not "):
-        checkpoint.read_config(tmp_path)
+        read_config(tmp_path)
 
 
-def test_a_model_must_fit_its_place(tmp_path):
-    policy, narrow = saved(tmp_path, tiny()), tiny(block_size=24)
-    checkpoint.load_fitting(policy, like=narrow)
-    for like, words in (
-        (tiny(block_size=64), "block_size is 48, that of the policy 64"),
-        (tiny(vocab_size=22), "vocab_size is 23"),
-    ):
-        with pytest.raises(InputError, match=words):
-            checkpoint.load_fitting(policy, like=like)
+@pytest.mark.parametrize("load", [load_policy, load_reward_model])
+def test_a_model_must_fit_its_place(load, tmp_path):
+    folder = saved(tmp_path, tiny())
+    load(folder)
+    load(folder, like=tiny(block_size=24))
+    with pytest.raises(InputError, match="block_size is 48, that of the policy 64"):
+        load(folder, like=tiny(block_size=64))
+    with pytest.raises(InputError, match="vocab_size is 23, that of the policy 22"):
+        load(folder, like=tiny(vocab_size=22))
+
+
+def test_a_reward_model_is_no_policy(tmp_path):
+    folder = saved(tmp_path, tiny(head="scalar"))
+    assert load_reward_model(folder).config.head == "scalar"
+    with pytest.raises(InputError, match="a reward model, where a policy is wanted"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize(
+    "load", [load_policy, load_reward_model, new_reward_model, load_model, GPT.from_pretrained]
+)
+def test_the_compute_dtype_is_the_callers(load, tmp_path):
+    folder = saved(tmp_path, tiny())
+    assert load(folder).compute_dtype is None
+    model = load(folder, compute_dtype=torch.bfloat16)
+    assert model.compute_dtype == torch.bfloat16 and model.embedding.weight.dtype == torch.float32
 
 
 def test_a_reward_model_without_its_head_is_refused(tmp_path):
     save_model(saved(tmp_path, tiny(head="scalar")), tiny())  # the weights of a policy
     with pytest.raises(InputError, match="holds no tensor scalar_head.weight"):
         load_model(tmp_path)
-
-
-def test_a_log_that_is_none(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"loss": 1}\n')
-    with pytest.raises(InputError, match="metrics.jsonl: a line of it"):
-        load_state(tmp_path, tiny(), None)

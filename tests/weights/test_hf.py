@@ -12,8 +12,8 @@ from helpers.hf_models import ROPE, make
 from helpers.tiny import tiny
 
 from nanoroads.errors import InputError
-from nanoroads.weights.hf import save_hf
 from nanoroads.model import GPT
+from nanoroads.weights.hf import save_hf
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,9 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def copy(folders, tmp_path):
-    """copy(name, {config changes}, {tensor changes}) -> a folder that differs in these; None removes a key."""
+    """copy(name, {config changes}, {tensor changes}) -> a folder that differs in these.
+
+    "REMOVE" removes a key of the config, None a tensor."""
 
     def write(name, config=(), tensors=(), rename=lambda key: key):
         changed = json.loads((folders[name] / "config.json").read_text()) | dict(config)
@@ -45,11 +47,17 @@ def load(folder):
 
 def same(a, b):
     assert a.config == b.config
-    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 REFUSED = [
-    ("gpt2", {"model_type": "bloom"}, "model_type 'bloom' is not one of gpt2, gpt_neox, llama, mistral, qwen2"),
+    (
+        "gpt2",
+        {"model_type": "bloom"},
+        "model_type 'bloom' is not one of gpt2, gpt_neox, llama, mistral, qwen2",
+    ),
     ("gpt2", {"activation_function": "relu"}, "gpt2 with activation_function 'relu'"),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
     ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights False"),
@@ -66,8 +74,16 @@ REFUSED = [
     ("llama-gqa", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
     ("llama-gqa", {"rope_interleaved": True}, "rope_interleaved True"),
     ("llama-gqa", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn'"),
-    ("llama-gqa", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
-    ("llama-gqa", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "rope_scaling has no low_freq_factor"),
+    (
+        "llama-gqa",
+        {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        "partial_rotary_factor 0.5",
+    ),
+    (
+        "llama-gqa",
+        {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}},
+        "rope_scaling has no low_freq_factor",
+    ),
     ("llama-gqa", {"quantization_config": {"bits": 4}}, "quantization_config"),
     ("mistral", {"sliding_window": 32}, "mistral with sliding_window 32"),
     ("mistral", {"sliding_window": "REMOVE", "max_position_embeddings": 8192}, "sliding_window 4096"),
@@ -82,14 +98,20 @@ REFUSED = [
     ("llama-gqa", {"hidden_act": ["silu"]}, "hidden_act is ['silu'], not text"),
     ("llama-gqa", {"tie_word_embeddings": None}, "tie_word_embeddings is None, not true or false"),
     ("llama-gqa", {"rope_parameters": "llama3"}, "rope_scaling or rope_parameters 'llama3'"),
-    ("llama-gqa", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "{'full_attention': {'rope_type': 'yarn'}}"),
+    (
+        "llama-gqa",
+        {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
+        "{'full_attention': {'rope_type': 'yarn'}}",
+    ),
     ("llama-gqa", {"rope_parameters": ROPE | {"factor": "8"}}, "factor is '8', not a positive number"),
     ("mistral", {"sliding_window": "64"}, "sliding_window is '64', not a positive integer"),
     ("qwen2", {"layer_types": 7}, "layer_types 7"),
 ]
 
 
-@pytest.mark.parametrize(("name", "config", "message"), REFUSED, ids=[f"{n}-{[*c][0]}" for n, c, _ in REFUSED])
+@pytest.mark.parametrize(
+    ("name", "config", "message"), REFUSED, ids=[f"{n}-{[*c][0]}" for n, c, _ in REFUSED]
+)
 def test_what_gpt_cannot_represent_is_refused_by_name(name, config, message, copy):
     folder = copy(name, config)
     with pytest.raises(InputError, match=re.escape(message)) as error:
@@ -100,13 +122,31 @@ def test_what_gpt_cannot_represent_is_refused_by_name(name, config, message, cop
 @pytest.mark.parametrize(
     ("name", "config"),
     [
-        ("gpt2", {"activation_function": "REMOVE", "layer_norm_epsilon": "REMOVE", "tie_word_embeddings": "REMOVE"}),
+        (
+            "gpt2",
+            {
+                "activation_function": "REMOVE",
+                "layer_norm_epsilon": "REMOVE",
+                "tie_word_embeddings": "REMOVE",
+            },
+        ),
         ("neox", {"rope_parameters": "REMOVE", "rotary_pct": 0.25, "rotary_emb_base": 10000}),
         ("neox", {"rope_parameters": "REMOVE", "hidden_act": "REMOVE", "use_parallel_residual": "REMOVE"}),
-        ("llama-gqa", {"rope_parameters": "REMOVE", "rope_theta": 10000.0, "rope_scaling": None, "head_dim": "REMOVE"}),
+        (
+            "llama-gqa",
+            {"rope_parameters": "REMOVE", "rope_theta": 10000.0, "rope_scaling": None, "head_dim": "REMOVE"},
+        ),
         ("llama-tied", {"rope_parameters": "REMOVE", "hidden_act": "REMOVE", "rope_interleaved": False}),
         ("mistral", {"sliding_window": "REMOVE"}),
-        ("qwen2", {"rope_parameters": "REMOVE", "layer_types": "REMOVE", "sliding_window": 16, "use_sliding_window": False}),
+        (
+            "qwen2",
+            {
+                "rope_parameters": "REMOVE",
+                "layer_types": "REMOVE",
+                "sliding_window": 16,
+                "use_sliding_window": False,
+            },
+        ),
     ],
 )
 def test_older_and_shorter_configs_mean_the_same(name, config, folders, copy):
@@ -119,7 +159,9 @@ def test_llama3_rope_in_both_styles(copy):
     same(old, new)
     assert new.config.rope_theta == 5e5 and new.config.rope_scaling["factor"] == 8.0
     short = {k: v for k, v in ROPE.items() if k != "original_max_position_embeddings"}
-    filled = load(copy("llama-gqa", {"rope_parameters": short}))  # transformers takes the model's own length then
+    filled = load(
+        copy("llama-gqa", {"rope_parameters": short})
+    )  # transformers takes the model's own length then
     assert filled.config.rope_scaling["original_max_position_embeddings"] == 64
 
 
@@ -137,14 +179,34 @@ def test_files_with_buffers_without_prefix_or_with_the_tied_head_twice(folders, 
 @pytest.mark.parametrize(
     ("name", "tensors", "message"),
     [
-        ("neox", {"gpt_neox.layers.1.mlp.dense_h_to_4h.bias": None}, "gpt_neox.layers.1.mlp.dense_h_to_4h.bias"),
+        (
+            "neox",
+            {"gpt_neox.layers.1.mlp.dense_h_to_4h.bias": None},
+            "gpt_neox.layers.1.mlp.dense_h_to_4h.bias",
+        ),
         ("llama-gqa", {"lm_head.weight": None}, "no floating-point tensor lm_head.weight"),
-        ("llama-gqa", {"model.norm.weight": torch.ones(32, dtype=torch.int8)}, "no floating-point tensor model.norm.weight"),
+        (
+            "llama-gqa",
+            {"model.norm.weight": torch.ones(32, dtype=torch.int8)},
+            "no floating-point tensor model.norm.weight",
+        ),
         ("llama-gqa", {"model.layers.0.self_attn.k_proj.weight": torch.ones(16, 31)}, "self_attn"),
-        ("neox", {"gpt_neox.layers.0.attention.query_key_value.weight": torch.ones(95, 32)}, "query_key_value.weight is (95"),
+        (
+            "neox",
+            {"gpt_neox.layers.0.attention.query_key_value.weight": torch.ones(95, 32)},
+            "query_key_value.weight is (95",
+        ),
         ("qwen2", {"model.norm.weight": torch.ones(33)}, "norm.weight is (33,)"),
-        ("llama-gqa", {"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}, "q_proj.bias that the config has no place"),
-        ("qwen2", {"lm_head.weight": torch.ones(61, 32)}, "ties the head to the embedding, but here they differ"),
+        (
+            "llama-gqa",
+            {"model.layers.0.self_attn.q_proj.bias": torch.ones(32)},
+            "q_proj.bias that the config has no place",
+        ),
+        (
+            "qwen2",
+            {"lm_head.weight": torch.ones(61, 32)},
+            "ties the head to the embedding, but here they differ",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(name, tensors, message, copy):
@@ -226,40 +288,6 @@ def test_save_refuses_what_no_family_has(kind, options, message, tmp_path):
     with pytest.raises(InputError, match=re.escape(message)):
         save_hf(tmp_path / "out", tiny(kind, **options))
     assert not (tmp_path / "out").exists()
-
-
-def test_a_run_is_exported_with_its_tokenizer_files(tmp_path):
-    from argparse import Namespace
-
-    from transformers import AutoModelForCausalLM
-
-    from nanoroads.weights.checkpoint import save_config, save_model
-    from nanoroads.weights.hf import export
-
-    model = tiny().float()
-    run, folder = tmp_path / "run", tmp_path / "exported"
-    run.mkdir()
-    save_config(run, Namespace(), "sft", model, "roadmap")
-    save_model(run, model)
-    export(run, None)
-    export(run, folder)
-    x = torch.randint(23, (2, 9))
-    theirs = AutoModelForCausalLM.from_pretrained(folder)
-    torch.testing.assert_close(theirs(x).logits, model.logits(x))
-    assert theirs.config.eos_token_id == 97
-    before = (folder / "model.safetensors").read_bytes()
-    (folder / "config.json").unlink()  # as if killed before its last file
-    (folder / "model.safetensors").write_bytes(b"half")
-    export(run, folder)
-    assert (folder / "model.safetensors").read_bytes() == before and (folder / "config.json").exists()
-    (folder / "model.safetensors").write_bytes(b"another model")
-    export(run, folder)  # whole: it stays
-    assert (folder / "model.safetensors").read_bytes() == b"another model"
-    (folder / "config.json").unlink()
-    (folder / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="not empty"):
-        export(run, folder)
-    assert (folder / "model.safetensors").read_bytes() == b"another model"
 
 
 def test_fp64_weights_stay_fp64(tmp_path):

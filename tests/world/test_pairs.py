@@ -1,13 +1,19 @@
-"""Pairs of a policy's own samples: what is drawn, what is redrawn, and that the command keeps what is there."""
+"""Pairs of a policy's samples: what is drawn, what is redrawn, and that the command keeps what is there."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 
-from nanoroads import data, pairs, roadmap, tokenizer
 from nanoroads.errors import InputError
 from nanoroads.model import GPT, GPTConfig
+from nanoroads.text import tokenizer
+from nanoroads.text.data import Limits, load
+from nanoroads.text.layouts import preference_texts
+from nanoroads.weights.checkpoint import save_model
+from nanoroads.weights.files import write_json
+from nanoroads.world import pairs, roadmap, task
 
 ENCODING = tokenizer.get("roadmap")
 EOS = tokenizer.eos_id(ENCODING)
@@ -38,10 +44,12 @@ def test_samples_are_different_whole_and_of_the_prompts_given(policy):
 
 
 def test_a_policy_that_says_one_thing_gives_no_pairs(policy, monkeypatch):
-    monkeypatch.setattr(pairs, "generate", lambda model, ids, k, *a, **b: [[[5, EOS]] * k for _ in ids])
+    monkeypatch.setattr(task, "generate", lambda model, ids, k, *a, **b: [[[5, EOS]] * k for _ in ids])
     with pytest.raises(InputError, match="hardly ever"):
         pairs.draw(policy, ENCODING, WORLD, PROMPTS, 10, seed=0)
-    monkeypatch.setattr(pairs, "generate", lambda model, ids, k, *a, **b: [[[5, 6, 7], [5, 6, EOS]] for _ in ids])
+    monkeypatch.setattr(
+        task, "generate", lambda model, ids, k, *a, **b: [[[5, 6, 7], [5, 6, EOS]] for _ in ids]
+    )
     with pytest.raises(InputError, match="hardly ever"):  # one of the two was cut before its EOS
         pairs.draw(policy, ENCODING, WORLD, PROMPTS, 10, seed=0)
 
@@ -49,28 +57,31 @@ def test_a_policy_that_says_one_thing_gives_no_pairs(policy, monkeypatch):
 def test_each_draw_has_a_seed_of_its_own_and_room_for_the_longest_route(monkeypatch):
     seen = []
 
-    def generate(model, ids, k, length, eos, seed):
+    def generate(model, ids, k, length, temperature, eos, seed):
+        assert temperature == 1
         seen.append((length, seed))
         return [[[5, EOS], [6, EOS]]] * len(ids)
 
-    monkeypatch.setattr(pairs, "generate", generate)
+    monkeypatch.setattr(task, "generate", generate)
     assert len(pairs.draw(None, ENCODING, WORLD, PROMPTS, 60_000, seed=3)) == 60_000
     assert seen == [(WORLD.max_moves + 1, 3_000 + i) for i in range(118)]
 
 
+def save_run(folder, policy, world):
+    """What a finished SFT run in a world leaves."""
+    config = {"model": asdict(policy.config), "tokenizer": "roadmap", "args": {"data": world}}
+    write_json(folder / "config.json", config)
+    save_model(folder, policy)
+
+
 def test_the_command_writes_rows_that_the_training_scripts_read(policy, tmp_path, capsys):
-    from argparse import Namespace
-
-    from nanoroads.weights.checkpoint import save_config, save_model
-
-    save_config(tmp_path, Namespace(data="roadmap-short"), "sft", policy, "roadmap")
-    save_model(tmp_path, policy)
+    save_run(tmp_path, policy, "roadmap-short")
     out = tmp_path / "pairs.jsonl"
     command = ["--policy", str(tmp_path), "--n", "50", "--out", str(out)]
     pairs.main(command)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == 50 and all(set(row) == {"prompt", "chosen", "rejected"} for row in rows)
-    assert len(data.load(out, data.preference_texts, ENCODING, 16)[0]) == 50
+    assert len(load(out, preference_texts, ENCODING, Limits(context=16))) == 50
     before = out.read_bytes()
     with pytest.raises(InputError, match="exists"):
         pairs.main(command)
@@ -78,14 +89,14 @@ def test_the_command_writes_rows_that_the_training_scripts_read(policy, tmp_path
 
 
 def test_held_out_pairs_are_others_even_where_the_prompts_are_the_same(policy, tmp_path, monkeypatch):
-    from argparse import Namespace
-
-    from nanoroads.weights.checkpoint import save_config, save_model
-
-    save_config(tmp_path, Namespace(data="roadmap-hidden"), "sft", policy, "roadmap")
-    save_model(tmp_path, policy)
+    save_run(tmp_path, policy, "roadmap-hidden")
     rows, seeds, label = {}, [], roadmap.label_pairs
-    monkeypatch.setattr(roadmap, "label_pairs", lambda *a, seed: (seeds.append(seed), label(*a, seed=seed))[1])
+
+    def label_pairs(*arguments, seed):
+        seeds.append(seed)
+        return label(*arguments, seed=seed)
+
+    monkeypatch.setattr(roadmap, "label_pairs", label_pairs)
     for split in ("train", "test"):
         command = ["--policy", tmp_path, "--n", 100, "--split", split, "--seed", 7, "--out", tmp_path / split]
         pairs.main([str(word) for word in command])

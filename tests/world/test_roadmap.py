@@ -1,4 +1,4 @@
-"""The built-in world: geography, reward, splits, demonstrations, labels, and the exact optimum against brute force."""
+"""The built-in world: geography, reward, splits, demonstrations, labels, the exact optimum by brute force."""
 
 import itertools
 import math
@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from nanoroads import figures
-from nanoroads import roadmap as rm
 from nanoroads.errors import InputError
+from nanoroads.report import figures
+from nanoroads.world import optimum
+from nanoroads.world import roadmap as rm
 
 MAIN, SHORT, HIDDEN = (rm.WORLDS[name] for name in ("roadmap", "roadmap-short", "roadmap-hidden"))
 
@@ -59,14 +60,26 @@ def test_distances():
     [
         (">ID>WY>NE>MO>TN>GA>FL", True, True, 7, 0.7),
         (">OR>CA>AZ>NM>TX>LA>MS>AL>FL", True, True, 9, 0.6),
-        (">OR>ID>OR>ID>WY>NE>MO>TN>GA>FL", True, True, 10, 0.55),  # visiting a state twice is a detour, not a fault
+        (
+            ">OR>ID>OR>ID>WY>NE>MO>TN>GA>FL",
+            True,
+            True,
+            10,
+            0.55,
+        ),  # visiting a state twice is a detour, not a fault
         (">ID>WY>NE>MO>TN>GA", True, False, 6, 0.0),
         (">ID>WY>NE>MO>GA>FL", False, True, 6, 0.0),  # MO-GA is no road
         (">MT>WY>NE>MO>TN>GA>FL", False, True, 7, 0.0),  # nor is WA-MT, the first hop
         (">FL", False, True, 1, 0.0),
         (">WA", False, False, 1, 0.0),  # staying is no move
         (">OR>ID>OR>ID>WY>NE>MO>TN>GA>AL>FL", True, True, 11, 0.5),
-        (">OR>ID>OR>ID>WY>NE>MO>TN>GA>SC>GA>FL", False, True, 12, 0.0),  # one more than max_moves: EOS cannot follow
+        (
+            ">OR>ID>OR>ID>WY>NE>MO>TN>GA>SC>GA>FL",
+            False,
+            True,
+            12,
+            0.0,
+        ),  # one more than max_moves: EOS cannot follow
         ("", False, False, 0, 0.0),
         (" ", False, False, 0, 0.0),
         ("ID>WY>NE>MO>TN>GA>FL", False, False, 6, 0.0),
@@ -80,7 +93,12 @@ def test_distances():
 )
 def test_reward_parts(response, legal, arrives, moves, reward):
     parts = rm.reward_parts("WA>FL:", response)
-    assert parts == {"legal": legal, "arrives": arrives, "moves": moves, "reward": pytest.approx(reward, abs=1e-12)}
+    assert parts == {
+        "legal": legal,
+        "arrives": arrives,
+        "moves": moves,
+        "reward": pytest.approx(reward, abs=1e-12),
+    }
     assert parts["reward"] == rm.true_reward("WA>FL:", response) == MAIN.reward("WA>FL:", response)
 
 
@@ -90,9 +108,11 @@ def test_reward_of_the_short_world():
     assert SHORT.reward("WA>OR:", ">OR>CA>OR") == 0.0 and MAIN.reward("WA>OR:", ">OR>CA>OR") == 0.9
 
 
-@pytest.mark.parametrize("prompt", ["", "WA>", "WA>FL", "WA>FL: ", "WA>XX:", "XX>FL:", "FL:WA>", "WA>FL:\n", "WA>WA:"])
+@pytest.mark.parametrize(
+    "prompt", ["", "WA>", "WA>FL", "WA>FL: ", "WA>XX:", "XX>FL:", "FL:WA>", "WA>FL:\n", "WA>WA:"]
+)
 def test_malformed_prompts(prompt):
-    for function in (rm.shortest_routes, rm.ends, lambda p: rm.true_reward(p, ">OR")):
+    for function in (optimum.shortest_routes, rm.ends, lambda p: rm.true_reward(p, ">OR")):
         with pytest.raises(InputError, match="prompt"):
             function(prompt)
 
@@ -102,7 +122,9 @@ def test_hidden_reward():
     hidden = sorted(rm.hidden_walks()[prompt])
     others = [s for s in rm.STATES if s not in hidden]
     assert HIDDEN.reward(prompt, rm.route(hidden)) == 1.0
-    assert HIDDEN.reward(prompt, rm.route(hidden[::-1] + hidden[:1])) == 1.0  # order and repeats do not matter
+    assert (
+        HIDDEN.reward(prompt, rm.route(hidden[::-1] + hidden[:1])) == 1.0
+    )  # order and repeats do not matter
     assert HIDDEN.reward(prompt, rm.route(others[:4])) == HIDDEN.reward(prompt, "") == 0.0
     hits, wrong = hidden[:2], others[:3]
     precision, recall = 2 / 5, 2 / len(hidden)
@@ -137,7 +159,7 @@ def test_splits():
     assert (len(train), len(test)) == (2000, 256) and set(train) | set(test) == everything
     train, test = rm.prompts(SHORT, "train"), rm.prompts(SHORT, "test")
     assert (len(train), len(test)) == (500, 56) and not set(train) & set(test)
-    near = {p for p in everything if len(rm.shortest_routes(p)[0].split(">")) <= 3}
+    near = {p for p in everything if len(optimum.shortest_routes(p)[0].split(">")) <= 3}
     assert set(train) | set(test) == near
     assert rm.prompts(HIDDEN, "train") == rm.prompts(HIDDEN, "test") == list(rm.hidden_walks())
     with pytest.raises(InputError, match="'dev'"):
@@ -195,13 +217,17 @@ def test_walks_are_uniform():
 @pytest.mark.parametrize("world, gap, scale", [(MAIN, 0.1, 6.0), (SHORT, 0.05, 6.0), (MAIN, 0.7, 6.0)])
 def test_labels_are_bradley_terry(world, gap, scale):
     n = 8_000
-    good, bad = {0.1: (">OR", ">OR>CA>OR"), 0.05: (">OR", ">ID>OR"), 0.7: (">OR>CA>OR>ID>OR>ID>OR", ">CA")}[gap]
+    good, bad = {0.1: (">OR", ">OR>CA>OR"), 0.05: (">OR", ">ID>OR"), 0.7: (">OR>CA>OR>ID>OR>ID>OR", ">CA")}[
+        gap
+    ]
     assert world.reward("WA>OR:", good) - world.reward("WA>OR:", bad) == pytest.approx(gap)
     expected = 1 / (1 + math.exp(-scale * gap))
     for first, second in ((good, bad), (bad, good)):
         rows = rm.label_pairs(world, ["WA>OR:"] * n, [first] * n, [second] * n, seed=1)
         assert abs(np.mean([row["chosen"] == good for row in rows]) - expected) < 0.015
-        assert all({row["chosen"], row["rejected"]} == {good, bad} and row["prompt"] == "WA>OR:" for row in rows)
+        assert all(
+            {row["chosen"], row["rejected"]} == {good, bad} and row["prompt"] == "WA>OR:" for row in rows
+        )
 
 
 def test_labels_of_the_hidden_world_and_of_single_pairs():
@@ -219,17 +245,19 @@ def test_labels_of_the_hidden_world_and_of_single_pairs():
 
 
 def test_shortest_routes():
-    assert rm.shortest_routes("ME>NH:") == [">NH"]
-    assert sorted(rm.shortest_routes("CA>CO:")) == [">AZ>NM>CO", ">AZ>UT>CO", ">NV>UT>CO"]
-    assert rm.optimal_reward("ME>NH:") == 1.0 and rm.optimal_reward("WA>ME:") == pytest.approx(0.5)
+    assert optimum.shortest_routes("ME>NH:") == [">NH"]
+    assert sorted(optimum.shortest_routes("CA>CO:")) == [">AZ>NM>CO", ">AZ>UT>CO", ">NV>UT>CO"]
+    assert optimum.optimal_reward("ME>NH:") == 1.0 and optimum.optimal_reward("WA>ME:") == pytest.approx(0.5)
     for prompt in rm.prompts(MAIN, "test"):
         start, goal = rm.ends(prompt)
-        found = rm.shortest_routes(prompt)
+        found = optimum.shortest_routes(prompt)
         assert len(found) == len(set(found))
         best = 1 - 0.05 * (rm.distances()[rm.INDEX[start], rm.INDEX[goal]] - 1)
-        assert rm.optimal_reward(prompt) == pytest.approx(best)
+        assert optimum.optimal_reward(prompt) == pytest.approx(best)
         assert all(rm.true_reward(prompt, text) == pytest.approx(best) for text in found)
-    assert np.mean([rm.optimal_reward(p) for p in rm.prompts(MAIN, "test")]) == pytest.approx(0.8443, abs=1e-4)
+    assert np.mean([optimum.optimal_reward(p) for p in rm.prompts(MAIN, "test")]) == pytest.approx(
+        0.8443, abs=1e-4
+    )
 
 
 def test_shortest_routes_are_all_of_them():
@@ -237,27 +265,27 @@ def test_shortest_routes_are_all_of_them():
     for prompt in rm.prompts(MAIN, "test")[:80]:
         start, goal = (rm.INDEX[s] for s in rm.ends(prompt))
         walks = np.linalg.matrix_power(roads, rm.distances()[start, goal])[start, goal]  # their number
-        assert len(rm.shortest_routes(prompt)) == walks
+        assert len(optimum.shortest_routes(prompt)) == walks
 
 
 def test_routes_are_all_that_is_rewarded():
     for prompt in rm.prompts(SHORT, "test")[:6]:
         everything = [rm.route(s) for n in (1, 2) for s in itertools.product(rm.STATES, repeat=n)]
         rewarded = [text for text in everything if SHORT.reward(prompt, text) > 0]
-        assert sorted(rm.routes(SHORT, prompt)) == sorted(rewarded)
+        assert sorted(optimum.routes(SHORT, prompt)) == sorted(rewarded)
     for world in (MAIN, HIDDEN):
         with pytest.raises(InputError, match=world.name):
-            rm.routes(world, rm.prompts(world, "train")[0])
+            optimum.routes(world, rm.prompts(world, "train")[0])
 
 
 def test_routes_may_pass_through_the_goal():
     world = rm.World("three", max_moves=3, reach=3, held_out=1, bt_scale=1.0)
-    found = rm.routes(world, "ME>NH:")
+    found = optimum.routes(world, "ME>NH:")
     assert sorted(found) == [">NH", ">NH>MA>NH", ">NH>ME>NH", ">NH>VT>NH"]
 
 
 def brute_force(prompts, beta):
-    """A random pi_ref over all texts of at most 3 words of a tiny vocabulary, and its optimum by definition."""
+    """A random pi_ref over all texts of at most 3 words of a tiny vocabulary; its optimum by definition."""
     generator = torch.Generator().manual_seed(0)
     words = "AL AZ CA FL GA MS NV OR TN".split()
     space = [rm.route(s) for n in (0, 1, 2, 3) for s in itertools.product(words, repeat=n)]
@@ -278,43 +306,51 @@ def test_exact_optimum_equals_brute_force(beta):
     ref_logp = torch.full((len(prompts), 5), -math.inf, dtype=torch.float64)
     reward = torch.zeros(len(prompts), 5, dtype=torch.float64)
     for i, (prompt, (space, ref, r, _, _)) in enumerate(zip(prompts, full, strict=True)):
-        known = [text for text in rm.routes(SHORT, prompt) if text in space]
+        known = [text for text in optimum.routes(SHORT, prompt) if text in space]
         assert len(known) == (r > 0).sum().item() == (3, 2, 2, 1)[i]
         for j, text in enumerate(known):
             ref_logp[i, j], reward[i, j] = ref[space.index(text)], r[space.index(text)]
-    found = rm.exact_optimum(ref_logp, reward, beta)
+    found = optimum.exact_optimum(ref_logp, reward, beta)
     assert {name: (x.shape, x.dtype) for name, x in found.items()} == {
         name: ((4,), torch.float64) for name in ("log_z", "reward", "kl_to_ref")
     }
     generator = torch.Generator().manual_seed(1)
-    for i, (_, ref, r, log_z, optimum) in enumerate(full):
-        p = optimum.exp()
+    for i, (_, ref, r, log_z, best_logp) in enumerate(full):
+        p = best_logp.exp()
         assert p.sum().item() == pytest.approx(1)
         assert found["log_z"][i].item() == pytest.approx(log_z.item(), abs=1e-12)
         assert found["reward"][i].item() == pytest.approx((p * r).sum().item(), abs=1e-12)
-        assert found["kl_to_ref"][i].item() == pytest.approx((p * (optimum - ref)).sum().item(), abs=1e-11)
+        assert found["kl_to_ref"][i].item() == pytest.approx((p * (best_logp - ref)).sum().item(), abs=1e-11)
         policy = torch.randn(len(ref), generator=generator, dtype=torch.float64).log_softmax(0)
         q = policy.exp()
-        kl = rm.kl_to_optimum((q * (policy - ref)).sum(), (q * r).sum(), found["log_z"][i], beta)
-        assert kl.item() == pytest.approx((q * (policy - optimum)).sum().item(), abs=1e-10)
+        kl = optimum.kl_to_optimum((q * (policy - ref)).sum(), (q * r).sum(), found["log_z"][i], beta)
+        assert kl.item() == pytest.approx((q * (policy - best_logp)).sum().item(), abs=1e-10)
 
 
 def test_exact_optimum_at_the_limits():
-    one = rm.exact_optimum(torch.tensor([[0.0, -math.inf]]), torch.tensor([[0.95, 0.0]]), 0.1)  # pi_ref knows one route
-    assert one["reward"].item() == pytest.approx(0.95) and one["kl_to_ref"].item() == pytest.approx(0, abs=1e-6)
-    cold = rm.exact_optimum([[-3.0, -4.0]], [[1.0, 0.95]], 1e-3)  # e^(1/beta) is far beyond the largest fp64
+    one = optimum.exact_optimum(
+        torch.tensor([[0.0, -math.inf]]), torch.tensor([[0.95, 0.0]]), 0.1
+    )  # pi_ref knows one route
+    assert one["reward"].item() == pytest.approx(0.95) and one["kl_to_ref"].item() == pytest.approx(
+        0, abs=1e-6
+    )
+    cold = optimum.exact_optimum(
+        [[-3.0, -4.0]], [[1.0, 0.95]], 1e-3
+    )  # e^(1/beta) is far beyond the largest fp64
     assert cold["reward"].item() == pytest.approx(1.0) and cold["kl_to_ref"].item() == pytest.approx(3.0)
-    hot = rm.exact_optimum([[-3.0, -4.0]], [[1.0, 0.95]], 1e6)
+    hot = optimum.exact_optimum([[-3.0, -4.0]], [[1.0, 0.95]], 1e6)
     assert hot["reward"].item() == pytest.approx(math.exp(-3) + 0.95 * math.exp(-4), rel=1e-5)
-    rounded = rm.exact_optimum([[math.log(0.5), math.log(0.50001)]], [[1.0, 1.0]], 0.5)  # fp32 sums may exceed 1
+    rounded = optimum.exact_optimum(
+        [[math.log(0.5), math.log(0.50001)]], [[1.0, 1.0]], 0.5
+    )  # fp32 sums may exceed 1
     assert rounded["log_z"].item() == pytest.approx(2.0, abs=1e-4)
-    flat = rm.exact_optimum([-3.0, -4.0], [1.0, 0.95], 0.5)
+    flat = optimum.exact_optimum([-3.0, -4.0], [1.0, 0.95], 0.5)
     assert flat["log_z"].shape == ()
     for beta in (0.0, -1.0, math.nan):
         with pytest.raises(InputError, match="beta"):
-            rm.exact_optimum([[-3.0]], [[1.0]], beta)
+            optimum.exact_optimum([[-3.0]], [[1.0]], beta)
     with pytest.raises(InputError, match="sum to 1.2"):
-        rm.exact_optimum([[math.log(0.6), math.log(0.6)]], [[1.0, 1.0]], 0.5)
+        optimum.exact_optimum([[math.log(0.6), math.log(0.6)]], [[1.0, 1.0]], 0.5)
 
 
 # ---------------------------------------------------------------- the drawing
@@ -332,7 +368,9 @@ def test_draw_map(tmp_path):
     assert len(dashed) == 1 and dashed[0].get_color() == figures.COLOURS[1]  # OR-FL; OR-OR is not drawn
     good = [line for line in ax.lines if line.get_color() == figures.COLOURS[0] and len(line.get_xdata())]
     assert len(good) == 7
-    assert (good[0].get_xdata()[0], good[0].get_ydata()[0]) == pytest.approx(figures.AT["WA"])  # a road of its own
+    assert (good[0].get_xdata()[0], good[0].get_ydata()[0]) == pytest.approx(
+        figures.PLACE["WA"]
+    )  # a road of its own
     with pytest.raises(InputError, match="prompt"):
         figures.draw_map(ax, {"x": "FL"})
 
@@ -341,17 +379,25 @@ def test_shared_roads_have_lanes():
     _, ax = figures.new(10, 6)
     figures.draw_map(ax, {"out": "WA>ID:>ID", "back": "ID>WA:>WA"})
     out, back = (
-        next(line for line in ax.lines if line.get_color() == figures.COLOURS[i] and len(line.get_xdata())) for i in (0, 1)
+        next(line for line in ax.lines if line.get_color() == figures.COLOURS[i] and len(line.get_xdata()))
+        for i in (0, 1)
     )
     start = np.array([out.get_xdata()[0] - back.get_xdata()[1], out.get_ydata()[0] - back.get_ydata()[1]])
     assert np.linalg.norm(start) == pytest.approx(0.36)
 
 
 def test_places_are_roughly_right():
-    assert figures.AT.keys() == rm.NEIGHBOURS.keys()
-    x = {s: at[0] for s, at in figures.AT.items()}
-    y = {s: at[1] for s, at in figures.AT.items()}
-    assert max(x, key=x.get) == "ME" and min(y, key=y.get) == "FL" and x["CA"] < x["NV"] < x["CO"] < x["MO"] < x["NC"]
+    assert figures.PLACE.keys() == rm.NEIGHBOURS.keys()
+    x = {state: place[0] for state, place in figures.PLACE.items()}
+    y = {state: place[1] for state, place in figures.PLACE.items()}
+    assert (
+        max(x, key=x.get) == "ME"
+        and min(y, key=y.get) == "FL"
+        and x["CA"] < x["NV"] < x["CO"] < x["MO"] < x["NC"]
+    )
     assert y["ND"] > y["SD"] > y["NE"] > y["KS"] > y["OK"] > y["TX"]
-    lengths = [math.dist(figures.AT[a], figures.AT[b]) for a in rm.STATES for b in rm.NEIGHBOURS[a]]
-    assert max(lengths) < 9.5 and min(math.dist(figures.AT[a], figures.AT[b]) for a in x for b in x if a != b) > 1.2
+    lengths = [math.dist(figures.PLACE[a], figures.PLACE[b]) for a in rm.STATES for b in rm.NEIGHBOURS[a]]
+    assert (
+        max(lengths) < 9.5
+        and min(math.dist(figures.PLACE[a], figures.PLACE[b]) for a in x for b in x if a != b) > 1.2
+    )

@@ -1,7 +1,10 @@
-"""backend="triton" on a GPU: what the interpreter cannot check, bf16 above all. References in fp64 on the same inputs."""
+"""backend="triton" on a GPU: what the interpreter cannot check, bf16 above all.
+
+References are in fp64, on the same inputs."""
 
 import pytest
 import torch
+from helpers.logp_reference import error, gradient_error, reference
 
 import kernels
 
@@ -17,24 +20,6 @@ def problem(n, d, v, dtype=torch.bfloat16, seed=0):
     target = torch.randint(v, (n,), device="cuda")
     target[5::7] = -100
     return hidden, weight, target
-
-
-def reference(hidden, weight, target, bias=None, temperature=1.0, softcap=None):
-    z = hidden.double() @ weight.double().T
-    z = z if bias is None else z + bias.double()
-    z = z if softcap is None else softcap * torch.tanh(z / softcap)
-    log_p = torch.log_softmax(z / temperature, 1)
-    keep = target != -100
-    entropy = -(log_p.exp() * log_p).sum(1)
-    return torch.where(keep, log_p.gather(1, target.clamp_min(0)[:, None])[:, 0], 0.0), torch.where(keep, entropy, 0.0)
-
-
-def error(actual, expected):
-    return float((actual.double() - expected.double()).norm() / expected.double().norm())
-
-
-def grads(outputs, leaves, g):
-    return torch.autograd.grad(sum((o * w).sum() for o, w in zip(outputs, g, strict=True)), leaves)
 
 
 def poison(gib=2):
@@ -53,34 +38,45 @@ def test_accuracy(n, d, v, dtype, mode):
     assert (logp - expected).abs().max() <= 2e-5
     g = torch.randn(n, device="cuda")
     poison()
-    for mine, true in zip(grads([logp], [hidden, weight], [g]), grads([expected], [hidden, weight], [g]), strict=True):
-        assert error(mine, true) < {torch.bfloat16: 5e-3, torch.float16: 1e-3, torch.float32: 1e-5}[dtype]
+    tolerance = {torch.bfloat16: 5e-3, torch.float16: 1e-3, torch.float32: 1e-5}[dtype]
+    assert gradient_error([logp], [expected], [hidden, weight], [g]) < tolerance
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.7}, {"softcap": 5.0}, {"temperature": 1.7, "softcap": 30.0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.7}, {"softcap": 5.0}, {"temperature": 1.7, "softcap": 30.0}]
+)
 def test_options(options, mode):
     hidden, weight, target = problem(200, 512, 5003)
     bias = torch.randn(5003, device="cuda").bfloat16().requires_grad_()
     out = kernels.linear_logp(
-        hidden, weight, target, bias=bias, return_entropy=True, backend="triton", budget=MODES[mode], **options
+        hidden,
+        weight,
+        target,
+        bias=bias,
+        return_entropy=True,
+        backend="triton",
+        budget=MODES[mode],
+        **options,
     )
     expected = reference(hidden, weight, target, bias, **options)
     assert all((a - b).abs().max() <= 2e-5 for a, b in zip(out, expected, strict=True))
     g = [torch.randn(200, device="cuda") for _ in out]
-    leaves = [hidden, weight, bias]
-    for mine, true in zip(grads(out, leaves, g), grads(expected, leaves, g), strict=True):
-        assert error(mine, true) < 5e-3
+    assert gradient_error(out, expected, [hidden, weight, bias], g) < 5e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_batch_invariance(dtype):
-    """Bit for bit the same log-prob and sum, alone, in another batch and in another place: the on-policy ratio is exactly 1."""
+    """Bit for bit the same log-prob and sum, alone, in another batch and in another place.
+
+    So the on-policy ratio is exactly 1."""
     hidden, weight, target = problem(3000, 768, 50257, dtype)
     cu = torch.tensor([0, 10, 1200, 3000], device="cuda", dtype=torch.int32)
     sums, whole = kernels.sequence_logp(hidden, weight, target, cu, backend="triton")
     for rows in (slice(7, 8), slice(3, 2045), torch.randperm(3000, device="cuda")):
-        assert torch.equal(kernels.linear_logp(hidden[rows], weight, target[rows], backend="triton"), whole[rows])
+        assert torch.equal(
+            kernels.linear_logp(hidden[rows], weight, target[rows], backend="triton"), whole[rows]
+        )
     alone, _ = kernels.sequence_logp(hidden[10:1200], weight, target[10:1200], cu[1:3] - 10, backend="triton")
     assert torch.equal(alone[0], sums[1])
 
@@ -103,10 +99,13 @@ def test_long():
     for mode in MODES.values():
         logp = kernels.linear_logp(hidden, weight, target, backend="triton", budget=mode)
         d_hidden, d_weight = torch.autograd.grad(logp.sum(), [hidden, weight])
-        some = slice(19900, 20000)
-        expected, _ = reference(hidden[some], weight, target[some])
-        assert (logp[some] - expected).abs().max() <= 2e-5
-        assert error(d_hidden[some], torch.autograd.grad(expected.sum(), hidden)[0][some]) < 5e-3 and d_weight.isfinite().all()
+        last = slice(19900, 20000)
+        expected, _ = reference(hidden[last], weight, target[last])
+        assert (logp[last] - expected).abs().max() <= 2e-5
+        assert (
+            error(d_hidden[last], torch.autograd.grad(expected.sum(), hidden)[0][last]) < 5e-3
+            and d_weight.isfinite().all()
+        )
 
 
 def test_the_rest():
@@ -123,12 +122,12 @@ def test_the_rest():
 
 
 def test_auto_compile_and_bad_target():
-    """ "auto" is triton here; one graph under torch.compile; a target outside the vocabulary is NaN, not a fault."""
+    """ "auto" is triton here; torch.compile makes one graph; a target outside 0..V-1 gives NaN."""
     hidden, weight, target = problem(300, 768, 50257)
-    mine = kernels.linear_logp(hidden, weight, target)
-    assert torch.equal(mine, kernels.linear_logp(hidden, weight, target, backend="triton"))
+    actual = kernels.linear_logp(hidden, weight, target)
+    assert torch.equal(actual, kernels.linear_logp(hidden, weight, target, backend="triton"))
     compiled = torch.compile(lambda h, w, t: kernels.linear_logp(h * 1, w, t).sum(), fullgraph=True)
     (d,) = torch.autograd.grad(compiled(hidden, weight, target), hidden)
-    assert error(d, torch.autograd.grad(mine.sum(), hidden)[0]) < 5e-3
+    assert error(d, torch.autograd.grad(actual.sum(), hidden)[0]) < 5e-3
     target[3] = 50257
     assert kernels.linear_logp(hidden, weight, target).isnan().nonzero().tolist() == [[3]]

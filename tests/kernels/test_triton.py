@@ -1,4 +1,4 @@
-"""Runs triton_cases.py in a process of its own, where Triton's interpreter executes the kernels on the CPU."""
+"""Runs triton_cases.py in a child process, where Triton's interpreter executes the kernels."""
 
 import os
 import subprocess
@@ -13,15 +13,19 @@ from kernels import api
 
 triton = pytest.importorskip("triton")
 TRITON, NUMPY = (tuple(map(int, module.__version__.split(".")[:2])) for module in (triton, numpy))
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
+CASES = ROOT / "tests/helpers/triton_cases.py"
 
 
-@pytest.mark.skipif(TRITON < (3, 7) and NUMPY >= (2, 4), reason="the interpreter of Triton 3.6 needs numpy < 2.4")
-def test_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "-p", "no:cacheprovider", str(HERE / "triton_cases.py")]
-    run = subprocess.run(
-        command, env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=HERE.parent, capture_output=True, text=True, timeout=280
-    )
+@pytest.mark.skipif(
+    TRITON < (3, 7) and NUMPY >= (2, 4), reason="the interpreter of Triton 3.6 needs numpy < 2.4"
+)
+@pytest.mark.parametrize("selection", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_in_the_interpreter(selection):
+    options = ["-q", "-W", "ignore", "-p", "no:cacheprovider", "--noconftest", "-m", selection]
+    command = [sys.executable, "-m", "pytest", *options, str(CASES)]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
 
 
@@ -48,6 +52,6 @@ import sys
 sys.modules["triton"] = None  # importing it fails
 import torch, kernels
 kernels.linear_logp(torch.ones(2, 4), torch.ones(5, 4), torch.tensor([0, 1]), backend="torch").sum()
-assert "kernels.logp" not in sys.modules
+assert "kernels.triton_forward" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], cwd=HERE.parent, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,17 +1,19 @@
-"""backend="torch" through the public functions, against fp64 references written here from the definitions."""
-
-import subprocess
-import sys
+"""backend="torch" through the public functions, against fp64 references from the definitions."""
 
 import pytest
 import torch
+from helpers.logp_reference import error, gradient_error, gradients, reference
 from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 from kernels import torch_backend
 
-MODES = ("whole", "fp16", "recompute")  # what the backward keeps of the probabilities: all in fp32, all in fp16, nothing
+MODES = (
+    "whole",
+    "fp16",
+    "recompute",
+)  # what the backward keeps of the probabilities: all in fp32, all in fp16, nothing
 OPTIONS = {
     "plain": {},
     "bias": {"bias": True},
@@ -21,20 +23,8 @@ OPTIONS = {
 }
 
 
-def reference(hidden, weight, target, bias=None, temperature=1.0, softcap=None):
-    """log p[target] and the entropy of p, by the definitions, in fp64 whatever comes in."""
-    z = hidden.double() @ weight.double().T
-    z = z if bias is None else z + bias.double()
-    z = z if softcap is None else softcap * torch.tanh(z / softcap)
-    e = torch.exp(z / temperature - (z / temperature).amax(1, keepdim=True).detach())
-    p = e / e.sum(1, keepdim=True)
-    logp = z / temperature - torch.logsumexp(z / temperature, 1, keepdim=True)
-    picked = torch.stack([row[t] if t >= 0 else row.sum() * 0 for row, t in zip(logp, target.tolist(), strict=True)])
-    return picked, -(p * logp).sum(1) * (target != -100)
-
-
 def problem(n=11, d=20, v=37, dtype=torch.float32, bias=False, seed=0, scale=1.0):
-    """hidden, weight, target (two of them ignored), bias or None; all leaves that take gradients."""
+    """hidden, weight, target (two of them ignored), bias or None; the floats take gradients."""
     torch.manual_seed(seed)
     hidden, weight = torch.randn(n, d) * scale, torch.randn(v, d) / d**0.5 * 2
     target = torch.randint(v, (n,))
@@ -52,20 +42,8 @@ def use(mode, monkeypatch):
     """Make the backward work in this mode, and in tiles of 3 x 8 -> the budget to pass."""
     monkeypatch.setitem(torch_backend.TILE, "cpu", (24, 8))
     if mode != "whole":
-        monkeypatch.setattr(torch_backend, "WHOLE", 0)
+        monkeypatch.setattr(torch_backend, "FP32_BYTES", 0)
     return 0 if mode == "recompute" else None
-
-
-def gradients(function, leaves, *g):
-    """Of sum_i g_i output_i."""
-    outputs = function()
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    return torch.autograd.grad([(o * w).sum() for o, w in zip(outputs, g, strict=False)], leaves)
-
-
-def error(actual, expected):
-    """Relative to the norm."""
-    return float((actual.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30))
 
 
 # ---------------------------------------------------------------- values
@@ -76,9 +54,13 @@ def error(actual, expected):
 def test_linear_logp(name, dtype):
     options, bias = split(OPTIONS[name])
     hidden, weight, target, bias = problem(dtype=dtype, bias=bias, scale=3.0)
-    logp, entropy = kernels.linear_logp(hidden, weight, target, bias=bias, return_entropy=True, backend="torch", **options)
+    logp, entropy = kernels.linear_logp(
+        hidden, weight, target, bias=bias, return_entropy=True, backend="torch", **options
+    )
     expected = reference(hidden, weight, target, bias, **options)
-    tol = 1e-12 if dtype == torch.float64 else 5e-6  # 16-bit inputs too: the logits are fp32 from the accumulator on
+    tol = (
+        1e-12 if dtype == torch.float64 else 5e-6
+    )  # 16-bit inputs too: the logits are fp32 from the accumulator on
     assert logp.dtype == entropy.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     torch.testing.assert_close(logp.double(), expected[0], rtol=0, atol=tol)
     torch.testing.assert_close(entropy.double(), expected[1], rtol=0, atol=tol)
@@ -97,16 +79,22 @@ def test_shapes(n, d, v, mode, dtype, monkeypatch):
     logp = kernels.linear_logp(hidden, weight, target, backend="torch", budget=budget)
     expected = reference(hidden, weight, target)[0]
     torch.testing.assert_close(logp.double(), expected, rtol=0, atol=1e-5)
-    for mine, theirs in zip(*(torch.autograd.grad(x, (hidden, weight), g.to(x)) for x in (logp, expected)), strict=True):
-        assert mine.dtype == dtype and (error(mine, theirs) < (3e-3 if dtype == torch.bfloat16 else 5e-4) or v == 1)
-        assert torch.isfinite(mine).all() and (v > 1 or mine.abs().max() < 1e-6)
+    actual = gradients([logp], [hidden, weight], [g])
+    for a, b in zip(actual, gradients([expected], [hidden, weight], [g]), strict=True):
+        assert a.dtype == dtype and torch.isfinite(a).all()
+        if v == 1:  # p is 1 and the gradient 0
+            assert a.abs().max() < 1e-6
+        else:
+            assert error(a, b) < (3e-3 if dtype == torch.bfloat16 else 5e-4)
 
 
 @pytest.mark.parametrize("grad", [True, False])
 def test_empty(grad):
     hidden, weight, bias = (torch.randn(s, requires_grad=grad) for s in ((0, 8), (5, 8), (5,)))
     target, cu = torch.empty(0, dtype=torch.int64), torch.zeros(3, dtype=torch.int32)
-    sums, token, entropy = kernels.sequence_logp(hidden, weight, target, cu, bias=bias, return_entropy=True, backend="torch")
+    sums, token, entropy = kernels.sequence_logp(
+        hidden, weight, target, cu, bias=bias, return_entropy=True, backend="torch"
+    )
     assert sums.tolist() == [0, 0] and token.shape == entropy.shape == (0,)
     if grad:
         sums.sum().backward()
@@ -125,9 +113,9 @@ def test_not_contiguous():
     assert not any(x.is_contiguous() for x in views)
     leaves = [x.requires_grad_() for x in views if x.is_floating_point()]
     g = torch.randn(11)
-    mine = gradients(lambda: kernels.linear_logp(*views[:3], bias=views[3], backend="torch"), leaves, g)
-    expected = gradients(lambda: reference(hidden, weight, target, bias), [hidden, weight, bias], g)
-    assert max(map(error, mine, expected)) < 2e-6
+    logp = kernels.linear_logp(*views[:3], bias=views[3], backend="torch")
+    expected, _ = reference(hidden, weight, target, bias)
+    assert gradient_error([logp], [expected], leaves, [g], [hidden, weight, bias]) < 2e-6
     logits = torch.randn(7, 11).T  # (11, 7)
     logp = kernels.logp_from_logits(logits, target % 7, backend="torch")
     expected = torch.log_softmax(logits.double(), 1).gather(1, (target % 7)[:, None])[:, 0]
@@ -145,54 +133,55 @@ def test_target_dtypes(dtype):
 
 @pytest.mark.parametrize("spread", [50.0, 300.0])
 def test_an_improbable_target(spread):
-    """p[target] below what fp32 and fp16 can hold: the log-prob and the gradient are right all the same."""
+    """p[target] is below what fp32 and fp16 can hold, and yet log-prob and gradient are right."""
     hidden, weight, target, _ = problem(dtype=torch.float32, scale=spread)
     logp = kernels.linear_logp(hidden, weight, target, backend="torch")
     expected = reference(hidden, weight, target)[0]
     assert expected.min() < -88
     torch.testing.assert_close(logp.double(), expected, rtol=1e-6, atol=0)
     g = torch.randn(11)
-    for a, b in zip(*(torch.autograd.grad(x, (hidden, weight), g.to(x)) for x in (logp, expected)), strict=True):
-        assert error(a, b) < 1e-4
+    assert gradient_error([logp], [expected], [hidden, weight], [g]) < 1e-4
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_rare_classes(mode, monkeypatch):
-    """The gradient of a class of probability 1e-8 has three digits too: Adam scales it up to the size of the rest."""
+    """The gradient of a class of probability 1e-8 has three digits, too.
+
+    Adam scales it up to the size of the rest."""
     budget = use(mode, monkeypatch)
     hidden, weight, target = torch.ones(1, 2).requires_grad_(), torch.zeros(37, 2), torch.tensor([1])
     weight[2:, 0] = -18.0
     weight.requires_grad_()
     logp = kernels.linear_logp(hidden, weight, target, backend="torch", budget=budget)
     expected = reference(hidden, weight, target)[0]
-    mine, theirs = (torch.autograd.grad(x.sum(), weight)[0][2:] for x in (logp, expected))
-    assert 1e-9 < theirs.abs().max() < 1e-8 and error(mine, theirs) < 1e-3
+    actual, wanted = (torch.autograd.grad(x.sum(), weight)[0][2:] for x in (logp, expected))
+    assert 1e-9 < wanted.abs().max() < 1e-8 and error(actual, wanted) < 1e-3
 
 
 def test_a_certain_target():
-    """p[target] = 1 - 1e-5: the gradient is (1 - p), not the difference of two numbers rounded to fp16."""
+    """p[target] = 1 - 1e-5: the gradient is (1 - p), no difference of fp16 numbers."""
     torch.manual_seed(0)
     hidden, weight = torch.eye(3)[:1].requires_grad_(), (torch.eye(3) * 12).requires_grad_()
     logp = kernels.linear_logp(hidden, weight, torch.tensor([0]), backend="torch")
     expected = reference(hidden, weight, torch.tensor([0]))[0]
     assert -2e-5 < expected < 0
-    for a, b in zip(*(torch.autograd.grad(x.sum(), (hidden, weight)) for x in (logp, expected)), strict=True):
-        assert error(a, b) < 0.02
+    assert gradient_error([logp], [expected], [hidden, weight], [1.0]) < 0.02
 
 
 def test_sequence_logp():
     hidden, weight, target, bias = problem(bias=True)
     cu = torch.tensor([0, 0, 3, 4, 11, 11], dtype=torch.int32)
     options = {"bias": bias, "temperature": 1.3, "softcap": 4.0}
-    sums, token, entropy = kernels.sequence_logp(hidden, weight, target, cu, return_entropy=True, backend="torch", **options)
+    sums, token, entropy = kernels.sequence_logp(
+        hidden, weight, target, cu, return_entropy=True, backend="torch", **options
+    )
     logp, h = reference(hidden, weight, target, **options)
     torch.testing.assert_close(token.double(), logp, rtol=0, atol=5e-6)
     torch.testing.assert_close(entropy.double(), h, rtol=0, atol=5e-6)
-    expected = torch.stack([logp[a:b].sum() for a, b in zip(cu[:-1].tolist(), cu[1:].tolist(), strict=True)])
+    expected = torch.stack([part.sum() for part in logp.split(cu.diff().tolist())])
     torch.testing.assert_close(sums.double(), expected, rtol=0, atol=1e-5)
     g = torch.randn(5)
-    for a, b in zip(*(torch.autograd.grad(x, (hidden, weight, bias), g.to(x)) for x in (sums, expected)), strict=True):
-        assert error(a, b) < 2e-6
+    assert gradient_error([sums], [expected], [hidden, weight, bias], [g]) < 2e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -200,13 +189,17 @@ def test_sequence_logp():
 def test_logp_from_logits(dtype, area, monkeypatch):
     monkeypatch.setitem(torch_backend.TILE, "cpu", (area, 8))
     torch.manual_seed(0)
-    logits, target, g = (torch.randn(9, 31) * 4).to(dtype).requires_grad_(), torch.randint(31, (9,)), torch.randn(9)
+    logits, target, g = (
+        (torch.randn(9, 31) * 4).to(dtype).requires_grad_(),
+        torch.randint(31, (9,)),
+        torch.randn(9),
+    )
     target[4] = -100
-    mine = kernels.logp_from_logits(logits, target, backend="torch")
+    actual = kernels.logp_from_logits(logits, target, backend="torch")
     expected = reference(logits, torch.eye(31), target)[0]
     tol = 1e-12 if dtype == torch.float64 else 2e-6
-    torch.testing.assert_close(mine.double(), expected, rtol=0, atol=tol)
-    a, b = (torch.autograd.grad(x, logits, g.to(x))[0] for x in (mine, expected))
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=tol)
+    a, b = (torch.autograd.grad(x, logits, g.to(x))[0] for x in (actual, expected))
     assert a.dtype == dtype and (a[4] == 0).all()
     assert error(a, b) < {torch.float64: 1e-12, torch.float32: 1e-6}.get(dtype, 4e-3)
 
@@ -218,11 +211,15 @@ def test_segment_sum(dtype):
     cu = torch.tensor([0, 1, 1, 700, 3999, 4000], dtype=torch.int32)
     sums = kernels.segment_sum(x, cu, backend="torch")
     expected = torch.stack([part.double().sum() for part in x.split(cu.diff().tolist())])
-    torch.testing.assert_close(sums.double(), expected, rtol=1e-6, atol=2e-5 if dtype != torch.float64 else 1e-12)
+    torch.testing.assert_close(
+        sums.double(), expected, rtol=1e-6, atol=2e-5 if dtype != torch.float64 else 1e-12
+    )
     g = torch.randn(5)
     (grad,) = torch.autograd.grad(sums, x, g.to(sums))
     assert torch.equal(grad, g.to(dtype).repeat_interleave(cu.diff()))
-    again = kernels.segment_sum(torch.cat([torch.randn(5).to(dtype), x[1:700]]), torch.tensor([0, 5, 704]), backend="torch")
+    again = kernels.segment_sum(
+        torch.cat([torch.randn(5).to(dtype), x[1:700]]), torch.tensor([0, 5, 704]), backend="torch"
+    )
     assert again[1] == sums[2]  # the same sequence elsewhere: the same bits
 
 
@@ -237,27 +234,30 @@ def test_gradients(mode, name, entropy, dtype, monkeypatch):
     budget, (options, bias) = use(mode, monkeypatch), split(OPTIONS[name])
     hidden, weight, target, bias = problem(dtype=dtype, bias=bias)
     leaves = [x for x in (hidden, weight, bias) if x is not None]
-    g = torch.randn(2, len(target))
-    more = {"bias": bias, "backend": "torch", "budget": budget, "return_entropy": entropy}
-    mine = gradients(lambda: kernels.linear_logp(hidden, weight, target, **more, **options), leaves, *g)
-    expected = gradients(lambda: reference(hidden, weight, target, bias, **options), leaves, *g[: 1 + entropy])
-    tol = {torch.bfloat16: 3e-3, torch.float16: 6e-4, torch.float32: 3e-4 if mode == "fp16" else 2e-6}[dtype]
-    assert all(a.dtype == x.dtype and error(a, b) < tol for x, a, b in zip(leaves, mine, expected, strict=True))
-    assert (mine[0][target == -100] == 0).all()
+    g = [torch.randn(len(target)) for _ in range(2 if entropy else 1)]
+    expected = reference(hidden, weight, target, bias, **options)
+    options |= {"bias": bias, "backend": "torch", "budget": budget, "return_entropy": entropy}
+    outputs = kernels.linear_logp(hidden, weight, target, **options)
+    outputs = outputs if entropy else (outputs,)
+    actual = gradients(outputs, leaves, g)
+    exact = gradients(expected[: len(outputs)], leaves, g)
+    tolerance = {torch.bfloat16: 3e-3, torch.float16: 6e-4, torch.float32: 2e-6}[dtype]
+    if mode == "fp16" and dtype == torch.float32:
+        tolerance = 3e-4
+    for a, b, leaf in zip(actual, exact, leaves, strict=True):
+        assert a.dtype == leaf.dtype and error(a, b) < tolerance
+    assert (actual[0][target == -100] == 0).all()
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("softcap", [20.0, 60.0])
 def test_softcap_and_an_improbable_target(mode, softcap, monkeypatch):
-    """p[target] underflows in the kept probabilities, yet its gradient is not 0 and holds the derivative of the cap."""
+    """p[target] underflows in the kept probabilities, and yet its gradient is right."""
     budget = use(mode, monkeypatch)
     hidden, weight, target, _ = problem(scale=40.0)
-    options, g = {"softcap": softcap}, torch.ones(11)
-    mine = gradients(
-        lambda: kernels.linear_logp(hidden, weight, target, backend="torch", budget=budget, **options), [hidden, weight], g
-    )
-    expected = gradients(lambda: reference(hidden, weight, target, **options), [hidden, weight], g)
-    assert max(map(error, mine, expected)) < 1e-3
+    logp = kernels.linear_logp(hidden, weight, target, softcap=softcap, backend="torch", budget=budget)
+    expected, _ = reference(hidden, weight, target, softcap=softcap)
+    assert gradient_error([logp], [expected], [hidden, weight], [1.0]) < 1e-3
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -277,7 +277,9 @@ def test_gradcheck(mode, name, monkeypatch):
     assert gradcheck(function, (hidden, weight, bias), nondet_tol=1e-12)  # kept once, then computed again
     logits = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
     assert gradcheck(lambda x: kernels.logp_from_logits(x, target, backend="torch"), (logits,))
-    assert gradcheck(lambda x: kernels.segment_sum(x[:, 0], torch.tensor([0, 2, 5]), backend="torch"), (logits,))
+    assert gradcheck(
+        lambda x: kernels.segment_sum(x[:, 0], torch.tensor([0, 2, 5]), backend="torch"), (logits,)
+    )
 
 
 class Multiplications(TorchDispatchMode):
@@ -297,7 +299,9 @@ class Multiplications(TorchDispatchMode):
 def test_what_is_frozen_costs_nothing(need, mode, monkeypatch):
     budget = use(mode, monkeypatch)
     hidden, weight, target, _ = problem()
-    hidden, weight = (x.detach().requires_grad_(wanted) for x, wanted in zip((hidden, weight), need, strict=True))
+    hidden, weight = (
+        x.detach().requires_grad_(wanted) for x, wanted in zip((hidden, weight), need, strict=True)
+    )
     with Multiplications() as count:
         kernels.linear_logp(hidden, weight, target, backend="torch", budget=budget).sum().backward()
     assert count.n == (1 + sum(need) + (mode == "recompute")) * 11 * 20 * 37
@@ -336,8 +340,11 @@ def test_autocast():
     expected = reference(low[0], low[1], target, low[2])[0]
     torch.testing.assert_close(logp.double(), expected, rtol=0, atol=5e-6)
     assert logp.dtype == torch.float32
-    mine, theirs = torch.autograd.grad(logp, (hidden, weight, bias), g), torch.autograd.grad(expected, low, g.double())
-    assert all(a.dtype == torch.float32 and error(a, b) < 5e-3 for a, b in zip(mine, theirs, strict=True))
+    actual, wanted = (
+        torch.autograd.grad(logp, (hidden, weight, bias), g),
+        torch.autograd.grad(expected, low, g.double()),
+    )
+    assert all(a.dtype == torch.float32 and error(a, b) < 5e-3 for a, b in zip(actual, wanted, strict=True))
 
 
 def test_compile():
@@ -355,78 +362,10 @@ def test_compile():
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     for a, b in zip(compiled(*leaves), function(*leaves), strict=True):
         assert torch.equal(a, b)
-    for a, b in zip(*(gradients(lambda f=f: f(*leaves), leaves, *g) for f in (compiled, function)), strict=True):
-        assert error(a, b) < 1e-6
+    assert gradient_error(compiled(*leaves), function(*leaves), leaves, g) < 1e-6
 
 
-# ---------------------------------------------------------------- errors
-
-
-def wrong(**change):
-    """What test_errors passes, with one argument changed."""
-    hidden, weight, target, bias = problem(bias=True)
-    return {"hidden": hidden, "weight": weight, "target": target, "bias": bias, "backend": "torch"} | change
-
-
-T = torch.zeros(11, dtype=torch.int64)
-ERRORS = {
-    "hidden: shape": ("hidden", {"hidden": torch.zeros(11)}),
-    "hidden: dtype": ("hidden", {"hidden": torch.zeros(11, 20, dtype=torch.int64)}),
-    "weight: shape": ("weight", {"weight": torch.zeros(37, 21)}),
-    "weight: one axis": ("weight", {"weight": torch.zeros(37)}),
-    "weight: no classes": ("weight", {"weight": torch.zeros(0, 20)}),
-    "weight: dtype": ("weight", {"weight": torch.zeros(37, 20, dtype=torch.float16)}),
-    "weight: device": ("weight", {"weight": torch.zeros(37, 20, device="meta")}),
-    "bias: shape": ("bias", {"bias": torch.zeros(36)}),
-    "bias: dtype": ("bias", {"bias": torch.zeros(37, dtype=torch.float64)}),
-    "bias: device": ("bias", {"bias": torch.zeros(37, device="meta")}),
-    "target: shape": ("target", {"target": T[1:]}),
-    "target: dtype": ("target", {"target": T.float()}),
-    "target: bool": ("target", {"target": T.bool()}),
-    "target: device": ("target", {"target": T.to("meta")}),
-    "target: too large": ("target holds 37", {"target": T + 37}),
-    "target: negative": ("target holds -1", {"target": T - 1}),
-    "temperature: 0": ("temperature", {"temperature": 0.0}),
-    "temperature: nan": ("temperature", {"temperature": float("nan")}),
-    "softcap: negative": ("softcap", {"softcap": -1.0}),
-    "softcap: 0": ("softcap", {"softcap": 0.0}),
-    "backend": ("backend", {"backend": "cuda"}),
-}
-
-
-@pytest.mark.parametrize("name", ERRORS)
-def test_errors(name):
-    message, change = ERRORS[name]
-    arguments = wrong(**change)
-    with pytest.raises(ValueError, match=f"^{message}") as raised:
-        kernels.linear_logp(arguments.pop("hidden"), arguments.pop("weight"), arguments.pop("target"), **arguments)
-    assert "\n" not in str(raised.value)
-
-
-def test_errors_of_the_rest():
-    x = torch.zeros(4)
-    for cu in ([1, 4], [0, 3], [0, 3, 2, 4]):
-        with pytest.raises(ValueError, match="^cu_seqlens"):
-            kernels.segment_sum(x, torch.tensor(cu, dtype=torch.int32), backend="torch")
-    for cu in (torch.zeros(2, 2, dtype=torch.int32), torch.tensor([0.0, 4.0]), torch.zeros(2, dtype=torch.int32, device="meta")):
-        with pytest.raises(ValueError, match="^cu_seqlens"):
-            kernels.segment_sum(x, cu, backend="torch")
-    for bad in (x[None], x.long()):
-        with pytest.raises(ValueError, match="^x must"):
-            kernels.segment_sum(bad, torch.tensor([0, 4]), backend="torch")
-    for logits, target, name in (
-        (x, T[:4], "logits"),
-        (torch.zeros(4, 5).long(), T[:4], "logits"),
-        (torch.zeros(4, 5), T, "target"),
-        (torch.zeros(4, 5), T[:4] + 5, "target holds 5"),
-    ):
-        with pytest.raises(ValueError, match=f"^{name}"):
-            kernels.logp_from_logits(logits, target, backend="torch")
-    with pytest.raises(ValueError, match="^backend"):
-        kernels.set_backend("fast")
-
-
-# ---------------------------------------------------------------- invariance, memory
+# ---------------------------------------------------------------- invariance
 
 
 @pytest.mark.parametrize("n, d, v", [(200, 96, 1000), (64, 48, 98)])
@@ -434,34 +373,11 @@ def test_a_row_does_not_depend_on_the_others(n, d, v):
     hidden, weight, target, _ = problem(n, d, v)
     whole = kernels.linear_logp(hidden, weight, target, backend="torch")
     pick = torch.randperm(n)[:7]
-    alone = torch.cat([kernels.linear_logp(hidden[i : i + 1], weight, target[i : i + 1], backend="torch") for i in pick.tolist()])
-    some = kernels.linear_logp(hidden[pick], weight, target[pick], backend="torch")
-    assert (alone - whole[pick]).abs().max() <= 2e-6 and (some - whole[pick]).abs().max() <= 2e-6
-
-
-MEMORY = """
-import resource, sys, torch, kernels
-n, d, v = 1024, 768, 50257
-hidden = torch.randn(n, d, requires_grad=True)
-weight, target = torch.randn(v, d).mul_(0.02).requires_grad_(), torch.randint(v, (n,))
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-naive = lambda h, w, t: torch.log_softmax(h @ w.T, 1).gather(1, t[:, None])[:, 0]
-f = naive if sys.argv[1] == "naive" else lambda h, w, t: kernels.linear_logp(h, w, t, backend="torch", budget=eval(sys.argv[1]))
-f(hidden[:2], weight[:99], target[:2] % 99).sum().backward()  # libraries are loaded and their buffers exist
-hidden.grad = weight.grad = None
-before = peak()
-f(hidden, weight, target).sum().backward()
-print((peak() - before) * 1024)
-"""
-
-
-@pytest.mark.slow
-def test_memory():
-    """Beyond the inputs and the gradients, at most a quarter of what log_softmax of the logits takes."""
-    run = {
-        arg: int(subprocess.run([sys.executable, "-c", MEMORY, arg], check=True, capture_output=True, text=True).stdout)
-        for arg in ("naive", "None", "0")
-    }
-    gradients = (1024 + 50257) * 768 * 4  # alive at our peak; not at naive's, which comes before dW exists
-    assert run["None"] - gradients <= run["naive"] / 4
-    assert run["0"] - gradients <= run["naive"] / 6
+    alone = torch.cat(
+        [
+            kernels.linear_logp(hidden[i : i + 1], weight, target[i : i + 1], backend="torch")
+            for i in pick.tolist()
+        ]
+    )
+    in_few = kernels.linear_logp(hidden[pick], weight, target[pick], backend="torch")
+    assert (alone - whole[pick]).abs().max() <= 5e-6 and (in_few - whole[pick]).abs().max() <= 5e-6

@@ -1,0 +1,182 @@
+"""What results.json says of one seed's finished runs, and how several seeds become one result.
+
+Everything is measured on the CPU in fp32, on held-out prompts. A `folder` is that of a seed in the
+main world; it holds the runs sft, dpo, local, rlhf_global and rlhf_local.
+"""
+
+from pathlib import Path
+
+import torch
+
+from nanoroads.losses import bradley_terry
+from nanoroads.report.gap_closed import gap_closed_row
+from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS, policy_row, route_logps
+from nanoroads.score import mean_se, ranked_right, rewards, sequence_logps
+from nanoroads.text import tokenizer
+from nanoroads.text.data import Limits, load
+from nanoroads.text.layouts import preference_texts
+from nanoroads.weights.checkpoint import load_policy, load_reward_model
+from nanoroads.weights.files import read_config, read_safetensors
+from nanoroads.world import roadmap
+from nanoroads.world.optimum import moves_apart, optimal_reward, shortest_routes
+from nanoroads.world.task import sample_routes
+
+WORLD = roadmap.WORLDS["roadmap"]
+N = (1, 2, 4, 8, 16)  # of best-of-N
+
+
+def measure(folder: Path, quick: bool) -> dict:
+    """All measures of one seed. quick: there are no runs in the other two worlds."""
+    prompts = roadmap.prompts(WORLD, "test")
+    reference = load_policy(folder / "sft")
+    policies = {}
+    for name in ("sft", "dpo", "rlhf_global", "rlhf_local"):
+        policies[name] = policy_row(load_policy(folder / name), reference, WORLD, prompts)
+    policies["optimum"] = optimum_row(reference, prompts)
+    reward_models, best_of_n_true_reward = reward_model_rows(folder, prompts)
+    gap_closed = {}
+    if not quick:
+        gap_closed["short_horizon"] = gap_closed_row(folder, "roadmap-short")
+        gap_closed["hidden_reference"] = gap_closed_row(folder, "roadmap-hidden")
+    return {
+        "policies": policies,
+        "reward_models": reward_models,
+        "best_of_n_true_reward": best_of_n_true_reward,
+        "equivalence": equivalence_row(folder, prompts),
+        "gap_closed": gap_closed,
+        "routes": greedy_routes(folder, prompts),
+    }
+
+
+# ---------------------------------------------------------------- the policies
+
+
+def optimum_row(reference, prompts):
+    """The limit of pi_ref exp(r*/beta) at beta -> 0: pi_ref restricted to the shortest routes.
+
+    Exact, by enumeration. KL(pi* || pi_ref) is then -log of the mass that pi_ref has on them."""
+    routes = {prompt: shortest_routes(prompt) for prompt in prompts}
+    logps = route_logps(reference, routes)
+    reward = mean_se([optimal_reward(prompt) for prompt in prompts])
+    kl = mean_se([-torch.logsumexp(logps[prompt], 0).item() for prompt in prompts])
+    return {"reward": reward, "greedy_reward": reward, "kl_to_ref": kl}
+
+
+def greedy_routes(folder, prompts):
+    """{policy: {prompt: its likeliest response}} for the maps in the report.
+
+    The prompts are the first held-out ones whose ends are 2, 3, 4 and 5 moves apart."""
+    first_prompt = {}
+    for prompt in prompts:
+        first_prompt.setdefault(moves_apart(prompt), prompt)
+    chosen = [first_prompt[moves] for moves in (2, 3, 4, 5)]
+    routes = {"optimum": {prompt: shortest_routes(prompt)[0] for prompt in chosen}}
+    for name in ("sft", "dpo", "rlhf_global"):
+        policy = load_policy(folder / name)
+        _, groups = sample_routes(policy, WORLD, ENCODING, chosen, 1, temperature=0)
+        answers = tokenizer.decode_all(ENCODING, [group[0] for group in groups])
+        routes[name] = dict(zip(chosen, answers, strict=True))
+    return routes
+
+
+# ---------------------------------------------------------------- the reward models
+
+
+def reward_model_rows(folder, prompts):
+    """({reward model: its row}, best of N by the true reward, which no reward model can exceed).
+
+    A row: held-out Bradley-Terry likelihood and accuracy, and best of N of the SFT policy's samples."""
+    sft = load_policy(folder / "sft")
+    limits = Limits(context=sft.config.block_size)
+    pairs = load(folder / "sft/pairs_test.jsonl", preference_texts, ENCODING, limits)
+    ids, samples = sample_routes(sft, WORLD, ENCODING, prompts, 16, seed=999)
+    true_rewards = []
+    for prompt, group in zip(prompts, samples, strict=True):
+        answers = tokenizer.decode_all(ENCODING, group)
+        true_rewards.append([WORLD.reward(prompt, answer) for answer in answers])
+    true_reward = torch.tensor(true_rewards)  # (prompts, 16)
+
+    runs = {
+        "dpo": folder / "dpo",  # its reward is beta log pi/pi_ref
+        "local": folder / "local",  # beta log pi: the paper's local class, without a reference
+        "global": folder / "rlhf_global/reward",  # a scalar head
+    }
+    references = {"dpo": sft, "local": None, "global": None}
+    rows = {}
+    for name, run in runs.items():
+        model = load_reward_model(run)
+        beta = read_config(run).get("beta")
+        reference = references[name]
+        reward = rewards(model, reference, pairs.prompts, pairs.responses, beta, GROUPS_PER_PASS)  # (P, 2)
+        if name == "local":  # without a reference `rewards` gives log pi
+            reward = beta * reward
+        chosen = reward[:, 0]  # (P,)
+        rejected = reward[:, 1]
+        sample_reward = rewards(model, reference, ids, samples, beta, GROUPS_PER_PASS)  # (prompts, 16)
+        rows[name] = {
+            "nll": bradley_terry(chosen, rejected).mean().item(),
+            "accuracy": ranked_right(chosen - rejected).mean().item(),
+            "best_of_n": best_of_n(sample_reward, true_reward),
+        }
+    return rows, best_of_n(true_reward, true_reward)
+
+
+def best_of_n(reward, true_reward):
+    """The mean true reward of the sample that a reward model likes best of N, for N = 1 ... 16.
+
+    reward, true_reward (prompts, 16): every block of N samples of a prompt has one such sample."""
+    row = {}
+    for n in N:
+        blocks = reward.view(len(reward), -1, n)  # (prompts, 16 / N, N)
+        true_blocks = true_reward.view(len(true_reward), -1, n)
+        favourite = blocks.argmax(2, keepdim=True)
+        row[str(n)] = true_blocks.gather(2, favourite).mean().item()
+    return row
+
+
+# ---------------------------------------------------------------- Theorem 2.2
+
+
+def equivalence_row(folder, prompts):
+    """KL(pi_DPO || pi) in nats, on samples of pi_DPO, for RL on the local reward and for SFT.
+
+    And how far apart the weights of DPO and of stage 1 of that RL ended: they are the same loss."""
+    dpo = load_policy(folder / "dpo")
+    ids, samples = sample_routes(dpo, WORLD, ENCODING, prompts, 8, seed=777)
+    logp = sequence_logps(dpo, ids, samples, GROUPS_PER_PASS)  # (prompts, 8)
+    kl = {}
+    for name in ("rlhf_local", "sft"):
+        other_logp = sequence_logps(load_policy(folder / name), ids, samples, GROUPS_PER_PASS)
+        kl[name] = (logp - other_logp).mean().item()
+    dpo_weights, _ = read_safetensors(folder / "dpo/model.safetensors")
+    stage_1_weights, _ = read_safetensors(folder / "rlhf_local/reward/model.safetensors")
+    differences = [(dpo_weights[name] - stage_1_weights[name]).abs().max().item() for name in dpo_weights]
+    return {
+        "kl_dpo_rlhf_local": kl["rlhf_local"],
+        "kl_dpo_sft": kl["sft"],
+        "stage_1_weights_apart": max(differences),
+    }
+
+
+# ---------------------------------------------------------------- several seeds
+
+
+def combine(rows: list):
+    """The results of several seeds as one.
+
+    {"mean", "se"} over prompts become mean and standard error over seeds, plain numbers their mean;
+    what is no number is the first seed's. A single seed's results stay as they are."""
+    first = rows[0]
+    if len(rows) == 1:
+        return first
+    if isinstance(first, dict):
+        combined = {}
+        if "mean" in first:
+            combined.update(mean_se([row["mean"] for row in rows]))
+        for name in first:
+            if name not in combined:
+                combined[name] = combine([row[name] for row in rows])
+        return combined
+    if isinstance(first, (float, int)):
+        return sum(rows) / len(rows)
+    return first

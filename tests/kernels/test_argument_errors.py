@@ -1,0 +1,77 @@
+"""A wrong argument raises a ValueError that begins with the argument's name."""
+
+import pytest
+import torch
+
+import kernels
+
+T = torch.zeros(11, dtype=torch.int64)
+
+
+def wrong(**change):
+    """What test_errors passes, with one argument changed."""
+    hidden, weight, bias = torch.zeros(11, 20), torch.zeros(37, 20), torch.zeros(37)
+    return {"hidden": hidden, "weight": weight, "target": T, "bias": bias, "backend": "torch"} | change
+
+
+ERRORS = {
+    "hidden: shape": ("hidden", {"hidden": torch.zeros(11)}),
+    "hidden: dtype": ("hidden", {"hidden": torch.zeros(11, 20, dtype=torch.int64)}),
+    "weight: shape": ("weight", {"weight": torch.zeros(37, 21)}),
+    "weight: one axis": ("weight", {"weight": torch.zeros(37)}),
+    "weight: no classes": ("weight", {"weight": torch.zeros(0, 20)}),
+    "weight: dtype": ("weight", {"weight": torch.zeros(37, 20, dtype=torch.float16)}),
+    "weight: device": ("weight", {"weight": torch.zeros(37, 20, device="meta")}),
+    "bias: shape": ("bias", {"bias": torch.zeros(36)}),
+    "bias: dtype": ("bias", {"bias": torch.zeros(37, dtype=torch.float64)}),
+    "bias: device": ("bias", {"bias": torch.zeros(37, device="meta")}),
+    "target: shape": ("target", {"target": T[1:]}),
+    "target: dtype": ("target", {"target": T.float()}),
+    "target: bool": ("target", {"target": T.bool()}),
+    "target: device": ("target", {"target": T.to("meta")}),
+    "target: too large": ("target holds 37", {"target": T + 37}),
+    "target: negative": ("target holds -1", {"target": T - 1}),
+    "temperature: 0": ("temperature", {"temperature": 0.0}),
+    "temperature: nan": ("temperature", {"temperature": float("nan")}),
+    "softcap: negative": ("softcap", {"softcap": -1.0}),
+    "softcap: 0": ("softcap", {"softcap": 0.0}),
+    "backend": ("backend", {"backend": "cuda"}),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name):
+    message, change = ERRORS[name]
+    arguments = wrong(**change)
+    with pytest.raises(ValueError, match=f"^{message}") as raised:
+        kernels.linear_logp(
+            arguments.pop("hidden"), arguments.pop("weight"), arguments.pop("target"), **arguments
+        )
+    assert "\n" not in str(raised.value)
+
+
+def test_errors_of_the_rest():
+    x = torch.zeros(4)
+    for cu in ([1, 4], [0, 3], [0, 3, 2, 4]):
+        with pytest.raises(ValueError, match="^cu_seqlens"):
+            kernels.segment_sum(x, torch.tensor(cu, dtype=torch.int32), backend="torch")
+    for cu in (
+        torch.zeros(2, 2, dtype=torch.int32),
+        torch.tensor([0.0, 4.0]),
+        torch.zeros(2, dtype=torch.int32, device="meta"),
+    ):
+        with pytest.raises(ValueError, match="^cu_seqlens"):
+            kernels.segment_sum(x, cu, backend="torch")
+    for bad in (x[None], x.long()):
+        with pytest.raises(ValueError, match="^x must"):
+            kernels.segment_sum(bad, torch.tensor([0, 4]), backend="torch")
+    for logits, target, name in (
+        (x, T[:4], "logits"),
+        (torch.zeros(4, 5).long(), T[:4], "logits"),
+        (torch.zeros(4, 5), T, "target"),
+        (torch.zeros(4, 5), T[:4] + 5, "target holds 5"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}"):
+            kernels.logp_from_logits(logits, target, backend="torch")
+    with pytest.raises(ValueError, match="^backend"):
+        kernels.set_backend("fast")

@@ -1,0 +1,153 @@
+"""The benchmark, the search for tiles and the trace run on tiny shapes, and say what is true."""
+
+import io
+import json
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels import bench, measuring, tiles, trace
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--shape", "9", "16", "70", "--shape", "100", "8", "33"]
+
+
+def run(module, *arguments):
+    """module's main in this process -> what it prints."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(bench, "MOST_ROUNDS", 5)
+        patch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        module.main()
+    return printed.getvalue()
+
+
+def refusal(capsys, module, *arguments):
+    """module's main, which exits with 2 -> the line that it prints to stderr."""
+    with pytest.raises(SystemExit) as left:
+        run(module, *arguments)
+    message = capsys.readouterr().err
+    assert left.value.code == 2 and message.count("\n") == 1 and message.startswith(f"{module.__name__}: ")
+    return message
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Of --json."""
+    folder = tmp_path_factory.mktemp("bench")
+    printed = run(bench, *TINY, "--json", folder / "bench.json", "--figure", folder / "bench.png")
+    assert (folder / "bench.png").read_bytes().startswith(b"\x89PNG")
+    return json.loads((folder / "bench.json").read_text()) | {"printed": printed}
+
+
+def test_columns(results):
+    assert {"date", "device", "torch", "dtype"} <= results.keys()
+    assert [(r["N"], r["D"], r["V"]) for r in results["results"]] == [(9, 16, 70), (100, 8, 33)]
+    for shape in results["results"]:
+        assert shape["ceiling_tflops"] > 0
+        assert {"nanoroads torch", "nanoroads torch recompute", "naive logits"} <= shape["rows"].keys()
+        for row in shape["rows"].values():
+            assert list(row) == bench.COLUMNS
+            assert 0 < row["forward_ms"] < row["total_ms"] and row["of_ceiling"] > 0
+            work = 6 * shape["N"] * shape["D"] * shape["V"]
+            assert row["tflops"] == pytest.approx(work / (row["total_ms"] / 1e3) / 1e12)
+
+
+def test_our_errors_are_small(results):
+    for shape in results["results"]:
+        for name, row in shape["rows"].items():
+            if name.startswith("nanoroads"):
+                tolerance = 1e-2 if results["dtype"] == "bf16" else 1e-5  # the gradients are rounded to bf16
+                assert (
+                    row["logp_error"] < 2e-5
+                    and row["d_hidden_error"] < tolerance
+                    and row["d_weight_error"] < tolerance
+                )
+
+
+def test_the_reference():
+    """The fp64 reference, against autograd through fp64 logits; targets repeat."""
+    x, w, t = measuring.problem(90, 6, 11, torch.float32, "cpu")
+    logp, d_hidden, d_weight = measuring.reference(x, w, t)
+    x, w = (y.detach().double().requires_grad_() for y in (x, w))
+    expected = torch.log_softmax(x @ w.T, 1).gather(1, t[:, None])[:, 0]
+    expected.sum().backward()
+    for a, b in ((logp, expected), (d_hidden, x.grad[:64]), (d_weight, w.grad[t[:64]])):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_memory(results):
+    """The logits of a larger problem show; ours is of the size of the gradients, 1.3 MiB.
+
+    It is less where pages are reused."""
+    if torch.cuda.is_available():
+        pytest.skip("of the resident set")
+    found = {name: bench.implementation(name) for name in ("naive logits", "nanoroads torch recompute")}
+    _, rows = bench.measure((1000, 16, 20000), torch.float32, "cpu", found, 1)
+    naive, ours = (row["extra_mib"] for row in rows.values())
+    assert naive > 2 * 1000 * 20000 * 4 / 2**20 * 0.9 and 0 <= ours < naive / 5
+
+
+def test_tiles_keep_their_layout():
+    pytest.importorskip("triton")
+    from kernels import tune
+
+    text = tiles.PATH.read_text()
+    assert tune.one_tile_per_line(json.loads(text)) == text
+
+
+def test_a_wrong_gradient_shows():
+    x, w, t = measuring.problem(90, 6, 11, torch.float32, "cpu")
+    out = bench.implementation("naive logits")(x, w, t)
+    out.sum().backward()
+    w.grad.mul_(1.01)
+    errors = bench.errors(out.detach() + 0.01, x, w, t, measuring.reference(x, w, t))
+    assert errors["logp_error"] == pytest.approx(0.01, rel=1e-3)
+    assert errors["d_hidden_error"] < 1e-6
+    assert errors["d_weight_error"] == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
+def test_without_a_gpu(results, capsys):
+    for name in ("liger-kernel", "cut-cross-entropy", "quack-kernels"):
+        assert f"{name}: left out, needs a CUDA device\n" in results["printed"]
+    pytest.importorskip("triton")
+    from kernels import tune
+
+    assert "no CUDA device" in refusal(capsys, tune)
+
+
+WRONG = "--dtype int8, --shape 1 2 0, --json no/such.json, --json ., --figure x.gif, --fast".split(", ")
+
+
+@pytest.mark.parametrize("arguments", [wrong.split() for wrong in WRONG])
+def test_bad_arguments(arguments, capsys):
+    message = refusal(capsys, bench, *arguments)
+    assert arguments[0] in message or arguments[-1] in message
+
+
+def test_trace(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "kernels.trace",
+        "--shape",
+        "9",
+        "16",
+        "70",
+        "--out",
+        tmp_path / "trace.json",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "aten::mm" in done.stdout and "ncu " in done.stdout
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+def test_trace_refuses(tmp_path, capsys):
+    assert "no such folder" in refusal(capsys, trace, "--out", tmp_path / "no" / "trace.json")
+    assert "--shape" in refusal(capsys, trace, "--shape", 9, 0, 70)
