@@ -82,9 +82,8 @@ class Run:
         changed.update(out=self.out / name, export_hf=None, profile=False)
         hidden = {*without, *changed}
         flags = {flag: value for flag, value in vars(self.args).items() if flag not in hidden}
-        flags.update(
-            changed
-        )  # last: a --resume with another --reward-lr is refused by that name, not as --lr
+        # Last, so that a --resume with another --reward-lr is refused by that name, and not as --lr.
+        flags.update(changed)
         return Run(Namespace(**flags), name)
 
     # ------------------------------------------------------------ before the loop
