@@ -94,14 +94,18 @@ def hf_model(name, seed):
     return model
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def folders(request, tmp_path_factory):
-    """(name, folder of the policy, folder of the reference)."""
-    paths = []
-    for seed in (0, 1):
-        paths.append(tmp_path_factory.mktemp(f"{request.param}-{seed}"))
-        hf_model(request.param, seed).save_pretrained(paths[-1])
-    return request.param, paths[0], paths[1]
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """{name: (folder of the policy, folder of the reference)}."""
+    paths = {}
+    for name in KINDS:
+        paths[name] = (
+            tmp_path_factory.mktemp(f"{name}-policy"),
+            tmp_path_factory.mktemp(f"{name}-reference"),
+        )
+        for seed, path in enumerate(paths[name]):
+            hf_model(name, seed).save_pretrained(path)
+    return paths
 
 
 def load_hf_model(folder, kind="CausalLM", **options):
@@ -170,9 +174,17 @@ def assert_same(values, trl_values, tolerance=1e-4):
     assert abs(trl_values[-1] - trl_values[0]) > 100 * tolerance  # the steps have moved
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_preference_losses(loss, folders, tmp_path):
-    name, policy, reference = folders
+def combinations():
+    """Every loss with every kind of model. Quick: each loss once, and each kind once."""
+    for name in KINDS:
+        for loss in LOSSES:
+            is_quick = name == "gpt2" or loss == "dpo"
+            yield pytest.param(name, loss, marks=() if is_quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name, loss", combinations())
+def test_preference_losses(name, loss, folders, tmp_path):
+    policy, reference = folders[name]
     config = DPOConfig(str(tmp_path), loss_type=[LOSSES[loss]], beta=BETA, **SETTINGS)
     trainer = DPOTrainer(
         load_hf_model(policy),
@@ -202,8 +214,9 @@ def test_preference_losses(loss, folders, tmp_path):
     assert_same(values, trl_losses(trainer))
 
 
-def test_reward_model(folders, tmp_path):
-    name, policy, _ = folders
+@pytest.mark.parametrize("name", KINDS)
+def test_reward_model(name, folders, tmp_path):
+    policy, _ = folders[name]
     torch.manual_seed(0)
     model, batch = load_model(policy, dtype=torch.float64, head="scalar"), pack(PROMPTS, PAIRS)
     trl_model = load_hf_model(policy, "SequenceClassification", num_labels=1)

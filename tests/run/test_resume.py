@@ -289,6 +289,7 @@ def test_a_killed_phase_goes_on_from_its_checkpoint(flags_of, uninterrupted, tmp
     out = tmp_path / "sft"
     kill(script, out, MOMENTS["between checkpoints"], **flags)
     write_json(tmp_path / "phases.json", {})
-    run_phases([Phase("sft", [], ["train_sft.py", *argv(script, out=out, **flags)])], tmp_path, jobs=2)
+    phase = Phase("sft", [], ["train_sft.py", *argv(script, out=out, **flags)])
+    run_phases([phase], tmp_path, jobs=os.cpu_count() or 1)  # one thread for each job, as in this process
     assert same(out, uninterrupted("sft"))
     assert (tmp_path / "logs/sft.txt").read_text().count("held-out loss") == 1
