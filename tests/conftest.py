@@ -1,4 +1,5 @@
-"""Fixtures: tiny runs that tests look at and do not touch, and a script that must refuse its input."""
+"""Fixtures: tiny runs that tests look at and do not touch, and
+a script that must refuse its input."""
 
 import pytest
 import torch
@@ -35,7 +36,8 @@ def rlhf(sft, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def rows(sft, tmp_path_factory):
-    """A folder of the user's files: sft.jsonl, pairs.jsonl, prompts.jsonl. Their prompts are not the map's."""
+    """A folder of the user's files: sft.jsonl, pairs.jsonl,
+    prompts.jsonl. Their prompts are not the map's."""
     folder = tmp_path_factory.mktemp("rows")
 
     def with_other_prompts(path, count):

@@ -1,4 +1,5 @@
-"""Packing proves itself: log-probs, sums, rewards and gradients are those of separate, unpadded sequences."""
+"""Packing proves itself: log-probs, sums, rewards and gradients
+are those of separate, unpadded sequences."""
 
 import dataclasses
 import random
@@ -23,7 +24,8 @@ def random_groups(seed, groups=5):
 
 
 def separate(model, prompts, responses):
-    """One forward pass for each response: its token log-probs, or a reward model's score of each token."""
+    """One forward pass for each response: its token log-probs, or
+    a reward model's score of each token."""
     out = []
     for prompt, group in zip(prompts, responses, strict=True):
         for response in group:

@@ -1,4 +1,5 @@
-"""Who imports whom: no circles, kernels stand alone, scripts do not know one another, imports at the top."""
+"""Who imports whom: no circles, kernels stand alone, scripts do
+not know one another, imports at the top."""
 
 import ast
 import graphlib
@@ -11,7 +12,7 @@ PACKAGES = ["nanoroads", "kernels"]
 SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "experiments").glob("*.py")])
 SCRIPT_NAMES = ["experiments", *(path.stem for path in SCRIPTS)]
 OPTIONAL = {"datasets", "huggingface_hub", "pyarrow", "triton"}  # they are not on every machine
-# The only methods that may import modules of ours: whoever has a GPT loads and saves it without a second import.
+# The only methods that may import modules of ours, for the comfort of whoever has a GPT.
 LAZY_METHODS = {"from_pretrained", "save_pretrained"}
 
 
@@ -30,7 +31,8 @@ for package in PACKAGES:
 
 
 def imported(node):
-    """The modules that one import statement names; `from package import module` names the module."""
+    """The modules that one import statement names; `from
+    package import module` names the module."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if not isinstance(node, ast.ImportFrom):
@@ -116,7 +118,8 @@ def test_no_import_circle():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_stand_at_the_top(module):
-    """Lazy ones are of optional packages, or of our modules that need one; and those of GPT's two methods."""
+    """Lazy ones are of optional packages, or of our modules that
+    need one; and those of GPT's two methods."""
     for function, name in imports(MODULES[module])[1]:
         if name in MODULES and module == "nanoroads.model" and function in LAZY_METHODS:
             continue

@@ -1,4 +1,5 @@
-"""Measures against their definitions: log-probs from plain logits, true rewards, standard errors by hand."""
+"""Measures against their definitions: log-probs from plain
+logits, true rewards, standard errors by hand."""
 
 import pytest
 import torch

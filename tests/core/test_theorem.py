@@ -1,8 +1,8 @@
-"""Theorem 2.2 (Swamy et al., 2503.01067) by the scripts: with the local reward both roads end in one policy.
+"""Theorem 2.2 (Swamy et al., 2503.01067) by the scripts: a local reward brings both roads together.
 
-Its first half is exact: Bradley-Terry over local rewards is DPO, bit for bit. Its second half is RL, so it is
-approximate. And the signs of RL: a step on a reward raises it, a step on the KL term lowers the distance to the
-reference.
+Its first half is exact: Bradley-Terry over local rewards is DPO, bit for bit. Its second half is
+RL, so it is approximate. And the signs of RL: a step on a reward raises it, a step on the KL term
+lowers the distance to the reference.
 """
 
 from statistics import mean

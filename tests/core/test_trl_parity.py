@@ -1,4 +1,5 @@
-"""TRL's own trainers against ours: same weights, same pairs; losses, gradients and twenty optimizer steps."""
+"""TRL's own trainers against ours: same weights, same pairs;
+losses, gradients and twenty optimizer steps."""
 
 import pytest
 import torch
@@ -40,7 +41,8 @@ SETTINGS = {
 
 
 def pairs(n=8):
-    """Prompts and (chosen, rejected) of different lengths: their order and their padding must not matter."""
+    """Prompts and (chosen, rejected) of different lengths: their
+    order and their padding must not matter."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(low, high, n=1):
@@ -59,7 +61,8 @@ PROMPTS, PAIRS = pairs()
 
 
 def dataset():
-    """The same pairs as text, one word per token, so that TRL tokenises, pads and masks them itself."""
+    """The same pairs as text, one word per token, so that TRL
+    tokenises, pads and masks them itself."""
 
     def text(ids):
         return "".join(f" {i:02d}" for i in ids)
@@ -78,7 +81,8 @@ def word_tokenizer():
 
 
 def hf_model(name, seed):
-    """A Hugging Face model, dropout off. It is trained in fp64: fp32's own rounding is 1e-6 on some processors."""
+    """A Hugging Face model, dropout off. It is trained in fp64: fp32's
+    own rounding is 1e-6 on some processors."""
     dropout = {}
     if name == "gpt2":
         dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -90,14 +94,18 @@ def hf_model(name, seed):
     return model
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def folders(request, tmp_path_factory):
-    """(name, folder of the policy, folder of the reference)."""
-    paths = []
-    for seed in (0, 1):
-        paths.append(tmp_path_factory.mktemp(f"{request.param}-{seed}"))
-        hf_model(request.param, seed).save_pretrained(paths[-1])
-    return request.param, paths[0], paths[1]
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """{name: (folder of the policy, folder of the reference)}."""
+    paths = {}
+    for name in KINDS:
+        paths[name] = (
+            tmp_path_factory.mktemp(f"{name}-policy"),
+            tmp_path_factory.mktemp(f"{name}-reference"),
+        )
+        for seed, path in enumerate(paths[name]):
+            hf_model(name, seed).save_pretrained(path)
+    return paths
 
 
 def load_hf_model(folder, kind="CausalLM", **options):
@@ -117,7 +125,8 @@ def trl_first_step(trainer):
 
 
 def trl_losses(trainer):
-    """The losses of TRL's own training loop. One batch holds all pairs, so its shuffling changes only their order."""
+    """The losses of TRL's own training loop. One batch holds all pairs,
+    so its shuffling changes only their order."""
     values, compute = [], trainer.compute_loss
 
     def recorded(*args, **kwargs):
@@ -131,7 +140,8 @@ def trl_losses(trainer):
 
 
 def train(model, loss_of):
-    """Twenty steps with the scripts' optimizer and clipping. Returns all losses and the first step's gradients."""
+    """Twenty steps with the scripts' optimizer and clipping. Returns
+    all losses and the first step's gradients."""
     optimizer, values, first_gradients = adamw(model, LR, weight_decay=0.0), [], None
     for _ in range(STEPS):
         loss = loss_of(model).mean()
@@ -164,9 +174,17 @@ def assert_same(values, trl_values, tolerance=1e-4):
     assert abs(trl_values[-1] - trl_values[0]) > 100 * tolerance  # the steps have moved
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_preference_losses(loss, folders, tmp_path):
-    name, policy, reference = folders
+def combinations():
+    """Every loss with every kind of model. Quick: each loss once, and each kind once."""
+    for name in KINDS:
+        for loss in LOSSES:
+            is_quick = name == "gpt2" or loss == "dpo"
+            yield pytest.param(name, loss, marks=() if is_quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name, loss", combinations())
+def test_preference_losses(name, loss, folders, tmp_path):
+    policy, reference = folders[name]
     config = DPOConfig(str(tmp_path), loss_type=[LOSSES[loss]], beta=BETA, **SETTINGS)
     trainer = DPOTrainer(
         load_hf_model(policy),
@@ -196,8 +214,9 @@ def test_preference_losses(loss, folders, tmp_path):
     assert_same(values, trl_losses(trainer))
 
 
-def test_reward_model(folders, tmp_path):
-    name, policy, _ = folders
+@pytest.mark.parametrize("name", KINDS)
+def test_reward_model(name, folders, tmp_path):
+    policy, _ = folders[name]
     torch.manual_seed(0)
     model, batch = load_model(policy, dtype=torch.float64, head="scalar"), pack(PROMPTS, PAIRS)
     trl_model = load_hf_model(policy, "SequenceClassification", num_labels=1)

@@ -1,4 +1,5 @@
-"""What a user gets wrong: rows, folders, and the scripts that meet them. See the fixture `refuses`."""
+"""What a user gets wrong: rows, folders, and the scripts that
+meet them. See the fixture `refuses`."""
 
 import json
 import shutil

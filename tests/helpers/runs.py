@@ -1,4 +1,5 @@
-"""Tiny runs that several test files share. Everything runs in this process, on one thread: exact, and quick."""
+"""Tiny runs that several test files share. Everything runs in this
+process, on one thread: exact, and quick."""
 
 import json
 import math
@@ -24,7 +25,8 @@ TINY = {
 
 
 def argv(script, **flags):
-    """Tiny settings of a script, and `flags` over them (None: without that flag, True: without a value) -> argv."""
+    """Tiny settings of a script, and `flags` over them (None: without
+    that flag, True: without a value) -> argv."""
     words = []
     for name, value in {**TINY.get(script, {}), **flags}.items():
         if value is None or value is False:
@@ -65,7 +67,8 @@ def metrics(folder):
 
 
 def check_run(folder, stage, every, at_evaluation):
-    """A finished run has the documented files, and in each line of metrics.jsonl these keys. Returns the lines."""
+    """A finished run has the documented files, and in each line of
+    metrics.jsonl these keys. Returns the lines."""
     assert {path.name for path in folder.iterdir()} >= {"model.safetensors", "config.json", "metrics.jsonl"}
     assert not list(folder.glob("*.tmp")) and not (folder / "resume.safetensors").exists()
     config = json.loads((folder / "config.json").read_text())

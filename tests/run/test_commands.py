@@ -1,4 +1,5 @@
-"""Commands for what is missing: they are printed as a user would type them, and run from any directory."""
+"""Commands for what is missing: they are printed as a user would
+type them, and run from any directory."""
 
 import os
 import subprocess

@@ -1,4 +1,5 @@
-"""Command lines: the types of flags, the defaults that suit the model, and what a user causes in one line."""
+"""Command lines: the types of flags, the defaults that suit the
+model, and what a user causes in one line."""
 
 import argparse
 import json

@@ -16,6 +16,7 @@ from helpers.runs import argv, metrics, run, weights
 import train_dpo
 import train_rlhf
 import train_sft
+from nanoroads.report.phases import Phase, run_phases
 from nanoroads.run.run import Run
 from nanoroads.weights import checkpoint
 from nanoroads.weights import files as weight_files
@@ -29,7 +30,8 @@ processes = multiprocessing.get_context("forkserver")
 
 @pytest.fixture(scope="session", autouse=True)
 def server():
-    """It imports once, and never computes: its forks are as good as fresh processes, without their seconds."""
+    """It imports once, and never computes: its forks are as good as
+    fresh processes, without their seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         # The last is imported by optimizers, at their first step.
@@ -65,7 +67,8 @@ def after_update(n):
 
 
 def while_writing(name, n, stage):
-    """Die in the n-th writing of a file called `name`: half of it written, or all of it but not renamed."""
+    """Die in the n-th writing of a file called `name`: half of it
+    written, or all of it but not renamed."""
     calls = []
     replace, save_file = os.replace, weight_files.save_file
 
@@ -150,7 +153,8 @@ def same(one, two):
 
 
 def check_killed(script, whole, tmp_path, moment, sub="", **flags):
-    """Kill and resume; then the run in `sub`, and everything else, is as in `whole`, which was not interrupted."""
+    """Kill and resume; then the run in `sub`, and everything else, is
+    as in `whole`, which was not interrupted."""
     out = tmp_path / "killed"
     kill(script, out, MOMENTS[moment], **flags)
     assert not (out / sub / "model.safetensors").exists() or moment == "at the very end"
@@ -279,15 +283,13 @@ def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(flags_of, tmp_path)
 
 
 def test_a_killed_phase_goes_on_from_its_checkpoint(flags_of, uninterrupted, tmp_path):
-    """The commands of all_roads.py always say --resume: a phase whose process was killed is not lost."""
+    """The commands of all_roads.py always say --resume: a phase
+    whose process was killed is not lost."""
     script, flags = flags_of["sft"]
     out = tmp_path / "sft"
     kill(script, out, MOMENTS["between checkpoints"], **flags)
-    import all_roads
-
-    from nanoroads.report.phases import Phase, run_phases
-
     write_json(tmp_path / "phases.json", {})
-    run_phases([Phase("sft", [], ["train_sft.py", *argv(script, out=out, **flags)])], tmp_path, jobs=2)
+    phase = Phase("sft", [], ["train_sft.py", *argv(script, out=out, **flags)])
+    run_phases([phase], tmp_path, jobs=os.cpu_count() or 1)  # one thread for each job, as in this process
     assert same(out, uninterrupted("sft"))
     assert (tmp_path / "logs/sft.txt").read_text().count("held-out loss") == 1

@@ -1,4 +1,5 @@
-"""Run: the folder, the record and the clock of a training run, without any of the scripts' losses."""
+"""Run: the folder, the record and the clock of a training run,
+without any of the scripts' losses."""
 
 import json
 import math
@@ -31,7 +32,8 @@ def small_model(seed=0):
 
 
 def run_steps(run, model, total, stop_after=None):
-    """A loop with the order of a script's: a made-up loss, log, save. Returns the steps that it took."""
+    """A loop with the order of a script's: a made-up loss, log,
+    save. Returns the steps that it took."""
     optimizer = adamw(model, 1e-2, 0.0)
     taken = []
     for step in run.steps(model, optimizer, total):
@@ -129,7 +131,8 @@ def test_a_run_is_finished_when_its_weights_are_written(tmp_path):
 
 
 def test_steps_go_on_from_the_last_checkpoint(tmp_path):
-    """Killed behind step 7, with checkpoints every 3: the next process goes on with step 6, and ends with the same weights."""
+    """Killed behind step 7, with checkpoints every 3: the next process goes on with step 6, and
+    ends with the same weights."""
     whole = small_model()
     assert run_steps(Run(args_of(tmp_path / "whole", save_every=3), "dpo"), whole, 10) == list(range(10))
 
@@ -158,7 +161,8 @@ def test_steps_go_on_from_the_last_checkpoint(tmp_path):
 def test_a_checkpoint_is_due_when_save_every_steps_have_passed(
     updates, save_every, saved, tmp_path, monkeypatch
 ):
-    """With several updates on a batch of samples, RL asks only between two batches. The last step is never saved."""
+    """With several updates on a batch of samples, RL asks only between
+    two batches. The last step is never saved."""
     written = []
     monkeypatch.setattr(checkpoint, "save_state", lambda out, model, optimizer, step: written.append(step))
     run = Run(args_of(tmp_path, save_every=save_every), "rlhf")

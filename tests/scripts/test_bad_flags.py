@@ -1,4 +1,5 @@
-"""Flags that no run can have: one line on stderr that names the flag, exit code 2, and nothing is written."""
+"""Flags that no run can have: one line on stderr that names the
+flag, exit code 2, and nothing is written."""
 
 import subprocess
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from helpers.refusals import RULE, files, row_file
 
+import all_roads
 import sample
 import train_dpo
 import train_rlhf
@@ -97,8 +99,6 @@ def test_values_of_another_script(script, flags, words, refuses):
 
 @pytest.mark.parametrize("flag, value", [("jobs", 0), ("seeds", "one")])
 def test_values_of_all_roads(flag, value, refuses):
-    import all_roads
-
     refuses(all_roads, f"--{flag}", **{flag: value})
 
 

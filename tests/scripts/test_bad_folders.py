@@ -1,4 +1,5 @@
-"""Folders that hold something else: one line on stderr that names file and tensor or flag, and nothing is overwritten."""
+"""Folders that hold something else: one line on stderr that names file and tensor or flag, and
+nothing is overwritten."""
 
 import json
 import pickle
@@ -12,6 +13,7 @@ from helpers.refusals import RULE, change_config, copy, files, row_file, users_o
 from helpers.runs import metrics, read_jsonl, run, weights
 from safetensors.torch import load_file
 
+import all_roads
 import sample
 import train_dpo
 import train_rlhf
@@ -71,8 +73,8 @@ def test_weights_of_another_shape(refuses, sft, tmp_path):
 
 @pytest.mark.parametrize(
     "config",
-    ["{", "[" * 100_000, "[]", "3", "{}", '{"model": 3}', '{"model": {"depth": 3}}', '{"model": {"n_head": 5}}',
-     '{"model": {"norm": "batch"}}', '{"model_type": "bert"}'],
+    ["{", "[" * 100_000, "[]", "3", "{}", '{"model": 3}', '{"model": {"depth": 3}}',
+     '{"model": {"n_head": 5}}', '{"model": {"norm": "batch"}}', '{"model_type": "bert"}'],
 )  # fmt: skip
 def test_a_config_that_is_invalid(config, refuses, sft, tmp_path):
     folder = copy(sft, tmp_path / "sft")
@@ -83,7 +85,8 @@ def test_a_config_that_is_invalid(config, refuses, sft, tmp_path):
 
 @pytest.mark.parametrize(
     "entry",
-    [{"tokenizer": 3}, {"args": None}, {"reference": 3}, {"beta": "x"}, {"n_layer": "2"}, {"n_embd": -16, "n_head": -1}],
+    [{"tokenizer": 3}, {"args": None}, {"reference": 3}, {"beta": "x"}, {"n_layer": "2"},
+     {"n_embd": -16, "n_head": -1}],
 )  # fmt: skip
 def test_a_config_of_the_wrong_kinds(entry, refuses, sft, tmp_path):
     folder = copy(sft, tmp_path / "sft")
@@ -206,6 +209,12 @@ def test_a_checkpoint_to_resume_that_is_broken(how, refuses, sft, tmp_path):
     if how != "no optimizer":
         break_weights(path, how)
     refuses(train_sft, path, **flags)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_ledger_of_all_roads_that_is_broken(text, refuses, tmp_path):
+    (tmp_path / "phases.json").write_text(text)
+    refuses(all_roads, tmp_path / "phases.json", out=tmp_path, quick=True)
 
 
 # ---------------------------------------------------------------- losses that are not finite

@@ -1,4 +1,5 @@
-"""Rewards and prompts that give nothing: one line on stderr that says what, exit code 2, and nothing is written."""
+"""Rewards and prompts that give nothing: one line on stderr that says
+what, exit code 2, and nothing is written."""
 
 import json
 import sys

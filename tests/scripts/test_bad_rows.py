@@ -1,4 +1,5 @@
-"""Rows that do not fit: one line on stderr that names file and row, exit code 2, and nothing is written."""
+"""Rows that do not fit: one line on stderr that names file and
+row, exit code 2, and nothing is written."""
 
 import json
 

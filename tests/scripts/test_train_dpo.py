@@ -1,4 +1,5 @@
-"""train_dpo.py end to end, tiny: the files it leaves, the keys it logs, the numbers of step 0, and that it learns."""
+"""train_dpo.py end to end, tiny: the files it leaves, the keys it
+logs, the numbers of step 0, and that it learns."""
 
 import math
 from statistics import mean
@@ -60,7 +61,8 @@ def test_each_loss(loss, sft, tmp_path):
 
 
 def test_it_starts_at_its_reference_bit_for_bit(sft, tmp_path):
-    """In the same batch layout (each pair alone) step 0 gives the reference's log-probs: every pair is a tie."""
+    """In the same batch layout (each pair alone) step 0 gives the
+    reference's log-probs: every pair is a tie."""
     first = metrics(run(train_dpo, tmp_path / "dpo", init=sft, micro_batch_size=1, steps=1))[0]
     assert (first["accuracy"], first["margin"], first["kl_ref_policy"]) == (0.5, 0.0, 0.0)
 

@@ -1,4 +1,5 @@
-"""train_rlhf.py end to end, tiny: the files it leaves, the keys it logs, the numbers of step 0, and that it learns."""
+"""train_rlhf.py end to end, tiny: the files it leaves, the keys it
+logs, the numbers of step 0, and that it learns."""
 
 import math
 from statistics import mean
@@ -90,7 +91,8 @@ def test_on_rows_of_the_user(rows, sft, tmp_path):
 
 
 def test_start_and_compare(dpo, sft, tmp_path):
-    """--start from the policy compared with: the two are one at first, and the distance to the reference is not 0."""
+    """--start from the policy compared with: the two are one at first,
+    and the distance to the reference is not 0."""
     flags = {"reward": "nanoroads.world.roadmap:true_reward", "init": sft, "compare": dpo}
     flags.update(lr=1e-12, steps=2, eval_every=1)
     first = metrics(run(train_rlhf, tmp_path / "a", start=dpo, **flags))[0]
@@ -158,7 +160,8 @@ def test_an_epoch_samples_each_prompt_once_whatever_the_updates(sft, tmp_path):
 
 
 def test_checkpoints_are_between_two_batches_of_samples(sft, tmp_path, monkeypatch):
-    """With two updates on a batch and --save-every 3: at the first such place where three steps have passed."""
+    """With two updates on a batch and --save-every 3: at the first
+    such place where three steps have passed."""
     written = []
     monkeypatch.setattr(checkpoint, "save_state", lambda out, model, optimizer, step: written.append(step))
     flags = {"init": sft, "reward": "helpers.runs:brevity", "updates": 2, "save_every": 3, "steps": 14}
@@ -167,7 +170,8 @@ def test_checkpoints_are_between_two_batches_of_samples(sft, tmp_path, monkeypat
 
 
 def test_several_updates_of_rloo_are_clipped_ratios(sft, tmp_path):
-    """The second step on a batch is off policy: with a large rate its ratio leaves the interval, and is clipped."""
+    """The second step on a batch is off policy: with a large rate its
+    ratio leaves the interval, and is clipped."""
     flags = {"reward": "helpers.runs:brevity", "updates": 2, "lr": 0.05, "steps": 8}
     log = metrics(run(train_rlhf, tmp_path / "out", init=sft, **flags))
     assert all(row["clip_fraction"] == 0 for row in log[::2])
@@ -190,7 +194,8 @@ def test_it_samples_a_few_micro_batches_at_a_time(sft, tmp_path, monkeypatch):
 
 
 def test_nothing_waits_for_the_device_within_a_step(sft, tmp_path, monkeypatch):
-    """What a step hands to the log are tensors: they become numbers there, where a line is due, and nowhere else."""
+    """What a step hands to the log are tensors: they become numbers
+    there, where a line is due, and nowhere else."""
     logged = []
     original = Run.log
 

@@ -1,4 +1,5 @@
-"""train_sft.py end to end, tiny: the files it leaves, the keys it logs, the numbers of step 0, and that it learns."""
+"""train_sft.py end to end, tiny: the files it leaves, the keys it
+logs, the numbers of step 0, and that it learns."""
 
 import math
 
@@ -32,7 +33,8 @@ def test_on_rows_of_the_user(rows, tmp_path):
 
 
 def test_a_new_model_on_rows_of_the_user_learns_without_a_rate(rows, tmp_path):
-    """It is as small as the map's, and is trained as the map's is. At a pretrained model's rate it would stay as it is."""
+    """It is as small as the map's, and is trained as the map's is. At a
+    pretrained model's rate it would stay as it is."""
     out = run(train_sft, tmp_path / "new", data=rows / "sft.jsonl", rows=None, lr=None, steps=30)
     assert read_config(out)["args"]["lr"] == 3e-3
     log = metrics(out)
@@ -40,7 +42,8 @@ def test_a_new_model_on_rows_of_the_user_learns_without_a_rate(rows, tmp_path):
 
 
 def test_from_a_policy_that_exists(rows, sft, tmp_path):
-    """The first loss is that policy's on the first batch, a mean over its tokens, and not a new model's."""
+    """The first loss is that policy's on the first batch, a mean
+    over its tokens, and not a new model's."""
     log = metrics(run(train_sft, tmp_path / "more", data=rows / "sft.jsonl", init=sft, steps=3, lr=1e-4))
     demonstrations = load_rows(rows / "sft.jsonl", layouts.sft_texts)
     first = batch_indices(114, 96, 0, 0)  # 120 rows, 5% of them held out; batches for a small model

@@ -1,4 +1,5 @@
-"""What all training scripts share: gradient accumulation, bfloat16, traces, cut responses, inputs that are made."""
+"""What all training scripts share: gradient accumulation, bfloat16,
+traces, cut responses, inputs that are made."""
 
 import json
 from subprocess import CompletedProcess
@@ -79,7 +80,8 @@ def test_cut_prompts_and_responses(rows, tmp_path):
 
 
 def test_missing_policy_and_pairs_are_made(tmp_path, monkeypatch, capsys):
-    """Without inputs, the commands that the user would type are printed and run; here tiny, in this process."""
+    """Without inputs, the commands that the user would type are
+    printed and run; here tiny, in this process."""
     ran = []
 
     def run_here(command, env):
