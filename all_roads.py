@@ -1,11 +1,11 @@
-"""Every road on the built-in map, and where they meet: SFT, DPO, RLHF, best-of-N, Theorem 2.2, the
-gap closed both ways.
+"""Every road on the built-in map: SFT, DPO, RLHF and best-of-N; Theorem 2.2; and two worlds in
+which the gap is closed.
 
     python all_roads.py --quick              a first look: a minute on two CPU cores
     python all_roads.py                      one seed: two and a half minutes
     python all_roads.py --seeds 0 1 2        means and standard errors
 
-It runs the commands that you would type and prints them, two at a time. A finished phase is not run
+It prints and runs the commands that you would type, two at a time. A finished phase is not run
 again; a phase that was killed goes on from its checkpoint. Results: OUT/report.md, OUT/results.json
 and the figures beside them.
 """
@@ -34,35 +34,37 @@ RLHF = {
 LOW_BETA = 0.05  # too weak a regulariser of DPO, to show over-optimisation
 LOW_KL = 0.05  # the same for RLHF
 
-# A quick look has about half of the steps; otherwise the scripts' own numbers of steps stand. DPO
-# and the reward models need the same number of epochs, since Theorem 2.2 compares where they end.
+# A quick look has fewer steps; otherwise the scripts' own numbers of steps stand. DPO and the
+# reward models need the same number of epochs, since Theorem 2.2 compares where they end.
 FULL = {"sft": [], "dpo": [], "rlhf": []}
 QUICK = {"sft": ["--steps", 700], "dpo": ["--epochs", 2], "rlhf": ["--reward-epochs", 2, "--steps", 120]}
 
 
 def parse_flags(argv):
-    p = Parser(description=__doc__)
-    p.add_argument("--out", type=Path, help="folder of the results (default: out/all_roads, or out/quick)")
-    p.add_argument("--seeds", type=SEED, nargs="+", default=[0], help="seeds, one or several (default: 0)")
-    p.add_argument("--quick", action="store_true", help="a first look: half of the steps, one world")
-    p.add_argument("--jobs", type=positive(int), default=2, help="number of commands at a time (default: 2)")
-    p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], help="training device (default: auto)")
-    p.add_argument("--kernel", choices=["auto", "torch", "triton"], help="log-prob kernels (default: auto)")
-    args = p.parse_args(argv)
-    args.seeds = list(dict.fromkeys(args.seeds))  # the same seed twice would be two runs in one folder
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("--out", type=Path, help="folder of the results (default: out/all_roads, or out/quick)")
+    add("--seeds", type=SEED, nargs="+", default=[0], help="seeds, one or several (default: 0)")
+    add("--quick", action="store_true", help="a first look: fewer steps, one world")
+    add("--jobs", type=positive(int), default=2, help="number of commands at a time (default: 2)")
+    add("--device", choices=["auto", "cpu", "cuda", "mps"], help="training device (default: auto)")
+    add("--kernel", choices=["auto", "torch", "triton"], help="log-prob kernels (default: auto)")
+    args = parser.parse_args(argv)
+    # The same seed twice would be two runs in one folder.
+    args.seeds = list(dict.fromkeys(args.seeds))
     if args.out is None:
         args.out = Path("out/quick") if args.quick else Path("out/all_roads")
     return args
 
 
-def plan(seed_folder, seed, world, quick, machine=()):
+def plan(seed_folder, seed, world, quick, machine_flags=()):
     """The phases of one seed in one world, each behind those that it needs.
 
-    seed_folder: where the seed's runs go. machine: more flags for the training scripts."""
+    seed_folder: where the seed's runs go. machine_flags: more flags for the training scripts."""
     folder = world_folder(seed_folder, world)
     sft = folder / "sft"  # both roads start here, and are held near it
     steps = QUICK if quick else FULL
-    flags = ["--seed", seed, "--data", world] + list(machine)
+    flags = ["--seed", seed, "--data", world] + list(machine_flags)
     sample_pairs = ["-m", "nanoroads.world.pairs", "--policy", sft, "--seed", seed]
     train_dpo = ["train_dpo.py"] + flags + ["--init", sft]
     train_rlhf = ["train_rlhf.py"] + flags + ["--init", sft]
@@ -77,8 +79,8 @@ def plan(seed_folder, seed, world, quick, machine=()):
     add("sft/pairs.jsonl", sample_pairs, needs=["sft"])
     add("sft/pairs_test.jsonl", sample_pairs + ["--split", "test", "--n", 1000], needs=["sft"])
 
-    # The two roads from these pairs. RLHF's reward is global here: a model with a scalar head, which
-    # reads the last hidden state or sums over all, as the world's reward does.
+    # The two roads from these pairs. RLHF's reward is global here: a model with a scalar head,
+    # which reads the last hidden state or sums over all, as the world's reward does.
     scalar_head = ["--readout", WORLDS[world].readout]
     add("rlhf_global", train_rlhf + scalar_head + RLHF[world] + steps["rlhf"], needs=pairs)
     add("dpo", train_dpo + DPO[world] + steps["dpo"], needs=pairs)
@@ -95,7 +97,7 @@ def plan(seed_folder, seed, world, quick, machine=()):
     if quick:
         return phases
 
-    # Over-optimisation: too little KL on either road. RLHF takes the reward model that is there.
+    # Over-optimisation: too little KL on either road. RLHF reuses rlhf_global's reward model.
     add("dpo_low_beta", train_dpo + ["--beta", LOW_BETA], needs=pairs)
     given_reward = ["--reward", folder / "rlhf_global/reward"]
     add("rlhf_low_kl", train_rlhf + given_reward + ["--kl", LOW_KL], needs=["rlhf_global"])
@@ -108,18 +110,18 @@ def main(argv=None):
     begin = time.time()
     folders = {seed: args.out / f"seed{seed}" for seed in args.seeds}
     worlds = ["roadmap"] if args.quick else list(WORLDS)
-    machine = []  # flags that are not given stay the training scripts' own affair
+    machine_flags = []  # what is not given is left to the training scripts' defaults
     if args.device:
-        machine += ["--device", args.device]
+        machine_flags += ["--device", args.device]
     if args.kernel:
-        machine += ["--kernel", args.kernel]
+        machine_flags += ["--kernel", args.kernel]
 
     # 1. The runs of all seeds in all worlds, as commands. They are planned as one job, so that no
     # core is idle while a seed waits for its last phase. What is finished is not run again.
     phases = []
     for seed, folder in folders.items():
         for world in worlds:
-            phases += plan(folder, seed, world, args.quick, machine)
+            phases += plan(folder, seed, world, args.quick, machine_flags)
     seconds = run_phases(phases, args.out, args.jobs)
 
     # 2. The measures of each seed. They are kept in its folder until any phase is run again, which
@@ -131,13 +133,14 @@ def main(argv=None):
         if not path.exists() or path.stat().st_mtime < ledger.stat().st_mtime:
             write_json(path, measure(folder, args.quick))
         measures.append(read_json_object(path))
-    seconds["total"] = round(time.time() - begin, 1)  # phases overlap, so it is less than their sum
+    # Of this call alone: phases overlap, and finished ones are not run again.
+    seconds["total"] = round(time.time() - begin, 1)
 
-    # 3. The report, from results.json alone but for two figures. Tables are means over seeds; curves
-    # along training are the first seed's.
+    # 3. The report, from results.json alone except the equivalence and over-optimisation figures.
+    # Tables are means over seeds; curves along training are the first seed's.
     first_folder = folders[args.seeds[0]]
-    pairs = len((first_folder / "sft/pairs.jsonl").read_text().splitlines())
-    results = {"seeds": args.seeds, "seconds": seconds, "pairs": pairs}
+    pair_count = len((first_folder / "sft/pairs.jsonl").read_text().splitlines())
+    results = {"seeds": args.seeds, "seconds": seconds, "pairs": pair_count}
     results.update(combine(measures))
     write_json(args.out / "results.json", results)
     write_report(results, args.out, first_folder)

@@ -1,12 +1,11 @@
-"""What was tuned: in each world, for each road, the same number of settings, on a seed that no
-reported result uses.
+"""Tune each road in each world, on a seed that no reported result uses.
 
     python experiments/sweep.py                 about ten minutes on two CPU cores
     PYTHONPATH=. python experiments/sweep.py    the same in a checkout that is not installed
 
-Each road has nine settings to choose from. DPO: beta x learning rate. RLHF: three learning rates of
-the reward model, by held-out likelihood, then kl x learning rate of RLOO on the best one. Policies
-are chosen by true reward at temperature 1. Writes experiments/sweep.md.
+Each road has the same number of settings to choose from, nine. DPO: beta x learning rate. RLHF:
+three learning rates of the reward model, by held-out likelihood, then kl x learning rate of RLOO on
+the best one. Policies are chosen by true reward at temperature 1. Writes experiments/sweep.md.
 """
 
 from pathlib import Path
@@ -18,7 +17,7 @@ from nanoroads.run.run import read_metrics
 from nanoroads.weights.files import write_text
 from nanoroads.world.roadmap import WORLDS, prompts
 
-SEED = 100  # no reported result uses it
+SEED = 100
 JOBS = 2  # commands at a time
 
 # The settings, nine for each road. The defaults of the scripts are those chosen in the main world;
@@ -36,9 +35,9 @@ MEASURES = {
     "map_legal": "legal",
     "map_kl": "KL to SFT",
 }
-HEAD = """# What was tuned
+HEAD = f"""# What was tuned
 
-`python experiments/sweep.py`, seed 100. In each world nine settings for DPO; for RLHF three for its reward
+`python experiments/sweep.py`, seed {SEED}. In each world nine settings for DPO; for RLHF three for its reward
 model and six for RL. The main world's rewards have a standard error of 0.025. The prompts are those
 that the results are reported on; policies, pairs and samples are not.
 """
@@ -46,18 +45,15 @@ that the results are reported on; policies, pairs and samples are not.
 
 def main(argv=None):
     """Run all settings in each world, then write the tables."""
-    p = Parser(description=__doc__)
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    out = Path("out/sweep")
     report = Path(__file__).with_suffix(".md")
-    p.add_argument(
-        "--out", type=Path, default=Path("out/sweep"), help="folder of the runs (default: %(default)s)"
-    )
-    p.add_argument(
-        "--report", type=Path, default=report, help="Markdown file to write (default: %(default)s)"
-    )
-    p.add_argument(
-        "--worlds", nargs="+", default=list(WORLDS), choices=list(WORLDS), help="worlds (default: all)"
-    )
-    args = p.parse_args(argv)
+    worlds = list(WORLDS)
+    add("--out", type=Path, default=out, help="folder of the runs (default: %(default)s)")
+    add("--report", type=Path, default=report, help="Markdown file to write (default: %(default)s)")
+    add("--worlds", nargs="+", default=worlds, choices=worlds, help="worlds (default: all)")
+    args = parser.parse_args(argv)
     parts = [HEAD]
     for world in args.worlds:
         parts += sweep(args.out / world, world)
@@ -76,8 +72,8 @@ def sweep(folder, world):
     train_rlhf = ["train_rlhf.py"] + data + ["--init", sft]
     reward_only = ["--stop-after", "reward", "--readout", WORLDS[world].readout]
 
-    # 1. The reference policy and its pairs, then everything that needs no reward model: each learning
-    # rate of the reward model itself, and all of DPO.
+    # 1. The reference policy and its pairs, then everything that needs no reward model: each
+    # learning rate of the reward model itself, and all of DPO.
     phases = [
         new_phase(folder, "sft", ["train_sft.py"] + data),
         new_phase(folder, "sft/pairs.jsonl", sample_pairs, ["sft"]),
@@ -107,20 +103,21 @@ def sweep(folder, world):
     columns = list(MEASURES.values())
     return [
         f"\n## {world}\n\nOne sample of each of {count} held-out prompts. DPO:\n",
-        table(["beta", "lr"] + columns, results(folder, "dpo")),
+        table(["beta", "lr"] + columns, results(folder, "dpo", DPO_BETAS, DPO_RATES)),
         "Reward model:\n",
         table(["lr", "held-out nll"], [[lr, f"{value:.4f}"] for lr, value in nll.items()]),
         f"RLOO on the reward model of lr {best}:\n",
-        table(["kl", "lr"] + columns, results(folder, "rlhf")),
+        table(["kl", "lr"] + columns, results(folder, "rlhf", RL_KLS, RL_RATES)),
     ]
 
 
-def results(folder, road):
+def results(folder, road, strengths, rates):
     """A table row for each run of a road: its two settings and its measures."""
     rows = []
-    for run in sorted(folder.glob(f"{road}_*")):
-        settings = run.name.split("_")[1:]  # the name is ROAD_SETTING_SETTING
-        rows.append(settings + [f"{last(run, name):.3f}" for name in MEASURES])
+    for strength in strengths:
+        for lr in rates:
+            run = folder / f"{road}_{strength}_{lr}"
+            rows.append([str(strength), lr] + [f"{last(run, name):.3f}" for name in MEASURES])
     return rows
 
 

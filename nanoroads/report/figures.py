@@ -1,6 +1,6 @@
-"""Figures of the main job.
+"""Figures of all_roads.py.
 
-They need no display: `fig, ax = new(10, 6)`, draw on `ax`, `fig.savefig(path)`.
+They need no display: `fig, ax = new_figure(10, 6)`, draw on `ax`, `fig.savefig(path)`.
 """
 
 from itertools import pairwise
@@ -30,7 +30,7 @@ STYLE = {
 }
 
 
-def new(width, height, **subplots):
+def new_figure(width, height, **subplots):
     """A figure of width x height inches and its axes, in the project's style.
 
     subplots: arguments of Figure.subplots."""
@@ -103,18 +103,20 @@ LINE = 3.2  # width of a route, in points
 def draw_map(ax, routes: dict[str, str]):
     """Draw the map and routes on it.
 
-    routes: {label: prompt + response}, as {"DPO": "WA>FL:>ID>WY>NE>MO>TN>GA>FL"}. Routes that share a
-    road lie side by side, with arrows for the direction. A hop that is no road is dashed. The start
-    is a dark disc, the goal a star. Words that are no state are left out. Raises InputError for a
-    malformed prompt."""
+    routes: {label: prompt + response}, as {"DPO": "WA>FL:>ID>WY>NE>MO>TN>GA>FL"}. Routes that share
+    a road lie side by side, with arrows for the direction. A hop that is no road is dashed. The
+    start is a dark disc, the goal a star. Words that are no state are left out. Raises InputError
+    for a malformed prompt."""
+    prompt_length = len("WA>FL:")
     starts = set()
     goals = set()
     visited = {}  # {label: the states of its route, start included}
     for label, text in routes.items():
-        start, goal = ends(text[:6])
+        start, goal = ends(text[:prompt_length])
         starts.add(start)
         goals.add(goal)
-        visited[label] = [start] + [word for word in text[6:].split(">") if word in PLACE]
+        words = text[prompt_length:].split(">")
+        visited[label] = [start] + [word for word in words if word in PLACE]
     sharing = {}  # {road, whichever way it is driven: the labels of the routes that use it}
     for label, states in visited.items():
         for road in {tuple(sorted(hop)) for hop in pairwise(states)}:
@@ -124,9 +126,10 @@ def draw_map(ax, routes: dict[str, str]):
     for i, (label, states) in enumerate(visited.items()):
         colour = COLOURS[i % len(COLOURS)]
         ax.plot([], [], color=colour, lw=LINE, label=label)  # for the legend
-        for here, there in dict.fromkeys(pairwise(states)):  # each hop once
+        for hop in dict.fromkeys(pairwise(states)):  # each hop once
+            here, there = hop
             if here != there:
-                labels = sharing[min(here, there), max(here, there)]
+                labels = sharing[tuple(sorted(hop))]
                 lane = LANE * (labels.index(label) - (len(labels) - 1) / 2)
                 draw_hop(ax, here, there, lane, colour)
     named = goals.union(*visited.values())
@@ -186,7 +189,7 @@ def draw_state(ax, state, is_start, is_goal, is_named):
     if is_start:
         face = INK
         ink = "white"
-        if not is_goal:  # another route's
+        if not is_goal:  # a start that is another route's goal stays a large star
             size = 290
     ax.scatter(x, y, size, face, marker=marker, edgecolors=edge, linewidths=1.1, zorder=4)
     ax.text(x, y - 0.03, state, color=ink, size=7.5, weight=weight, ha="center", va="center", zorder=5)
@@ -214,7 +217,7 @@ def between(start, end, fraction):
     return start[0] + (end[0] - start[0]) * fraction, start[1] + (end[1] - start[1]) * fraction
 
 
-# ---------------------------------------------------------------- the main job
+# ---------------------------------------------------------------- figures of the results
 
 NAMES = {
     "sft": "SFT",
@@ -232,11 +235,11 @@ REWARD_MODELS = {
 
 def rewards(results: dict) -> Figure:
     """True reward of each policy, sampled and greedy, with standard errors."""
-    fig, ax = new(7, 3.6)
+    fig, ax = new_figure(7, 3.6)
     policies = results["policies"]
     names = [name for name in NAMES if name in policies]
-    draw_bars(ax, [policies[name]["reward"] for name in names], -0.5, "sampled at temperature 1")
-    draw_bars(ax, [policies[name]["greedy_reward"] for name in names], 0.5, "greedy")
+    draw_bars(ax, [policies[name]["reward"] for name in names], -0.19, "sampled at temperature 1")
+    draw_bars(ax, [policies[name]["greedy_reward"] for name in names], 0.19, "greedy")
     ax.set_xticks(range(len(names)), [NAMES[name].replace(", ", ",\n") for name in names])
     ax.set_ylabel("true reward")
     ax.set_title("Two roads from the same pairs")
@@ -244,9 +247,9 @@ def rewards(results: dict) -> Figure:
     return fig
 
 
-def draw_bars(ax, cells, side, label):
-    """A bar for each {"mean", "se"}, on one side of its tick: -0.5 left, 0.5 right."""
-    x = [tick + 0.38 * side for tick in range(len(cells))]
+def draw_bars(ax, cells, shift, label):
+    """A bar for each {"mean", "se"}, moved from its tick by `shift`."""
+    x = [tick + shift for tick in range(len(cells))]
     heights = [cell["mean"] for cell in cells]
     errors = [cell["se"] for cell in cells]
     ax.bar(x, heights, 0.36, yerr=errors, error_kw={"ecolor": INK, "capsize": 3, "lw": 1}, label=label)
@@ -254,7 +257,7 @@ def draw_bars(ax, cells, side, label):
 
 def best_of_n(results: dict) -> Figure:
     """True reward of the sample that each reward model likes best, against N."""
-    fig, ax = new(5.2, 3.6)
+    fig, ax = new_figure(5.2, 3.6)
     for name, row in results["reward_models"].items():
         draw_best_of_n(ax, row["best_of_n"], "o-", label=REWARD_MODELS[name])
     draw_best_of_n(ax, results["best_of_n_true_reward"], "--", color=INK, lw=1, label="true reward")
@@ -274,7 +277,7 @@ def equivalence(results: dict, metrics: list[dict]) -> Figure:
     """KL(pi_DPO || pi) along RL on the local reward: Theorem 2.2 says that it falls to zero.
 
     metrics: the rows of that run's metrics.jsonl."""
-    fig, ax = new(5.2, 3.6)
+    fig, ax = new_figure(5.2, 3.6)
     compared = [row for row in metrics if "kl_compare" in row]
     steps = [0] + [row["step"] for row in compared]
     kls = [results["equivalence"]["kl_dpo_sft"]] + [row["kl_compare"] for row in compared]
@@ -292,17 +295,17 @@ def equivalence(results: dict, metrics: list[dict]) -> Figure:
 
 
 def overoptimisation(rlhf: dict[str, list], dpo: dict[str, list]) -> Figure:
-    """Three panels against KL: the true reward of RL's samples, the reward model's score of the
-    same samples, and DPO's true reward.
+    """Three panels over KL: RLHF's true reward, its reward model's score, and DPO's true reward.
 
-    Each with a fair regulariser and with one that is too weak: {label: rows of metrics.jsonl}."""
-    fig, (rlhf_true, rlhf_score, dpo_true) = new(12, 3.6, ncols=3)
+    rlhf, dpo: {label: rows of metrics.jsonl}, one run with a fair regulariser and one whose
+    regulariser is too weak. RLHF's true reward and score are of the same samples."""
+    fig, (rlhf_true, rlhf_score, dpo_true) = new_figure(12, 3.6, ncols=3)
     for label, rows in rlhf.items():
-        draw_column(rlhf_true, rows, "kl", "true_reward", "o", label)
-        draw_column(rlhf_score, rows, "kl", "reward", "o", label)
+        draw_metric(rlhf_true, rows, "kl", "true_reward", "o", label)
+        draw_metric(rlhf_score, rows, "kl", "reward", "o", label)
     for label, rows in dpo.items():
         evaluations = [row for row in rows if "map_kl" in row]
-        draw_column(dpo_true, evaluations, "map_kl", "map_reward", "o-", label)
+        draw_metric(dpo_true, evaluations, "map_kl", "map_reward", "o-", label)
     rlhf_true.set(title="RLHF: what is wanted", ylabel="true reward")
     rlhf_score.set(title="RLHF: what is maximised", ylabel="reward model's score")
     dpo_true.set(title="DPO", ylabel="true reward")
@@ -315,14 +318,14 @@ def overoptimisation(rlhf: dict[str, list], dpo: dict[str, list]) -> Figure:
     return fig
 
 
-def draw_column(ax, rows, x_name, y_name, line, label):
-    """One column of metrics.jsonl against another."""
+def draw_metric(ax, rows, x_name, y_name, line, label):
+    """One metric of metrics.jsonl against another."""
     ax.plot([row[x_name] for row in rows], [row[y_name] for row in rows], line, ms=4, label=label)
 
 
 def routes(by_policy: dict[str, dict[str, str]]) -> Figure:
     """A map for each policy with its greedy routes: {policy: {prompt: response}}, in any order."""
-    fig, axes = new(13, 8.6, nrows=2, ncols=2)
+    fig, axes = new_figure(13, 8.6, nrows=2, ncols=2)
     names = [name for name in NAMES if name in by_policy]
     for ax, name in zip(axes.flat, names, strict=False):  # a panel without a policy stays empty
         labelled = {}

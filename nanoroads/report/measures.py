@@ -1,7 +1,8 @@
 """What results.json says of one seed's finished runs, and how several seeds become one result.
 
-Everything is measured on the CPU in fp32, on held-out prompts. A `folder` is that of a seed in the
-main world; it holds the runs sft, dpo, local, rlhf_global and rlhf_local.
+Everything is measured on the CPU in fp32, on held-out prompts unless a name says otherwise. A
+`folder` is that of a seed in the main world; it holds the runs sft, dpo, local, rlhf_global and
+rlhf_local.
 """
 
 from pathlib import Path
@@ -22,7 +23,7 @@ from nanoroads.world.optimum import moves_apart, optimal_reward, shortest_routes
 from nanoroads.world.task import sample_routes
 
 WORLD = roadmap.WORLDS["roadmap"]
-N = (1, 2, 4, 8, 16)  # of best-of-N
+BEST_OF = (1, 2, 4, 8, 16)  # the N of best-of-N
 
 
 def measure(folder: Path, quick: bool) -> dict:
@@ -52,13 +53,14 @@ def measure(folder: Path, quick: bool) -> dict:
 
 
 def optimum_row(reference, prompts):
-    """The limit of pi_ref exp(r*/beta) at beta -> 0: pi_ref restricted to the shortest routes.
+    """The limit of pi_ref exp(r*/beta) / Z at beta -> 0: pi_ref restricted to the shortest routes.
 
     Exact, by enumeration. KL(pi* || pi_ref) is then -log of the mass that pi_ref has on them."""
     routes = {prompt: shortest_routes(prompt) for prompt in prompts}
     logps = route_logps(reference, routes)
     reward = mean_se([optimal_reward(prompt) for prompt in prompts])
     kl = mean_se([-torch.logsumexp(logps[prompt], 0).item() for prompt in prompts])
+    # Every sample is optimal, so greedy is no better.
     return {"reward": reward, "greedy_reward": reward, "kl_to_ref": kl}
 
 
@@ -85,11 +87,12 @@ def greedy_routes(folder, prompts):
 def reward_model_rows(folder, prompts):
     """({reward model: its row}, best of N by the true reward, which no reward model can exceed).
 
-    A row: held-out Bradley-Terry likelihood and accuracy, and best of N of the SFT policy's samples."""
+    A row: held-out Bradley-Terry likelihood and accuracy, and best of N of the SFT policy's
+    samples."""
     sft = load_policy(folder / "sft")
     limits = Limits(context=sft.config.block_size)
     pairs = load(folder / "sft/pairs_test.jsonl", preference_texts, ENCODING, limits)
-    ids, samples = sample_routes(sft, WORLD, ENCODING, prompts, 16, seed=999)
+    ids, samples = sample_routes(sft, WORLD, ENCODING, prompts, BEST_OF[-1], seed=999)
     true_rewards = []
     for prompt, group in zip(prompts, samples, strict=True):
         answers = tokenizer.decode_all(ENCODING, group)
@@ -101,14 +104,13 @@ def reward_model_rows(folder, prompts):
         "local": folder / "local",  # beta log pi: the paper's local class, without a reference
         "global": folder / "rlhf_global/reward",  # a scalar head
     }
-    references = {"dpo": sft, "local": None, "global": None}
     rows = {}
     for name, run in runs.items():
         model = load_reward_model(run)
         beta = read_config(run).get("beta")
-        reference = references[name]
+        reference = sft if name == "dpo" else None
         reward = rewards(model, reference, pairs.prompts, pairs.responses, beta, GROUPS_PER_PASS)  # (P, 2)
-        if name == "local":  # without a reference `rewards` gives log pi
+        if name == "local":  # without a reference, `rewards` leaves beta out
             reward = beta * reward
         chosen = reward[:, 0]  # (P,)
         rejected = reward[:, 1]
@@ -124,12 +126,13 @@ def reward_model_rows(folder, prompts):
 def best_of_n(reward, true_reward):
     """The mean true reward of the sample that a reward model likes best of N, for N = 1 ... 16.
 
-    reward, true_reward (prompts, 16): every block of N samples of a prompt has one such sample."""
+    reward, true_reward (prompts, 16). A prompt's samples are cut into 16 / N blocks; in each the
+    sample with the highest reward is picked."""
     row = {}
-    for n in N:
+    for n in BEST_OF:
         blocks = reward.view(len(reward), -1, n)  # (prompts, 16 / N, N)
         true_blocks = true_reward.view(len(true_reward), -1, n)
-        favourite = blocks.argmax(2, keepdim=True)
+        favourite = blocks.argmax(2, keepdim=True)  # (prompts, 16 / N, 1)
         row[str(n)] = true_blocks.gather(2, favourite).mean().item()
     return row
 

@@ -1,4 +1,4 @@
-"""A policy's samples and given routes on the map, measured alike in every world."""
+"""Measures of a policy's samples, and log-probs of given routes, the same in every world."""
 
 import torch
 
@@ -11,7 +11,7 @@ GROUPS_PER_PASS = 1024  # prompts with their responses in a forward pass: these 
 
 
 def policy_row(policy, reference, world, prompts):
-    """{measure: {"mean", "se"}} of 8 samples per prompt at temperature 1 and the greedy response."""
+    """{measure: {"mean", "se"}} of a greedy response and 8 samples at temperature 1 per prompt."""
     values = measure_on_map(
         policy, reference, world, ENCODING, prompts, GROUPS_PER_PASS, samples=8, seed=12345
     )
@@ -25,9 +25,9 @@ def policy_row(policy, reference, world, prompts):
 
 
 def over_prompts(values, prompts):
-    """{"mean", "se"} over prompts of a list of values, the same number for each prompt in turn.
+    """{"mean", "se"} over prompts. values: V for the first prompt, V for the second, and so on.
 
-    The samples of a prompt are averaged first, since they are not independent."""
+    The values of a prompt are averaged first, since they are not independent."""
     by_prompt = torch.tensor(values, dtype=torch.float64).view(len(prompts), -1)
     return mean_se(by_prompt.mean(1))
 
@@ -40,7 +40,8 @@ def route_logps(policy, routes):
     for prompt, texts in routes.items():
         for text in texts:
             prompts.append(tokenizer.encode(ENCODING, prompt))
-            responses.append([tokenizer.encode(ENCODING, text) + [eos]])
+            response = tokenizer.encode(ENCODING, text) + [eos]
+            responses.append([response])  # a group of one response
     logp = sequence_logps(policy, prompts, responses, GROUPS_PER_PASS).flatten().double()
     counts = [len(texts) for texts in routes.values()]
     return dict(zip(routes, logp.split(counts), strict=True))

@@ -29,7 +29,7 @@ class Phase(NamedTuple):
 
     name: str  # as the ledger has it
     needs: list[str]  # the names of the phases whose results the command reads
-    command: list[str]  # ["train_sft.py", ...] or ["-m", MODULE, ...], with --out PATH among its flags
+    command: list[str]  # ["train_sft.py", ...] or ["-m", MODULE, ...], --out PATH among its flags
 
     @property
     def result(self) -> Path:
@@ -63,8 +63,8 @@ def new_phase(folder: Path, name: str, command: list, needs=()) -> Phase:
 def run_phases(phases: list[Phase], out: Path, jobs: int) -> dict[str, float]:
     """Run the commands, `jobs` at a time, each one when those it needs are done.
 
-    What an earlier run in `out` has finished is not run again. Returns {name: seconds}, the name
-    without the leading `out/`. Raises InputError where a command fails, and terminates the others."""
+    What an earlier run in `out` has finished is not run again. Returns {short name: seconds}.
+    Raises InputError where a command fails, and terminates the others."""
     (out / "logs").mkdir(parents=True, exist_ok=True)
     with open(out / "lock", "w") as lock:
         acquire(lock, out)
@@ -85,7 +85,7 @@ def run_phases(phases: list[Phase], out: Path, jobs: int) -> dict[str, float]:
                 for phase in next_phases(waiting, done, jobs - len(running)):
                     waiting.remove(phase)
                     running.append(start(phase, out, jobs, lock))
-                bar.set_postfix_str(", ".join(short_name(job.phase, out) for job in running))
+                bar.set_postfix_str(", ".join(short_name(job.phase.name, out) for job in running))
                 time.sleep(POLL)
                 ended = [job for job in running if job.child.poll() is not None]
                 for job in ended:
@@ -96,14 +96,14 @@ def run_phases(phases: list[Phase], out: Path, jobs: int) -> dict[str, float]:
             for job in running:
                 job.child.terminate()
             bar.close()
-    return {name.removeprefix(f"{out}/"): entry["seconds"] for name, entry in done.items()}
+    return {short_name(name, out): entry["seconds"] for name, entry in done.items()}
 
 
 # ---------------------------------------------------------------- what is done
 
 
 def read_ledger(out):
-    """phases.json: {name: {"command", "seconds"}} of all phases that have ever finished in `out`."""
+    """phases.json: {name: {"command", "seconds"}} of all phases that ever finished in `out`."""
     path = out / "phases.json"
     if not path.exists():
         return {}
@@ -126,12 +126,12 @@ def done_before(phases, ledger):
 
 
 def by_critical_path(phases):
-    """The phases in the order in which they should start, as soon as they can.
+    """The phases, those with the longest chain of waiting phases behind them first.
 
-    The critical path of a phase is the longest chain of phases that wait for it, one after the
-    other. Nothing can make the whole job shorter than that chain, so the longest one goes first."""
+    Nothing makes the whole job shorter than its longest chain, the critical path."""
     path_length = {phase.name: 0 for phase in phases}
-    for phase in reversed(phases):  # a phase stands behind those it needs, so its own length is known by now
+    # A phase stands behind those it needs, so from the end its own length is known when it is used.
+    for phase in reversed(phases):
         for needed in phase.needs:
             longest = path_length.get(needed, 0)
             path_length[needed] = max(longest, path_length[phase.name] + 1)
@@ -154,12 +154,12 @@ def start(phase, out, jobs, lock):
     if phase.resumes:
         command.append("--resume")
     else:
-        # The ledger does not know this file: a killed run left it, or the ledger was lost.
+        # No finished result of this very command: a killed run left it, or another command made it.
         phase.result.unlink(missing_ok=True)
     # The jobs share the cores: more threads than cores would only get into each other's way.
     environment = child_environment()
     environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-    log = open(out / "logs" / (short_name(phase, out).replace("/", "-") + ".txt"), "w")
+    log = open(out / "logs" / (short_name(phase.name, out).replace("/", "-") + ".txt"), "w")
     # Children hold this lock as their stdin. If we are killed they keep it, and the next run waits
     # for them: what they are writing is not touched before they end.
     child = subprocess.Popen(
@@ -197,6 +197,6 @@ def finish(job, out, ledger):
     return ledger[name]
 
 
-def short_name(phase, out):
-    """The name without the folder that all phases share."""
-    return phase.name.removeprefix(f"{out}/")
+def short_name(name, out):
+    """A phase's name without the folder that all phases share."""
+    return name.removeprefix(f"{out}/")

@@ -1,4 +1,4 @@
-"""results.json of the main job -> report.md, figures, and a verdict on each claim of the paper."""
+"""results.json of all_roads.py -> report.md, figures, and a verdict on each claim of the paper."""
 
 from pathlib import Path
 
@@ -40,24 +40,28 @@ def metrics_by_flag(runs, flag):
 
 
 def verdict(results: dict) -> list[str]:
-    """What the numbers say, for or against the paper; nothing here is decided beforehand."""
+    """What the numbers say, for or against the paper."""
     sft = results["policies"]["sft"]["reward"]["mean"]
     dpo = results["policies"]["dpo"]["reward"]["mean"]
     rlhf = results["policies"]["rlhf_global"]["reward"]["mean"]
     before = results["equivalence"]["kl_dpo_sft"]
     after = results["equivalence"]["kl_dpo_rlhf_local"]
+    # "comes back": more than three quarters of the KL that SFT's policy had to DPO's are gone
+    comes_back = after < before / 4
     lines = [
-        f"{yes(rlhf > dpo)}: RLHF on the global reward beats DPO in true reward (by {rlhf - dpo:+.3f}).",
-        f"{yes(dpo > sft)}: DPO beats SFT (by {dpo - sft:+.3f}).",
-        f"{yes(after < before / 4)}: RLHF on the local reward comes back to DPO's policy (Theorem 2.2): "
+        f"{yes_or_no(rlhf > dpo)}: RLHF on the global reward beats DPO in true reward "
+        f"(by {rlhf - dpo:+.3f}).",
+        f"{yes_or_no(dpo > sft)}: DPO beats SFT (by {dpo - sft:+.3f}).",
+        f"{yes_or_no(comes_back)}: RLHF on the local reward comes back to DPO's policy (Theorem 2.2): "
         f"KL {before:.3f} before, {after:.3f} nats after.",
     ]
     for name, row in results["gap_closed"].items():
-        left = row["rlhf_global"]["mean"] - row["dpo"]["mean"]
+        advantage = row["rlhf_global"]["mean"] - row["dpo"]["mean"]
         se = (row["rlhf_global"]["se"] ** 2 + row["dpo"]["se"] ** 2) ** 0.5
+        world = name.replace("_", " ")
         lines.append(
-            f"{yes(left < (rlhf - dpo) / 2)}: with the gap closed ({name.replace('_', ' ')}) less than half "
-            f"of RLHF's advantage is left ({left:+.3f} ± {se:.3f})."
+            f"{yes_or_no(advantage < (rlhf - dpo) / 2)}: with the gap closed ({world}) less than half "
+            f"of RLHF's advantage is left ({advantage:+.3f} ± {se:.3f})."
         )
     models = results["reward_models"]
     by_nll = sorted(models, key=lambda name: models[name]["nll"])
@@ -69,7 +73,7 @@ def verdict(results: dict) -> list[str]:
     return lines
 
 
-def yes(holds):
+def yes_or_no(holds):
     """How a claim that holds, or does not, begins its line."""
     return "yes" if holds else "NO"
 
@@ -81,27 +85,24 @@ def opening(results):
     spread = "seeds"
     if len(results["seeds"]) == 1:
         spread = "prompts (one seed: run-to-run spread is larger)"
-    lines = [f"- {line}" for line in verdict(results)]
+    lines = [f"- {line}\n" for line in verdict(results)]
     return [
         "# All roads on the map\n",
         f"Seeds {results['seeds']}, {results['pairs']:,} pairs, {results['seconds']['total']:.0f} s. "
         f"± is one standard error over {spread}. What was tuned: experiments/sweep.md.\n",
-    ] + lines
+        "".join(lines),
+    ]
 
 
 def policies_section(results):
     rows = []
     for name, row in results["policies"].items():
-        rows.append(
-            [
-                name,
-                plus_minus(row["reward"]),
-                plus_minus(row["greedy_reward"]),
-                plus_minus(row["kl_to_ref"], digits=2),
-            ]
-        )
+        reward = plus_minus(row["reward"])
+        greedy_reward = plus_minus(row["greedy_reward"])
+        kl = plus_minus(row["kl_to_ref"], digits=2)
+        rows.append([name, reward, greedy_reward, kl])
     return [
-        "\n## Policies: true reward on held-out prompts\n",
+        "## Policies: true reward on held-out prompts\n",
         table(["policy", "reward (T = 1)", "greedy reward", "KL to SFT, nats"], rows),
         "`optimum` is the reference restricted to shortest routes, the limit of small beta, "
         "by enumeration.\n",

@@ -37,7 +37,7 @@ def optimal_reward(prompt: str) -> float:
     return true_reward(prompt, shortest_routes(prompt)[0])
 
 
-def routes(world: World, prompt: str) -> list[str]:
+def rewarded_routes(world: World, prompt: str) -> list[str]:
     """All responses with r* > 0, as text.
 
     Raises InputError where they are too many to list: beyond 4 moves, or in the hidden world."""
@@ -51,12 +51,11 @@ def routes(world: World, prompt: str) -> list[str]:
 
 
 def exact_optimum(ref_logp, reward, beta: float) -> dict[str, torch.Tensor]:
-    """The policy pi* that maximises E[r] - beta KL(pi || pi_ref), known exactly although it may
-    produce any text.
+    """The policy pi* that maximises E[r] - beta KL(pi || pi_ref), exactly.
 
-    ref_logp, reward (P, R): for P prompts, the reference's sequence log-probs (EOS included) and r*
-    of all responses with r* > 0; pad ref_logp with -inf. Every other response has r* = 0, so its
-    share of Z is its share of pi_ref:
+    ref_logp, reward (P, R): for P prompts, the reference's sequence log-probs (EOS included) and
+    the rewards r of all responses with r > 0; pad ref_logp with -inf, reward with 0. Every other
+    response has r = 0, so its share of Z is its share of pi_ref:
 
         pi* = pi_ref e^(r/beta) / Z
         Z = sum pi_ref e^(r/beta) + (1 - sum pi_ref)            sums over the R responses
@@ -80,6 +79,5 @@ def exact_optimum(ref_logp, reward, beta: float) -> dict[str, torch.Tensor]:
 
 
 def kl_to_optimum(kl_to_ref, reward, log_z, beta: float):
-    """KL(pi || pi*) = KL(pi || pi_ref) - E_pi[r] / beta + log Z, for any policy pi of known KL to
-    the reference."""
+    """KL(pi || pi*) = KL(pi || pi_ref) - E_pi[r] / beta + log Z, for any policy pi."""
     return kl_to_ref - reward / beta + log_z

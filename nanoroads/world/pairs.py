@@ -1,6 +1,8 @@
 """Preference pairs: two samples of a policy, labelled by Bradley-Terry on the map's true reward.
 
-python -m nanoroads.world.pairs --policy out/sft --n 5000 --out out/sft/pairs.jsonl
+    python -m nanoroads.world.pairs --policy out/sft --n 5000 --out out/sft/pairs.jsonl
+
+A file that exists is never overwritten.
 """
 
 from pathlib import Path
@@ -18,26 +20,30 @@ from nanoroads.world import roadmap
 from nanoroads.world.task import sample_routes
 
 CHUNK = 512  # prompts that are sampled at a time
-TEST_SEEDS = 2**31  # the test split's seeds begin here: in the hidden world both splits have the same prompts
+# The test split's seeds begin here: in the hidden world both splits have the same prompts.
+TEST_SEEDS = 2**31
 
 
-def draw(policy, encoding, world, prompts, n, seed):
+def draw_pairs(policy, encoding, world, prompts, n, seed):
     """n (prompt, first, second): two samples of each of n random prompts, at temperature 1.
 
-    Draws again if the two samples are equal (no information) or one was cut off (its text cannot
-    show that). Raises InputError for a policy whose samples are hardly ever good for a pair."""
+    Draws again if the two samples are equal (no information), one is empty, or one was cut off (its
+    text cannot show that). Raises InputError for a policy whose samples are hardly ever good for a
+    pair."""
     eos = tokenizer.eos_id(encoding)
     generator = torch.Generator().manual_seed(seed)
+    attempts = 20 * (n // CHUNK + 1)  # 20 times the samples that n pairs need at least
     triples = []
     with tqdm(total=n, desc="pairs", unit="pair", disable=None) as bar:
-        for attempt in range(n // CHUNK * 20 + 20):
+        for attempt in range(attempts):
             chosen = torch.randint(len(prompts), (CHUNK,), generator=generator)
             asked = [prompts[i] for i in chosen]
             _, groups = sample_routes(policy, world, encoding, asked, 2, seed=seed * 1_000 + attempt)
             before = len(triples)
             for prompt, (a, b) in zip(asked, groups, strict=True):
-                whole = a[-1] == b[-1] == eos and min(len(a), len(b)) > 1
-                if whole and a != b and len(triples) < n:
+                ended = a[-1] == eos and b[-1] == eos
+                empty = len(a) == 1 or len(b) == 1  # EOS alone
+                if ended and not empty and a != b and len(triples) < n:
                     first, second = tokenizer.decode_all(encoding, (a, b))
                     triples.append((prompt, first, second))
             bar.update(len(triples) - before)
@@ -48,21 +54,19 @@ def draw(policy, encoding, world, prompts, n, seed):
 
 def main(argv=None):
     """Sample the policy, label the pairs, write them as rows {"prompt", "chosen", "rejected"}."""
-    p = Parser(description=__doc__)
-    p.add_argument("--policy", type=Path, required=True, help="run directory of the policy to sample")
-    p.add_argument("--out", type=Path, required=True, help="JSONL file to write")
-    p.add_argument("--n", type=positive(int), default=5000, help="number of pairs (default: 5000)")
-    p.add_argument(
-        "--split", default="train", choices=["train", "test"], help="prompts of the map (default: train)"
-    )
-    p.add_argument("--seed", type=SEED, default=0, help="seed of prompts, samples and labels (default: 0)")
-    args = p.parse_args(argv)
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("--policy", type=Path, required=True, help="run directory of the policy to sample")
+    add("--out", type=Path, required=True, help="JSONL file to write")
+    add("--n", type=positive(int), default=5000, help="number of pairs (default: 5000)")
+    add("--split", default="train", choices=["train", "test"], help="prompts of the map (default: train)")
+    add("--seed", type=SEED, default=0, help="seed of prompts, samples and labels (default: 0)")
+    args = parser.parse_args(argv)
     config = read_config(args.policy)
     world = roadmap.WORLDS.get(config.get("args", {}).get("data"))
     if world is None:
-        raise InputError(
-            f"{args.policy}: not a policy of the built-in map, so its samples have no known reward"
-        )
+        reason = "not a policy of the built-in map, so its samples have no known reward"
+        raise InputError(f"{args.policy}: {reason}")
     if args.out.exists():
         raise InputError(f"{args.out} exists; choose another --out")
 
@@ -71,12 +75,15 @@ def main(argv=None):
     seed = args.seed
     if args.split == "test":
         seed += TEST_SEEDS
-    triples = draw(policy, encoding, world, roadmap.prompts(world, args.split), args.n, seed)
+    triples = draw_pairs(policy, encoding, world, roadmap.prompts(world, args.split), args.n, seed)
     prompts = [prompt for prompt, _, _ in triples]
     first = [answer for _, answer, _ in triples]
     second = [answer for _, _, answer in triples]
     write_rows(args.out, roadmap.label_pairs(world, prompts, first, second, seed=seed))
-    print(f"{args.out}: {args.n} pairs\nnext: python train_dpo.py --init {args.policy}")
+    next_command = f"python train_dpo.py --init {args.policy}"
+    if world.name != "roadmap":
+        next_command += f" --data {world.name}"
+    print(f"{args.out}: {args.n} pairs\nnext: {next_command}")
 
 
 if __name__ == "__main__":

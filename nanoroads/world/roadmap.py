@@ -15,8 +15,8 @@ and generating on purpose:
                     as generating
 
 Everything is a function of text without EOS. A response has at most max_moves moves, then EOS, so
-sample max_moves + 1 tokens. A response without EOS is over-long or malformed, so its text alone is
-enough to score it 0.
+sample max_moves + 1 tokens. In the first two worlds a response without EOS is over-long or
+malformed, so its text alone scores it 0. The hidden world's F1 does not ask for EOS.
 """
 
 import functools
@@ -68,7 +68,7 @@ NEXT = np.array([np.resize([INDEX[n] for n in NEIGHBOURS[state]], 8) for state i
 
 @dataclass(frozen=True)
 class World:
-    """One of WORLDS. Sample max_moves + 1 tokens of a response: the last one is EOS."""
+    """One of WORLDS."""
 
     name: str
     max_moves: int  # of a legal response
@@ -102,7 +102,7 @@ WORLDS = {
 
 
 def ends(prompt: str) -> tuple[str, str]:
-    """`WA>FL:` -> ("WA", "FL"). Raises InputError."""
+    """`WA>FL:` -> ("WA", "FL"). Raises InputError for a malformed prompt."""
     match = re.fullmatch(r"([A-Z]{2})>([A-Z]{2}):", prompt)
     if not match or match[1] not in NEIGHBOURS or match[2] not in NEIGHBOURS:
         raise InputError(f"prompt {prompt!r} does not name a start and a goal of the map, as WA>FL: does")
@@ -141,8 +141,8 @@ def reward_parts(prompt: str, response: str, world: World | None = None) -> dict
 
     The text has no EOS. legal: 1 to max_moves moves, each a road. arrives: the last state is the
     goal, by road or not. moves: the arrows of the response, whatever follows them. reward: r*, in
-    the hidden world `hidden_f1`, whatever the other parts are. Text that is no list of states is not
-    legal and does not arrive. Raises InputError for a malformed prompt."""
+    the hidden world `hidden_f1`, whatever the other parts are. Text that is no list of states is
+    not legal and does not arrive. Raises InputError for a malformed prompt."""
     world = world or WORLDS["roadmap"]
     start, goal = ends(prompt)
     moves = response.count(">")
@@ -230,7 +230,8 @@ def prompts(world: World, split: str) -> list[str]:
     """Prompts of a split, "train" or "test", always the same ones.
 
     2,000 and 256 in the main world, 500 and 56 in the short one. In the hidden world both are the
-    same 100, since a hidden walk can only be learnt prompt by prompt. Raises InputError."""
+    same 100, since a hidden walk can only be learnt prompt by prompt. Raises InputError for
+    another split."""
     if split not in ("train", "test"):
         raise InputError(f"split {split!r} is neither 'train' nor 'test'")
     everything = shuffled_prompts(world.reach)
@@ -254,14 +255,15 @@ def walks(start: np.ndarray, moves: int, rng) -> np.ndarray:
 
 @functools.cache
 def hidden_walks() -> dict[str, set[str]]:
-    """{prompt: the states that its hidden walk of 7 moves visits}, 100 of the hidden world."""
+    """For the 100 prompts of the hidden world, {prompt: states that its walk of 7 moves visits}."""
     world = WORLDS["roadmap-hidden"]
     hidden_prompts = prompts(world, "train")
     start = np.array([INDEX[ends(prompt)[0]] for prompt in hidden_prompts])
     states = walks(start, world.max_moves, np.random.RandomState(1))  # (100, 7)
-    return {
-        prompt: {STATES[state] for state in walk} for prompt, walk in zip(hidden_prompts, states, strict=True)
-    }
+    visited = {}
+    for prompt, walk in zip(hidden_prompts, states, strict=True):
+        visited[prompt] = {STATES[state] for state in walk}
+    return visited
 
 
 def demonstrations(world: World, n: int, seed: int) -> list[dict[str, str]]:
@@ -274,19 +276,24 @@ def demonstrations(world: World, n: int, seed: int) -> list[dict[str, str]]:
     train = np.array([[INDEX[start], INDEX[goal]] for start, goal in train_prompts])  # (P, 2)
     is_train = np.zeros((48, 48), dtype=bool)
     is_train[train[:, 0], train[:, 1]] = True
-    arriving = 0 if world.hidden else (n + 1) // 2  # rows that end at their goal; the first ones
+    n_arriving = 0 if world.hidden else (n + 1) // 2
     rows = []
+    # First the rows whose goal is where the walk ends, then the rows with a random goal. Each round
+    # draws n walks and keeps as many as are still missing.
     while len(rows) < n:
         chosen = train[rng.integers(len(train), size=n)]  # (n, 2)
-        start, goal = chosen[:, 0], chosen[:, 1]
+        start = chosen[:, 0]
         states = walks(start, world.max_moves, rng)  # (n, max_moves)
         moves = rng.integers(1, world.max_moves + 1, size=n)
-        wanted = n
-        if len(rows) < arriving:
+        if len(rows) < n_arriving:
             goal = states[np.arange(n), moves - 1]
-            wanted = arriving
+            end = n_arriving
+        else:
+            goal = chosen[:, 1]
+            end = n
         # A walk may end where it began, or at a goal of the test split: such prompts are left out.
-        for i in np.flatnonzero(is_train[start, goal])[: wanted - len(rows)]:
+        usable = np.flatnonzero(is_train[start, goal])
+        for i in usable[: end - len(rows)]:
             prompt = f"{STATES[start[i]]}>{STATES[goal[i]]}:"
             walk = states[i, : moves[i]]
             rows.append({"prompt": prompt, "response": route(STATES[state] for state in walk)})
@@ -294,14 +301,18 @@ def demonstrations(world: World, n: int, seed: int) -> list[dict[str, str]]:
 
 
 def label_pairs(
-    world: World, prompts: Sequence[str], first: Sequence[str], second: Sequence[str], seed
+    world: World,
+    prompts: Sequence[str],
+    first: Sequence[str],
+    second: Sequence[str],
+    seed: int | np.random.Generator,
 ) -> list[dict[str, str]]:
     """Bradley-Terry on the true reward:
 
         P(first is chosen) = sigmoid(bt_scale (r*(first) - r*(second)))
 
-    prompts, first, second: N strings each. seed: an int or a NumPy Generator. Returns N rows
-    {"prompt", "chosen", "rejected"} in the same order."""
+    prompts, first, second: N strings each. Returns N rows {"prompt", "chosen", "rejected"} in the
+    same order."""
     gaps = []
     for prompt, a, b in zip(prompts, first, second, strict=True):
         gaps.append(world.reward(prompt, a) - world.reward(prompt, b))

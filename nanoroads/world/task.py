@@ -1,8 +1,9 @@
 """What a script asks of its --data: the built-in map, or a file of yours.
 
-A task answers for its demonstrations and pairs, the length of its answers, and what can be measured on
-it. The map's files are made when they are missing, and its true reward is known. Of a file nothing is
-known, so its measures are empty."""
+A task answers for its demonstrations and pairs, the length of its answers, and what can be measured
+on it. The map's files are made when they are missing, and its true reward is known. Of a file
+nothing is known, so its measures are empty.
+"""
 
 import torch
 
@@ -39,8 +40,10 @@ def response_length(task, given, context, prompts):
     room = context - max(map(len, prompts))
     length = given or task.max_new_tokens(room)
     if not 0 < length <= room:
-        over = f"the model's context of {context} tokens by {length - room}"
-        raise InputError(f"prompt and --max-new-tokens {length} exceed {over}")
+        raise InputError(
+            f"prompt and --max-new-tokens {length} exceed the model's context of {context} tokens "
+            f"by {length - room}"
+        )
     return length
 
 
@@ -70,18 +73,20 @@ class FileTask:
         return {}
 
     def true_reward(self, prompts, responses, encoding):
-        """{"true_reward": its mean over sampled responses}, where it is known."""
+        """{"true_reward": its mean over sampled responses}, where it is known.
+
+        prompts: strings. responses: token lists for each."""
         return {}
 
     def report(self, row):
-        """Print the measures that a run's last metrics hold."""
+        """Print a run's last measures: of a file there are none."""
 
     def default_prompt(self):
         """What sample.py begins with, where the user names no prompt."""
         return "\n"
 
     def check_prompt(self, prompt):
-        """Raises InputError where no answer to the prompt has a reward."""
+        """Raise InputError where no answer can have a reward: of a file that is not known."""
 
     def comment(self, prompt, answer):
         """What sample.py prints behind a sampled answer."""
@@ -97,7 +102,7 @@ class MapTask:
     def __init__(self, world):
         self.world = world
 
-    # ------------------------------------------------------------ files, written as you would bring them
+    # ---------------------------------------------------------------- files, as you would bring them
 
     def demonstrations(self, out, rows, seed):
         path = out / "demos.jsonl"
@@ -114,17 +119,17 @@ class MapTask:
         make_sft = ["train_sft.py", "--data", name, "--out", init, "--resume", "--seed", seed]
         make_if_missing(init / "model.safetensors", make_sft)
         trained_on = read_config(init).get("args", {}).get("data", name)
-        if trained_on != name:  # its pairs would be of another world
+        if trained_on != name:  # the pairs would be of another world
             raise InputError(
                 f"{init}: a policy of --data {trained_on}, not of {name}; --init DIR names (or makes) another"
             )
         train, test = init / "pairs.jsonl", init / "pairs_test.jsonl"
         make_pairs = ["-m", "nanoroads.world.pairs", "--policy", init, "--seed", seed]
-        make_if_missing(train, [*make_pairs, "--out", train])
-        make_if_missing(test, [*make_pairs, "--split", "test", "--n", 1000, "--out", test])
+        make_if_missing(train, make_pairs + ["--out", train])
+        make_if_missing(test, make_pairs + ["--split", "test", "--n", 1000, "--out", test])
         return train, test
 
-    # ------------------------------------------------------------ sampling and measures
+    # ---------------------------------------------------------------- sampling and measures
 
     def max_new_tokens(self, room, default=64):
         return min(room, self.world.max_moves + 1)
@@ -145,7 +150,7 @@ class MapTask:
         reward, greedy, kl = row["map_reward"], row["map_greedy_reward"], row["map_kl"]
         print(f"on the map: true reward {reward:.3f}, greedy {greedy:.3f}, KL {kl:.2f}")
 
-    # ------------------------------------------------------------ for sample.py
+    # ---------------------------------------------------------------- for sample.py
 
     def default_prompt(self):
         return roadmap.prompts(self.world, "test")[0] if self.world.hidden else "WA>FL:"
@@ -155,15 +160,17 @@ class MapTask:
 
     def comment(self, prompt, answer):
         parts = roadmap.reward_parts(prompt, answer, self.world)
-        reward, moves = parts["reward"], parts["moves"]
-        return (
-            f"  true reward {reward:.2f} (legal {parts['legal']}, arrives {parts['arrives']}, {moves} moves)"
-        )
+        reward = parts["reward"]
+        legal = parts["legal"]
+        arrives = parts["arrives"]
+        moves = parts["moves"]
+        return f"  true reward {reward:.2f} (legal {legal}, arrives {arrives}, {moves} moves)"
 
 
 def sample_routes(policy, world, encoding, prompts, k, temperature=1.0, seed=0):
-    """k responses to each prompt, a string -> (prompts, responses) as tokens, as `sequence_logps` takes
-    them."""
+    """k responses to each prompt.
+
+    prompts: strings. Returns (prompts, responses) as tokens, for `sequence_logps`."""
     ids = [tokenizer.encode(encoding, prompt) for prompt in prompts]
     eos, length = tokenizer.eos_id(encoding), world.max_moves + 1
     return ids, generate(policy, ids, k, length, temperature=temperature, eos=eos, seed=seed)
@@ -171,11 +178,10 @@ def sample_routes(policy, world, encoding, prompts, k, temperature=1.0, seed=0):
 
 @torch.no_grad()
 def measure_on_map(policy, reference, world, encoding, prompts, groups_per_pass=None, samples=1, seed=0):
-    """A policy on the map: true reward at temperature 1 and greedy, its parts, and KL(policy ||
-    reference).
+    """A policy's true reward, sampled and greedy, its parts, and KL(policy || reference) in nats.
 
-    prompts: strings; `samples` responses are drawn for each. KL in nats. Returns {name: one value per
-    sample}; average with score.mean_se."""
+    prompts: strings; `samples` responses to each are drawn at temperature 1. Returns {name: list}:
+    one value per sample, for greedy_reward one per prompt."""
     ids, responses = sample_routes(policy, world, encoding, prompts, samples, seed=seed)
     _, likeliest = sample_routes(policy, world, encoding, prompts, 1, temperature=0)
     values = {"reward": [], "legal": [], "arrives": [], "moves": [], "greedy_reward": [], "kl": []}

@@ -1,4 +1,4 @@
-"""The main job: its measures against enumeration and hand arithmetic, its schedule, its report."""
+"""all_roads.py: its measures against enumeration and hand arithmetic, its schedule, its report."""
 
 import json
 import math
@@ -90,8 +90,8 @@ def test_every_phase_comes_after_those_it_needs():
 
 
 def test_device_and_kernel_reach_the_training_scripts():
-    machine = ["--device", "cpu", "--kernel", "torch"]
-    for _, _, command in all_roads.plan(Path("o"), 0, "roadmap", False, machine):
+    machine_flags = ["--device", "cpu", "--kernel", "torch"]
+    for _, _, command in all_roads.plan(Path("o"), 0, "roadmap", False, machine_flags):
         assert ("--kernel" in command and "--device" in command) == command[0].startswith("train_")
 
 

@@ -33,25 +33,25 @@ def policy():
 
 
 def test_samples_are_different_whole_and_of_the_prompts_given(policy):
-    triples = pairs.draw(policy, ENCODING, WORLD, PROMPTS[:20], 300, seed=3)
+    triples = pairs.draw_pairs(policy, ENCODING, WORLD, PROMPTS[:20], 300, seed=3)
     assert len(triples) == 300 and {p for p, _, _ in triples} == set(PROMPTS[:20])
     for _, first, second in triples:
         assert first != second
         assert 1 <= len(tokenizer.encode(ENCODING, first)) <= WORLD.max_moves
         assert 1 <= len(tokenizer.encode(ENCODING, second)) <= WORLD.max_moves
-    assert triples == pairs.draw(policy, ENCODING, WORLD, PROMPTS[:20], 300, seed=3)
-    assert triples != pairs.draw(policy, ENCODING, WORLD, PROMPTS[:20], 300, seed=4)
+    assert triples == pairs.draw_pairs(policy, ENCODING, WORLD, PROMPTS[:20], 300, seed=3)
+    assert triples != pairs.draw_pairs(policy, ENCODING, WORLD, PROMPTS[:20], 300, seed=4)
 
 
 def test_a_policy_that_says_one_thing_gives_no_pairs(policy, monkeypatch):
     monkeypatch.setattr(task, "generate", lambda model, ids, k, *a, **b: [[[5, EOS]] * k for _ in ids])
     with pytest.raises(InputError, match="hardly ever"):
-        pairs.draw(policy, ENCODING, WORLD, PROMPTS, 10, seed=0)
+        pairs.draw_pairs(policy, ENCODING, WORLD, PROMPTS, 10, seed=0)
     monkeypatch.setattr(
         task, "generate", lambda model, ids, k, *a, **b: [[[5, 6, 7], [5, 6, EOS]] for _ in ids]
     )
     with pytest.raises(InputError, match="hardly ever"):  # one of the two was cut before its EOS
-        pairs.draw(policy, ENCODING, WORLD, PROMPTS, 10, seed=0)
+        pairs.draw_pairs(policy, ENCODING, WORLD, PROMPTS, 10, seed=0)
 
 
 def test_each_draw_has_a_seed_of_its_own_and_room_for_the_longest_route(monkeypatch):
@@ -63,7 +63,7 @@ def test_each_draw_has_a_seed_of_its_own_and_room_for_the_longest_route(monkeypa
         return [[[5, EOS], [6, EOS]]] * len(ids)
 
     monkeypatch.setattr(task, "generate", generate)
-    assert len(pairs.draw(None, ENCODING, WORLD, PROMPTS, 60_000, seed=3)) == 60_000
+    assert len(pairs.draw_pairs(None, ENCODING, WORLD, PROMPTS, 60_000, seed=3)) == 60_000
     assert seen == [(WORLD.max_moves + 1, 3_000 + i) for i in range(118)]
 
 
@@ -79,6 +79,7 @@ def test_the_command_writes_rows_that_the_training_scripts_read(policy, tmp_path
     out = tmp_path / "pairs.jsonl"
     command = ["--policy", str(tmp_path), "--n", "50", "--out", str(out)]
     pairs.main(command)
+    assert f"next: python train_dpo.py --init {tmp_path} --data roadmap-short\n" in capsys.readouterr().out
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == 50 and all(set(row) == {"prompt", "chosen", "rejected"} for row in rows)
     assert len(load(out, preference_texts, ENCODING, Limits(context=16))) == 50

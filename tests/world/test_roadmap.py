@@ -60,26 +60,16 @@ def test_distances():
     [
         (">ID>WY>NE>MO>TN>GA>FL", True, True, 7, 0.7),
         (">OR>CA>AZ>NM>TX>LA>MS>AL>FL", True, True, 9, 0.6),
-        (
-            ">OR>ID>OR>ID>WY>NE>MO>TN>GA>FL",
-            True,
-            True,
-            10,
-            0.55,
-        ),  # visiting a state twice is a detour, not a fault
+        # Visiting a state twice is a detour, not a fault.
+        (">OR>ID>OR>ID>WY>NE>MO>TN>GA>FL", True, True, 10, 0.55),
         (">ID>WY>NE>MO>TN>GA", True, False, 6, 0.0),
         (">ID>WY>NE>MO>GA>FL", False, True, 6, 0.0),  # MO-GA is no road
         (">MT>WY>NE>MO>TN>GA>FL", False, True, 7, 0.0),  # nor is WA-MT, the first hop
         (">FL", False, True, 1, 0.0),
         (">WA", False, False, 1, 0.0),  # staying is no move
         (">OR>ID>OR>ID>WY>NE>MO>TN>GA>AL>FL", True, True, 11, 0.5),
-        (
-            ">OR>ID>OR>ID>WY>NE>MO>TN>GA>SC>GA>FL",
-            False,
-            True,
-            12,
-            0.0,
-        ),  # one more than max_moves: EOS cannot follow
+        # One more than max_moves: EOS cannot follow.
+        (">OR>ID>OR>ID>WY>NE>MO>TN>GA>SC>GA>FL", False, True, 12, 0.0),
         ("", False, False, 0, 0.0),
         (" ", False, False, 0, 0.0),
         ("ID>WY>NE>MO>TN>GA>FL", False, False, 6, 0.0),
@@ -122,17 +112,15 @@ def test_hidden_reward():
     hidden = sorted(rm.hidden_walks()[prompt])
     others = [s for s in rm.STATES if s not in hidden]
     assert HIDDEN.reward(prompt, rm.route(hidden)) == 1.0
-    assert (
-        HIDDEN.reward(prompt, rm.route(hidden[::-1] + hidden[:1])) == 1.0
-    )  # order and repeats do not matter
+    shuffled = rm.route(hidden[::-1] + hidden[:1])  # order and repeats do not matter
+    assert HIDDEN.reward(prompt, shuffled) == 1.0
     assert HIDDEN.reward(prompt, rm.route(others[:4])) == HIDDEN.reward(prompt, "") == 0.0
     hits, wrong = hidden[:2], others[:3]
     precision, recall = 2 / 5, 2 / len(hidden)
     f1 = 2 * precision * recall / (precision + recall)
     assert HIDDEN.reward(prompt, rm.route(hits + wrong)) == pytest.approx(f1)
-    assert HIDDEN.reward(prompt, rm.route(hits + wrong[:2]) + "WA>") == pytest.approx(
-        2 * 2 / (4 + len(hidden))
-    )  # the last word is then none of the map
+    last_word_is_no_state = rm.route(hits + wrong[:2]) + "WA>"
+    assert HIDDEN.reward(prompt, last_word_is_no_state) == pytest.approx(2 * 2 / (4 + len(hidden)))
     parts = rm.reward_parts(prompt, rm.route(hits + wrong), HIDDEN)
     assert parts["moves"] == 5 and parts["reward"] == pytest.approx(f1)
     with pytest.raises(InputError, match="roadmap-hidden"):
@@ -272,15 +260,15 @@ def test_routes_are_all_that_is_rewarded():
     for prompt in rm.prompts(SHORT, "test")[:6]:
         everything = [rm.route(s) for n in (1, 2) for s in itertools.product(rm.STATES, repeat=n)]
         rewarded = [text for text in everything if SHORT.reward(prompt, text) > 0]
-        assert sorted(optimum.routes(SHORT, prompt)) == sorted(rewarded)
+        assert sorted(optimum.rewarded_routes(SHORT, prompt)) == sorted(rewarded)
     for world in (MAIN, HIDDEN):
         with pytest.raises(InputError, match=world.name):
-            optimum.routes(world, rm.prompts(world, "train")[0])
+            optimum.rewarded_routes(world, rm.prompts(world, "train")[0])
 
 
 def test_routes_may_pass_through_the_goal():
     world = rm.World("three", max_moves=3, reach=3, held_out=1, bt_scale=1.0)
-    found = optimum.routes(world, "ME>NH:")
+    found = optimum.rewarded_routes(world, "ME>NH:")
     assert sorted(found) == [">NH", ">NH>MA>NH", ">NH>ME>NH", ">NH>VT>NH"]
 
 
@@ -306,7 +294,7 @@ def test_exact_optimum_equals_brute_force(beta):
     ref_logp = torch.full((len(prompts), 5), -math.inf, dtype=torch.float64)
     reward = torch.zeros(len(prompts), 5, dtype=torch.float64)
     for i, (prompt, (space, ref, r, _, _)) in enumerate(zip(prompts, full, strict=True)):
-        known = [text for text in optimum.routes(SHORT, prompt) if text in space]
+        known = [text for text in optimum.rewarded_routes(SHORT, prompt) if text in space]
         assert len(known) == (r > 0).sum().item() == (3, 2, 2, 1)[i]
         for j, text in enumerate(known):
             ref_logp[i, j], reward[i, j] = ref[space.index(text)], r[space.index(text)]
@@ -328,21 +316,17 @@ def test_exact_optimum_equals_brute_force(beta):
 
 
 def test_exact_optimum_at_the_limits():
-    one = optimum.exact_optimum(
-        torch.tensor([[0.0, -math.inf]]), torch.tensor([[0.95, 0.0]]), 0.1
-    )  # pi_ref knows one route
-    assert one["reward"].item() == pytest.approx(0.95) and one["kl_to_ref"].item() == pytest.approx(
-        0, abs=1e-6
-    )
-    cold = optimum.exact_optimum(
-        [[-3.0, -4.0]], [[1.0, 0.95]], 1e-3
-    )  # e^(1/beta) is far beyond the largest fp64
+    # pi_ref knows one route.
+    one = optimum.exact_optimum(torch.tensor([[0.0, -math.inf]]), torch.tensor([[0.95, 0.0]]), 0.1)
+    assert one["reward"].item() == pytest.approx(0.95)
+    assert one["kl_to_ref"].item() == pytest.approx(0, abs=1e-6)
+    # e^(1/beta) is far beyond the largest fp64.
+    cold = optimum.exact_optimum([[-3.0, -4.0]], [[1.0, 0.95]], 1e-3)
     assert cold["reward"].item() == pytest.approx(1.0) and cold["kl_to_ref"].item() == pytest.approx(3.0)
     hot = optimum.exact_optimum([[-3.0, -4.0]], [[1.0, 0.95]], 1e6)
     assert hot["reward"].item() == pytest.approx(math.exp(-3) + 0.95 * math.exp(-4), rel=1e-5)
-    rounded = optimum.exact_optimum(
-        [[math.log(0.5), math.log(0.50001)]], [[1.0, 1.0]], 0.5
-    )  # fp32 sums may exceed 1
+    # Sums in fp32 may exceed 1.
+    rounded = optimum.exact_optimum([[math.log(0.5), math.log(0.50001)]], [[1.0, 1.0]], 0.5)
     assert rounded["log_z"].item() == pytest.approx(2.0, abs=1e-4)
     flat = optimum.exact_optimum([-3.0, -4.0], [1.0, 0.95], 0.5)
     assert flat["log_z"].shape == ()
@@ -357,7 +341,7 @@ def test_exact_optimum_at_the_limits():
 
 
 def test_draw_map(tmp_path):
-    fig, ax = figures.new(10, 6)
+    fig, ax = figures.new_figure(10, 6)
     routes = {"good": "WA>FL:>ID>WY>NE>MO>TN>GA>FL", "bad": "WA>FL:>OR>WA>XX>OR>OR>FL", "none": "ME>NH:"}
     figures.draw_map(ax, routes)
     fig.savefig(tmp_path / "map.png")
@@ -368,15 +352,14 @@ def test_draw_map(tmp_path):
     assert len(dashed) == 1 and dashed[0].get_color() == figures.COLOURS[1]  # OR-FL; OR-OR is not drawn
     good = [line for line in ax.lines if line.get_color() == figures.COLOURS[0] and len(line.get_xdata())]
     assert len(good) == 7
-    assert (good[0].get_xdata()[0], good[0].get_ydata()[0]) == pytest.approx(
-        figures.PLACE["WA"]
-    )  # a road of its own
+    start = (good[0].get_xdata()[0], good[0].get_ydata()[0])
+    assert start == pytest.approx(figures.PLACE["WA"])  # no other route is on this road
     with pytest.raises(InputError, match="prompt"):
         figures.draw_map(ax, {"x": "FL"})
 
 
 def test_shared_roads_have_lanes():
-    _, ax = figures.new(10, 6)
+    _, ax = figures.new_figure(10, 6)
     figures.draw_map(ax, {"out": "WA>ID:>ID", "back": "ID>WA:>WA"})
     out, back = (
         next(line for line in ax.lines if line.get_color() == figures.COLOURS[i] and len(line.get_xdata()))
