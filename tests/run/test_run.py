@@ -247,7 +247,7 @@ def test_what_is_computed_once_is_kept(tmp_path):
     value = torch.randn(2, 2)
     made_from = [small_model(), ROWS, 0.3]
     assert torch.equal(run.once("ref_logp", lambda: value, of=made_from), value)
-    assert torch.equal(read_safetensors(tmp_path / "ref_logp.safetensors")[0]["logp"], value)
+    assert torch.equal(read_safetensors(tmp_path / "ref_logp.safetensors")[0]["value"], value)
     again = Run(args_of(tmp_path, resume=True), "dpo")
     kept = again.once("ref_logp", never, of=[small_model(), ROWS, 0.3])  # equal ones, not the same objects
     assert torch.equal(kept, value)

@@ -24,7 +24,7 @@ KEYS = MEASURES | {"step", "grad_norm"}
 
 
 def kept_logps(path):
-    return read_safetensors(path)[0]["logp"]
+    return read_safetensors(path)[0]["value"]
 
 
 def step_0_loss(loss, sft, beta):
