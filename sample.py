@@ -26,43 +26,39 @@ from nanoroads.world.task import task_of_run
 
 def flags(argv):
     """The command line -> args."""
-    p = Parser(description=__doc__)
-    p.add_argument("--model", type=Path, required=True, help="run directory or Hugging Face folder")
-    source = p.add_mutually_exclusive_group()
-    source.add_argument("--prompt", help="one prompt (default: WA>FL: for a policy of the map)")
-    source.add_argument("--prompts", type=Path, help='.jsonl file of rows {"prompt"}')
-    source.add_argument("--chat", action="store_true", help="a conversation; an empty line ends it")
-    p.add_argument("--num-samples", type=positive(int), default=1, help="responses per prompt (default: 1)")
-    p.add_argument("--temperature", type=non_negative(float), default=1.0, help="0 is greedy (default: 1)")
-    p.add_argument(
-        "--top-k", type=int, default=0, help="sample from the k likeliest tokens; 0: from all (default: 0)"
-    )
-    p.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        help="sample from the likeliest tokens of this probability (default: 1)",
-    )
-    p.add_argument(
-        "--max-new-tokens", type=positive(int), help="default: the map's longest route; 128 elsewhere"
-    )
-    p.add_argument("--seed", type=SEED, default=0, help="seed of the first sample (default: 0)")
-    p.add_argument(
-        "--reward", type=Path, help="folder of a reward model, or of a policy whose log-ratio is the reward"
-    )
-    p.add_argument(
-        "--best-of", type=positive(int), help="draw this many, print the one that --reward likes best"
-    )
-    add_machine_flags(p)
-    args = p.parse_args(argv)
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="run directory or Hugging Face folder")
+
+    # Where the prompts come from: one of three.
+    source = parser.add_mutually_exclusive_group().add_argument
+    source("--prompt", help="one prompt (default: WA>FL: for a policy of the map)")
+    source("--prompts", type=Path, help='.jsonl file of rows {"prompt"}')
+    source("--chat", action="store_true", help="a conversation; an empty line ends it")
+
+    # How to sample.
+    add = parser.add_argument_group("sampling").add_argument
+    add("--num-samples", type=positive(int), default=1, help="responses per prompt (default: 1)")
+    add("--temperature", type=non_negative(float), default=1.0, help="0 is greedy (default: 1)")
+    add("--top-k", type=int, default=0, help="from the k likeliest tokens; 0 is all (default: 0)")
+    add("--top-p", type=float, default=1.0, help="from the likeliest tokens of this probability (default: 1)")
+    add("--max-new-tokens", type=positive(int), help="tokens per response (default: longest route; else 128)")
+    add("--seed", type=SEED, default=0, help="seed of the first sample (default: 0)")
+
+    # Best of N by a reward.
+    add = parser.add_argument_group("best of N").add_argument
+    add("--reward", type=Path, help="a reward model's folder, or a policy's, whose log-ratio is the reward")
+    add("--best-of", type=positive(int), help="draw this many, print the one that --reward likes best")
+    add_machine_flags(parser.add_argument_group("the machine"))
+    args = parser.parse_args(argv)
 
     # Refuse what does not go together.
     if not 0 < args.top_p <= 1 or args.top_k < 0:
-        p.error("--top-p must be in (0, 1], --top-k must not be negative")
+        parser.error("--top-p must be in (0, 1], --top-k must not be negative")
     if bool(args.best_of) != bool(args.reward):
-        p.error("--best-of and --reward go together")
+        parser.error("--best-of and --reward go together")
     if args.best_of and (args.chat or args.num_samples > 1):
-        p.error("--best-of goes with neither --chat nor --num-samples")
+        parser.error("--best-of goes with neither --chat nor --num-samples")
     return args
 
 
@@ -97,9 +93,8 @@ def best_of(args, model, encoding, texts, prompts, settings):
     eos = tokenizer.eos_id(encoding)
     for text, prompt in zip(texts, prompts, strict=True):
         responses = generate(model, [prompt], args.best_of, eos=eos, seed=args.seed, **settings)
-        scores = rewards(reward_model, reference, [prompt], responses, config.get("beta"))[
-            0
-        ]  # (K,), K = --best-of
+        scores = rewards(reward_model, reference, [prompt], responses, config.get("beta"))
+        scores = scores[0]  # (K,), K = --best-of
         best = int(scores.argmax())
         answer = tokenizer.decode_all(encoding, responses[0])[best]
         print(f"{text}{answer}")
@@ -108,7 +103,7 @@ def best_of(args, model, encoding, texts, prompts, settings):
 
 def ask():
     """What the user types; nothing at the end of the input."""
-    try:
+    try:  # no "you: " where the input is a file or a pipe
         return input("you: " if sys.stdin.isatty() else "").strip()
     except EOFError:
         return ""
@@ -117,7 +112,7 @@ def ask():
 def chat(args, model, encoding, settings):
     """A conversation, until an empty line."""
     messages = []  # the whole conversation, {"role", "content"} each
-    room = model.config.block_size - settings["max_new_tokens"]
+    room = model.config.block_size - settings["max_new_tokens"]  # tokens that a prompt may have
     line = ask()
     while line:
         messages.append({"role": "user", "content": line})
@@ -132,9 +127,10 @@ def chat(args, model, encoding, settings):
 def read_prompts(args, task, encoding, context):
     """(prompts as texts, prompts as tokens) of --prompts or --prompt. Raises InputError."""
     if args.prompts:
+        # Any row that has a prompt; its answers are not read.
         rows = data.load(args.prompts, layouts.prompt_texts, encoding, data.Limits(context))
         return rows.texts, rows.prompts
-    text = task.default_prompt() if args.prompt is None else args.prompt
+    text = task.default_prompt() if args.prompt is None else args.prompt  # --prompt '' is refused later
     prompt = data.encode_row(encoding, text).prompt
     return [text], [prompt]
 
@@ -149,7 +145,7 @@ def main(argv=None):
     pick_kernel(args.kernel, device)
     model = load_policy(args.model, device, pick_dtype(args.dtype, device))
     _, encoding = tokenizer.of(args.model, model)
-    task = task_of_run(read_config(args.model))
+    task = task_of_run(read_config(args.model))  # the map's, or that of a file
 
     # How long an answer may be, and what else `stream` wants to know.
     context = model.config.block_size
@@ -182,7 +178,7 @@ def main(argv=None):
         for i in range(args.num_samples):
             print(text, end="", flush=True)
             answer = say(model, encoding, prompt, args.seed + i, settings)
-            comment = task.comment(text, answer)
+            comment = task.comment(text, answer)  # on the map: its true reward
             if comment:
                 print(comment)
 

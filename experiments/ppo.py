@@ -37,75 +37,61 @@ from nanoroads.world.task import task_of
 
 def flags(argv):
     """The command line -> args."""
-    p = Parser(description=__doc__)
+    parser = Parser(description=__doc__)
+    add_run_flags(parser.add_argument_group("the run"))
+    add_algorithm_flags(parser.add_argument_group("the algorithm"))
+    add_optimizer_flags(parser.add_argument_group("the optimizers, of policy and critic"))
+    add_machine_flags(parser.add_argument_group("the machine"))
 
-    run = p.add_argument_group("the run")
-    run.add_argument(
-        "--out", type=Path, default=Path("out/ppo"), help="directory of the run (default: %(default)s)"
-    )
-    run.add_argument("--data", default="roadmap", help="roadmap[-short|-hidden], a world of the built-in map")
-    run.add_argument("--init", type=Path, default=Path("out/sft"),
-                     help="folder of the reference, the first policy (default: %(default)s)")  # fmt: skip
-    run.add_argument("--reward", type=Path, default=Path("out/rlhf/reward"),
-                     help="folder of the reward model (default: %(default)s)")  # fmt: skip
-    run.add_argument("--seed", type=SEED, default=0, help="seed of data order and samples (default: 0)")
-    run.add_argument(
-        "--log-every", type=positive(int), default=10, help="steps per line of metrics.jsonl (default: 10)"
-    )
-    run.add_argument(
-        "--eval-every", type=positive(int), default=100, help="steps between evaluations (default: 100)"
-    )
-
-    rl = p.add_argument_group("the algorithm")
-    rl.add_argument("--samples", type=positive(int), default=8, help="responses per prompt (default: 8)")
-    rl.add_argument(
-        "--kl", type=positive(float), default=0.5, help="strength of the regulariser (default: 0.5)"
-    )
-    rl.add_argument(
-        "--updates", type=positive(int), default=1, help="optimizer steps per batch of samples (default: 1)"
-    )
-    rl.add_argument("--gamma", type=positive(float), default=1.0, help="discount per token (default: 1)")
-    rl.add_argument("--gae-lambda", type=positive(float), default=0.95,
-                    help="weight of later tokens' errors in an advantage (default: 0.95)")  # fmt: skip
-
-    add_optimizer_flags(p.add_argument_group("the optimizers, one of the policy and one of the critic"))
-    add_machine_flags(p.add_argument_group("the machine"))
-
-    # What Run can do and this experiment does not offer. To resume, it would have to save the critic
-    # and the critic's optimizer as well.
-    run.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
-    p.set_defaults(inspect=False, compile=False, profile=False, export_hf=None)
-    args = p.parse_args(argv)
+    # What Run can do and this experiment does not offer. To resume, it would have to save the
+    # critic and the critic's optimizer as well.
+    parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
+    parser.set_defaults(inspect=False, compile=False, profile=False, export_hf=None)
+    args = parser.parse_args(argv)
     if args.resume:
-        p.error("--resume: not in this experiment, which runs from the beginning to the end in one piece")
+        parser.error(
+            "--resume: not in this experiment, which runs from the beginning to the end in one piece"
+        )
     if args.data not in roadmap.WORLDS:
-        p.error(f"--data {args.data}: this experiment runs on the built-in map")
+        parser.error(f"--data {args.data}: this experiment runs on the built-in map")
     return args
 
 
-def add_optimizer_flags(steps):
-    """The flags of both optimizers; all but the peak rate are the same for both."""
-    steps.add_argument(
-        "--steps", type=positive(int), default=300, help="number of optimizer steps (default: 300)"
-    )
-    steps.add_argument(
-        "--batch-size", type=positive(int), default=32, help="prompts per optimizer step (default: 32)"
-    )
-    steps.add_argument(
-        "--lr", type=positive(float), default=1e-3, help="peak learning rate of the policy (default: 0.001)"
-    )
-    steps.add_argument(
-        "--critic-lr", type=positive(float), default=1e-3, help="that of the critic (default: 0.001)"
-    )
-    steps.add_argument("--schedule", default="cosine", choices=["cosine", "constant"],
-                       help="of both rates, after the warm-up (default: cosine)")  # fmt: skip
-    steps.add_argument(
-        "--warmup", type=non_negative(int), default=10, help="steps of linear warm-up (default: 10)"
-    )
-    steps.add_argument(
-        "--weight-decay", type=non_negative(float), default=0.0, help="weight decay of AdamW (default: 0)"
-    )
-    steps.add_argument("--clip", type=positive(float), default=1.0, help="largest gradient norm (default: 1)")
+def add_run_flags(group):
+    """What goes in, and where the result goes."""
+    add = group.add_argument
+    out, init, reward = Path("out/ppo"), Path("out/sft"), Path("out/rlhf/reward")
+    add("--out", type=Path, default=out, help="directory of the run (default: %(default)s)")
+    add("--data", default="roadmap", help="a world of the map: roadmap[-short|-hidden] (default: roadmap)")
+    add("--init", type=Path, default=init, help="reference and first policy (default: %(default)s)")
+    add("--reward", type=Path, default=reward, help="folder of the reward model (default: %(default)s)")
+    add("--seed", type=SEED, default=0, help="seed of data order and samples (default: 0)")
+    add("--log-every", type=positive(int), default=10, help="steps per line of metrics.jsonl (default: 10)")
+    add("--eval-every", type=positive(int), default=100, help="steps between evaluations (default: 100)")
+
+
+def add_algorithm_flags(group):
+    """PPO's own numbers."""
+    add = group.add_argument
+    add("--samples", type=positive(int), default=8, help="responses per prompt (default: 8)")
+    add("--kl", type=positive(float), default=0.5, help="strength of the regulariser (default: 0.5)")
+    add("--updates", type=positive(int), default=1, help="optimizer steps per batch of samples (default: 1)")
+    add("--gamma", type=positive(float), default=1.0, help="discount per token (default: 1)")
+    add("--gae-lambda", type=positive(float), default=0.95, help="lambda of gae (default: 0.95)")
+
+
+def add_optimizer_flags(group):
+    """The flags of both optimizers, which differ in their peak rate alone."""
+    add = group.add_argument
+    rates = ["cosine", "constant"]
+    add("--steps", type=positive(int), default=300, help="number of optimizer steps (default: 300)")
+    add("--batch-size", type=positive(int), default=32, help="prompts per optimizer step (default: 32)")
+    add("--lr", type=positive(float), default=1e-3, help="the policy's peak learning rate (default: 0.001)")
+    add("--critic-lr", type=positive(float), default=1e-3, help="the critic's (default: 0.001)")
+    add("--schedule", default="cosine", choices=rates, help="after the warm-up (default: cosine)")
+    add("--warmup", type=non_negative(int), default=10, help="steps of linear warm-up (default: 10)")
+    add("--weight-decay", type=non_negative(float), default=0.0, help="weight decay of AdamW (default: 0)")
+    add("--clip", type=positive(float), default=1.0, help="largest gradient norm (default: 1)")
 
 
 # ---------------------------------------------------------------- advantages
@@ -129,7 +115,7 @@ def gae(reward, value, gamma, lam):
 
 
 def values(critic, batch):
-    """V(s_t) of the state before each response token, (R,) fp32 whatever the critic's compute dtype."""
+    """V(s_t) of the state before each response token, (R,) fp32 whatever the compute dtype."""
     with critic.autocast():
         hidden = critic.trunk(batch.tokens, batch.position, batch.mask()).flatten(0, 1)  # (B*T, D)
         states = torch.nn.functional.embedding(batch.rows, hidden)  # (R, D)
@@ -188,7 +174,7 @@ def main(argv=None):
     args = flags(argv)
     run = Run(args, stage="ppo")  # the device, the seed, --out (refused if it holds another run)
 
-    # The reference and the reward model are made if they are missing, as train_rlhf.py would make them.
+    # The reference and the reward model, made if they are missing, as train_rlhf.py makes them.
     task = task_of(args.data)
     task.pairs(args.init, args.seed, eval_data=None)
     if args.reward.name == "reward":  # what train_rlhf.py calls it
@@ -204,8 +190,9 @@ def main(argv=None):
 
 
 def load_scalar(folder, reference):
-    """A reward model with a scalar head that can read the reference's batches. Raises InputError for
-    any other."""
+    """A reward model with a scalar head that can read the reference's batches.
+
+    Raises InputError for any other."""
     device = reference.embedding.weight.device
     model = load_reward_model(folder, device, reference.compute_dtype, like=reference)
     if model.config.head != "scalar":
@@ -240,9 +227,8 @@ def train_policy(run, task, reference, reward_model):
         # One optimizer step of both networks. Each loss is a mean over the tokens of all samples.
         metrics = Mean()
         now = policy(rollout.batch)
-        loss, clipped = losses.clipped_policy_gradient(
-            now.token, rollout.old.token, rollout.advantage
-        )  # (R,) each: the ratio of a single token, not of a response
+        # (R,) each: the ratio of single tokens, where train_rlhf.py has that of whole responses.
+        loss, clipped = losses.clipped_policy_gradient(now.token, rollout.old.token, rollout.advantage)
         value = values(critic, rollout.batch)  # (R,)
         critic_loss = 0.5 * (value - rollout.value_target) ** 2  # (R,)
         (loss.mean() + critic_loss.mean()).backward()  # the two networks share no parameter

@@ -1,14 +1,14 @@
 """Both roads on a pretrained language model: one-line summaries, and two settings without a gap.
 
-    python experiments/summarize.py --model FOLDER --data FILE --reduced     28 minutes on two CPU cores
-    python experiments/summarize.py --model FOLDER --data FILE               for a GPU; not measured yet
+    python experiments/summarize.py --model FOLDER --data FILE --reduced    28 minutes on two cores
+    python experiments/summarize.py --model FOLDER --data FILE              for a GPU, not measured
 
 FOLDER: a Hugging Face model. FILE: rows {"document", "summary"}, as .jsonl, .jsonl.gz or .parquet.
 
 What runs in each setting
     1. SFT on the summaries.
     2. Pairs of the SFT policy's own samples, labelled by Bradley-Terry on the setting's reward r.
-    3. DPO on the pairs; a global reward model and RLOO on them, at the same strength of the KL term.
+    3. DPO on the pairs; a global reward model and RLOO on them, with a KL term as strong as DPO's.
     4. Held-out documents: reward, win rate against SFT, KL(policy || SFT), with standard errors.
 
 Rewards of a summary y of the document x
@@ -17,13 +17,13 @@ Rewards of a summary y of the document x
                 Salient are, of the document's words of four letters or more, the five of largest
                 (count in x) log(documents / documents with the word). A count and two look-ups
                 verify it; a summary has to find what the document is about, and say it in a line.
-    two-word    the same with K = m = 2, after SFT on the summaries' first two words: a short horizon.
+    two-word    the same with K = m = 2, after SFT on only the first two words: a short horizon.
     hidden      r(x, y) = 10 ROUGE-L(y, the document's own summary). Neither x nor the reward model
                 shows that summary, so verifying is no easier than writing. The SFT policy and its
                 samples are those of one-line.
 
-r is in nats of Bradley-Terry: P(a beats b) = sigmoid(r(a) - r(b)). The paper (2503.01067, section 4)
-says that RLHF is ahead in the first setting and is not in the other two.
+r is in nats of Bradley-Terry: P(a beats b) = sigmoid(r(a) - r(b)). The paper (2503.01067, section
+4) says that RLHF is ahead in the first setting and is not in the other two.
 """
 
 import json
@@ -119,7 +119,7 @@ def flags(argv):
 
 
 def main(argv=None):
-    """Run all settings. After each one OUT/results.json and OUT/report.md hold what is known so far."""
+    """Run the settings. OUT/results.json and OUT/report.md hold what is known after each one."""
     args, size = flags(argv)
     begin = time.time()
     documents = read_documents(args.data, size, args.seed)
@@ -195,15 +195,15 @@ def read_documents(path, size, seed):
 
 
 def salient_words(document, frequency, documents, k):
-    """The k words of largest (count here) log(documents / documents with the word), of those of four
-    letters or more. frequency: {word: documents with it}. Ties go by the alphabet."""
+    """The k words of largest (count here) log(documents / documents with the word), of those of
+    four letters or more. frequency: {word: documents with it}. Ties go by the alphabet."""
     counts = Counter(word for word in words(document) if len(word) > 3)
     weight = {word: count * math.log(documents / frequency[word]) for word, count in counts.items()}
     return sorted(weight, key=lambda word: (-weight[word], word))[:k]
 
 
 def reward_function(setting, rows):
-    """The reward of a setting, a function r(row, summary) -> float. rows: all the short documents."""
+    """The reward of a setting, a function r(row, summary) -> float. rows: all short documents."""
     if setting == "hidden":
 
         def agreement(row, summary):
@@ -350,7 +350,7 @@ def two_samples(args, size, sft, rows, name):
 
 def measure(args, size, folders, rows, reward):
     """Each policy on held-out documents, four samples of each at temperature 1 and the greedy one,
-    and the reward model on held-out pairs. folders: {policy: folder}. Returns a dict for results.json."""
+    and the reward model on held-out pairs, as results.json has it. folders: {policy: folder}."""
     sft = load(size, folders["sft"])
     measures = {}
     rewards = {}  # {policy: (N, 4) fp64}

@@ -33,7 +33,7 @@ def summaries_report(results: dict, model: str, example: dict) -> str:
 
 
 def setting_section(setting, measures, example):
-    """One setting, a list of lines: table, comparisons, and the policies' summaries of the example."""
+    """One setting, a list of lines: table, comparisons, and what the policies write."""
     rows = []
     for policy, row in measures["policies"].items():
         rows.append([policy.upper()] + [with_error(row[column]) for column in COLUMNS])

@@ -3,6 +3,7 @@
 import collections
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from helpers.runs import write_jsonl
@@ -75,6 +76,18 @@ def test_sizes():
     assert summarize.flags([*files, "--reduced"])[1] == summarize.REDUCED
     _, tiny = summarize.flags([*files, "--tiny", "--reduced", "--dtype", "float32"])
     assert (tiny.steps, tiny.words, tiny.dtype) == (5, summarize.REDUCED.words, "float32")
+
+
+def test_the_committed_report_is_that_of_the_committed_results():
+    folder = Path(summarize.__file__).parent / "summarize"
+    text = (folder / "report.md").read_text()
+    example = {"document": line_after(text, "> "), "summary": line_after(text, "- its own: ")}
+    results = json.loads((folder / "results.json").read_text())
+    assert summaries.summaries_report(results, "smollm2", example) == text
+
+
+def line_after(text, start):
+    return next(line.removeprefix(start) for line in text.splitlines() if line.startswith(start))
 
 
 def test_what_the_report_says_of_a_difference():
