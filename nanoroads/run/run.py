@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import time
 from argparse import Namespace
+from array import array
 from dataclasses import asdict
 from pathlib import Path
 
@@ -315,7 +316,7 @@ def fingerprint(things):
         elif hasattr(thing, "responses"):
             for prompt, group in zip(thing.prompts, thing.responses, strict=True):
                 for tokens in (prompt, *group):
-                    digest.update(len(tokens).to_bytes(4, "little") + bytes(tokens))
+                    digest.update(len(tokens).to_bytes(4, "little") + array("i", tokens).tobytes())
         else:
             digest.update(repr(thing).encode())
     return digest.hexdigest()

