@@ -1,10 +1,9 @@
-"""Sample from, or chat with, any checkpoint: a run directory or a Hugging Face folder. Tokens are
-streamed.
+"""Sample from, or chat with, any checkpoint (a run directory or a Hugging Face folder), streaming.
 
-    python sample.py --model out/rlhf --prompt 'WA>FL:'
-    python sample.py --model out/sft --prompt 'WA>FL:' --reward out/rlhf/reward --best-of 16
-    python sample.py --model out/dpo --prompts prompts.jsonl --num-samples 4 --temperature 0.7
-    python sample.py --model FOLDER --chat
+python sample.py --model out/rlhf --prompt 'WA>FL:'
+python sample.py --model out/sft --prompt 'WA>FL:' --reward out/rlhf/reward --best-of 16
+python sample.py --model out/dpo --prompts prompts.jsonl --num-samples 4 --temperature 0.7
+python sample.py --model FOLDER --chat
 """
 
 import codecs
@@ -184,4 +183,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, resumes=False)

@@ -1,5 +1,4 @@
-"""Road 1, offline: preference pairs -> policy, in one stage. DPO (Rafailov et al., 2305.18290) and
-variants.
+"""Road 1, offline: pairs -> policy in one stage. DPO (Rafailov et al., 2305.18290) and variants.
 
     python train_dpo.py                                    the built-in map: about 15 s on two CPU cores
     python train_dpo.py --init FOLDER --data pairs.jsonl   your model, rows {"prompt", "chosen", "rejected"}
@@ -88,8 +87,8 @@ def measures(loss, logp, ref_logp, beta):
         "margin": margin,
         "chosen_logp": logp[:, 0],
         "rejected_logp": logp[:, 1],
-        # On the map the responses are samples of the reference: then this is about KL(reference || policy),
-        # about, since the pairs leave out equal and cut-off samples.
+        # On the map the responses are samples of the reference, so this estimates KL(reference || policy);
+        # roughly, because the pairs leave out equal and cut-off samples.
         "kl_ref_policy": losses.kl_k1(ref_logp, logp),
     }
 
@@ -126,7 +125,7 @@ def main(argv=None):
     train, test = data.load_split(train_path, test_path, layouts.preference_texts, encoding, limits)
 
     # 2. The reference never changes, so what it says of the pairs is computed once.
-    groups_per_pass = args.micro_batch_size or args.batch_size
+    groups_per_pass = args.micro_batch_size or args.batch_size  # a group: one prompt and its responses
     ref_logp = reference_logps(run, "ref_logp", reference, train, groups_per_pass)  # (N, 2), on the CPU
     test_ref_logp = reference_logps(run, "ref_logp_test", reference, test, groups_per_pass)
     if not task.has_measures:

@@ -27,7 +27,7 @@ from nanoroads.run.flags import model_kind, positive, row_limits, run_script, tr
 from nanoroads.run.inspect import inspect
 from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
 from nanoroads.run.run import Run
-from nanoroads.score import AnotherPolicy, load_judge, ranked_right, scalar_rewards, sequence_logps
+from nanoroads.score import OtherSamples, load_judge, ranked_right, scalar_rewards, sequence_logps
 from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy, new_reward_model
 from nanoroads.world.task import response_length, task_of
@@ -54,8 +54,7 @@ ALGORITHMS = ["rloo", "grpo", "online-dpo", "rebel", "reinforce"]
 
 
 def stage_2_flags():
-    """The flags of stage 2 alone, as a parser of their own: stage 1 is the same run whatever they
-    are."""
+    """Stage 2's flags, in a parser of their own: stage 1's run must not depend on them."""
     parser = ArgumentParser(add_help=False)
     add = parser.add_argument_group("stage 2: reward -> policy").add_argument
     add("--start", type=Path, help="folder of the policy that RL starts from, e.g. DPO's (default: --init)")
@@ -135,6 +134,8 @@ def main(argv=None):
             train, test = rows, data.load(test_path, layout, encoding, limits)
         else:
             train, test = data.hold_out(rows, train_path)
+        # Without stage 2's flags, so that changing them keeps the reward model. --reward-lr and the like take
+        # the names that the loop reads.
         stage_2_names = vars(stage_2_flags().parse_args([]))
         reward_run = run.inside(
             "reward",
@@ -154,9 +155,8 @@ def main(argv=None):
     prompt_rows = rows.without_duplicates()
     train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, tokenizer_name, encoding)
     last = run.last_row
-    print(
-        f"reward {last['reward']:.3f}, KL {last['kl']:.2f} nats, entropy {last['entropy']:.2f} nats per token"
-    )
+    summary = f"reward {last['reward']:.3f}, KL {last['kl']:.2f} nats"
+    print(f"{summary}, entropy {last['entropy']:.2f} nats per token")
     task.report(last)
     print(f"next: python sample.py --model {run.out}")
 
@@ -165,8 +165,7 @@ def main(argv=None):
 
 
 def pair_rewards(args, model, batch, ref_logp):
-    """The two reward classes, of P pairs -> (P, 2), chosen first. ref_logp (P, 2) is for the local
-    one."""
+    """Rewards (P, 2) of P pairs, chosen first. ref_logp (P, 2): for the local class."""
     if args.reward == "global":
         return model(batch).view(-1, 2)  # a scalar head's output as it is
     return losses.implicit_reward(model(batch).sequence.view(-1, 2), ref_logp, args.beta)
@@ -244,8 +243,7 @@ def train_reward(run, tokenizer_name, train, test):
 
 @dataclass
 class Rollout:
-    """Samples of a micro-batch of prompts, k of each, and what the losses need. S = prompts x
-    k."""
+    """Samples of a micro-batch, k per prompt, and what the losses need. S = prompts x k."""
 
     batch: Batch  # S responses with R tokens
     ref: LogProbs  # of the reference
@@ -254,8 +252,7 @@ class Rollout:
 
 
 def rl_loss(args, kl_weight, now, rollout):
-    """The loss of each response (S,), and what was clipped: 1 or 0 for each response (S,) or token
-    (R,).
+    """Loss (S,), and what was clipped: 1 or 0 for each response (S,) or token (R,).
 
     now: LogProbs of the policy, with gradient. kl_weight: of the regulariser. k samples per prompt.
 
@@ -271,16 +268,14 @@ def rl_loss(args, kl_weight, now, rollout):
     # For reinforce, rloo and rebel: k1 inside the reward, whose gradient is that of the KL (Ahmadian et al.,
     # 2402.14740). Never whitened: that would change the balance of reward and KL, and with it the optimum of
     # Theorem 2.2.
-    regularised = rollout.reward - kl_weight * losses.kl_k1(
-        rollout.old.sequence, rollout.ref.sequence
-    )  # (S,)
+    k1 = losses.kl_k1(rollout.old.sequence, rollout.ref.sequence)  # (S,)
+    regularised = rollout.reward - kl_weight * k1  # (S,)
 
     if args.algo == "online-dpo":
         logp, ref_logp = now.sequence.view(-1, k), rollout.ref.sequence.view(-1, k)  # (prompts, k)
         loss = losses.online_dpo(logp, ref_logp, rollout.reward.view(-1, k), kl_weight)  # (prompts,)
-        return loss.repeat_interleave(
-            k
-        ), never_clipped  # repeated: its mean over samples is that over prompts
+        # Repeated, so that the mean over samples is the mean over prompts.
+        return loss.repeat_interleave(k), never_clipped
     if args.algo == "rebel":
         logp, old_logp = now.sequence.view(-1, 2), rollout.old.sequence.view(-1, 2)  # (S / 2, 2)
         loss = losses.rebel(logp, old_logp, regularised.view(-1, 2), eta=1.0)  # (S / 2,)
@@ -300,39 +295,38 @@ def rl_loss(args, kl_weight, now, rollout):
     return losses.clipped_policy_gradient(now.sequence, rollout.old.sequence, advantage)
 
 
-def sample_responses(args, policy, prompts, max_new_tokens, eos, batch_number):
-    """k responses to each prompt, all as tokens.
+def sample_responses(args, policy, step_rows, max_new_tokens, eos, batch_number):
+    """k responses to each prompt of this step, all as tokens.
 
     Eight micro-batches at a time: the cache of all responses at once could be larger than the model."""
     seed = args.seed * 1_000_003 + batch_number  # below 2^53; the part's number goes in the bits above
     size = 8 * args.micro_batch_size if args.micro_batch_size else None
     k, temperature = args.samples, args.temperature
     responses = []
-    for part, chunk in enumerate(chunks(prompts, size)):
+    for part, chunk in enumerate(chunks(step_rows.prompts, size)):
         part_seed = seed + (part << 53)
         responses += generate(policy, chunk, k, max_new_tokens, temperature, eos=eos, seed=part_seed)
     return responses
 
 
 @torch.no_grad()
-def score_responses(args, reference, judge, asked, responses):
-    """The prompts that were asked (data Rows) and k responses to each -> a Rollout per micro-batch."""
+def score_responses(args, reference, judge, step_rows, responses):
+    """The prompts that were step_rows (data Rows) and k responses to each -> a Rollout per micro-batch."""
     device = reference.embedding.weight.device
     rollouts = []
-    for chunk in chunks(range(len(asked)), args.micro_batch_size):
-        prompts = [asked.prompts[i] for i in chunk]
+    for chunk in chunks(range(len(step_rows)), args.micro_batch_size):
+        prompts = [step_rows.prompts[i] for i in chunk]
         groups = [responses[i] for i in chunk]
         batch = pack(prompts, groups, device=device)
         ref = reference(batch, args.temperature)  # at the temperature of the samples
-        texts = [asked.texts[i] for i in chunk for _ in range(args.samples)]  # S prompts as text
+        texts = [step_rows.texts[i] for i in chunk for _ in range(args.samples)]  # S prompts as text
         answers = [response for group in groups for response in group]  # S responses as tokens
         rollouts.append(Rollout(batch, ref, judge(batch, ref, texts, answers)))
     return rollouts
 
 
 def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, tokenizer_name, encoding):
-    """On-policy RL: sample, score, update. prompts: data Rows, each prompt once. length: tokens per
-    sample."""
+    """On-policy RL: sample, score, update. prompt_rows: data Rows, each prompt once."""
     args = run.args
     groups_per_pass = args.micro_batch_size or args.batch_size
     kl_weight = args.kl or judge.beta or task.kl  # Theorem 2.2 holds for a local reward at kl = beta
@@ -341,12 +335,12 @@ def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, token
     other = None
     if args.compare:
         compared = prompt_rows.prompts[:256]
-        other = AnotherPolicy(args.compare, policy, compared, max_new_tokens, eos, args.seed, groups_per_pass)
+        other = OtherSamples(args.compare, policy, compared, max_new_tokens, eos, args.seed, groups_per_pass)
     run.describe(policy, tokenizer_name, kl=kl_weight, reference=str(args.init))  # config.json
     optimizer = adamw(policy, args.lr, args.weight_decay)
-    total = total_steps(len(prompt_rows), args.batch_size, args.epochs, args.steps)  # optimizer steps
-    if not args.steps:
-        total *= args.updates  # an epoch samples each prompt once
+    total = total_steps(len(prompt_rows), args.batch_size, args.epochs, args.steps)
+    if not args.steps:  # epochs count batches of samples; each serves --updates optimizer steps
+        total *= args.updates
     print(f"{args.algo}: {len(prompt_rows):,} prompts x {args.samples}, {total} steps, kl {kl_weight}")
 
     for step in run.steps(policy, optimizer, total):  # from the last checkpoint on
@@ -354,11 +348,11 @@ def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, token
         if step % args.updates == 0:
             batch_number = step // args.updates
             indices = batch_indices(len(prompt_rows), args.batch_size, batch_number, args.seed)
-            asked = prompt_rows.select(indices)
+            step_rows = prompt_rows.select(indices)
             with run.timed("sampling"):
-                responses = sample_responses(args, policy, asked.prompts, max_new_tokens, eos, batch_number)
+                responses = sample_responses(args, policy, step_rows, max_new_tokens, eos, batch_number)
             with run.timed("scoring"):
-                rollouts = score_responses(args, reference, judge, asked, responses)
+                rollouts = score_responses(args, reference, judge, step_rows, responses)
 
         # One optimizer step on all of them.
         with run.timed("training"):
@@ -368,7 +362,7 @@ def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, token
                 if rollout.old is None:  # the first update: the sampler is this very policy, the ratio is 1
                     rollout.old = LogProbs(now.sequence.detach(), now.token.detach())
                 loss, clipped = rl_loss(args, kl_weight, now, rollout)  # (S,), and (S,) or (R,)
-                (loss.sum() / (len(asked) * args.samples)).backward()  # a mean over the samples of the step
+                (loss.sum() / (len(step_rows) * args.samples)).backward()  # a mean over the step's samples
                 k1 = losses.kl_k1(now.sequence, rollout.ref.sequence)  # (S,)
                 metrics.add(loss=loss, reward=rollout.reward, kl=k1, length=rollout.batch.lengths.float())
                 metrics.add(entropy=-now.token, clip_fraction=clipped)  # per token; clipped as rl_loss says
@@ -377,9 +371,9 @@ def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, token
 
         # Write down what happened. Nothing here waits for the device, unless the step is logged.
         row = {**metrics.means(), "grad_norm": grad_norm}
-        if run.logs(step):
-            row.update(run.seconds)
-            row.update(task.true_reward(asked.texts, responses, encoding))  # of a file: nothing
+        if run.will_log(step):
+            row.update(run.seconds)  # sums since this process started
+            row.update(task.true_reward(step_rows.texts, responses, encoding))  # of a file: nothing
         if run.evaluates(step):
             row.update(task.measure(policy, reference, encoding, groups_per_pass))
             if other:

@@ -250,4 +250,4 @@ def train_policy(run, task, reference, reward_model):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, resumes=False)

@@ -16,8 +16,7 @@ import torch
 
 @dataclass
 class Batch:
-    """What every model reads. R response tokens and S = G x K responses in all, in the order given to
-    `pack`."""
+    """What every model reads: R response tokens in S = G x K responses, in the order given to `pack`."""
 
     tokens: torch.Tensor  # (B, T) int64; several groups may share a row
     position: torch.Tensor  # (B, T) int64; restarts at each prompt and continues from it in each response
@@ -61,8 +60,7 @@ class Batch:
 
     @functools.cached_property
     def group_mask(self):
-        """(B, 1, T, T) bool: a query sees the keys of its group that are no later, in the prompt or its
-        segment."""
+        """(B, 1, T, T) bool: a query sees its prompt and its own segment, no later than itself."""
         index = torch.arange(self.group.shape[1], device=self.group.device)
         group_q, group_kv = self.group[:, :, None], self.group[:, None, :]
         segment_q, segment_kv = self.segment[:, :, None], self.segment[:, None, :]
@@ -88,10 +86,9 @@ def pack(
 ) -> Batch:
     """prompts: list of G token lists; responses: for each its K token lists (EOS included) -> Batch.
 
-    row_length: groups share rows of at most this many positions, first-fit decreasing (None: as long as
-    the longest). Whatever the rows, rows/target/cu_seqlens keep the order given: group 0's responses,
-    then group 1's, ... Raises ValueError for an empty prompt or response, or a group longer than
-    row_length."""
+    row_length: groups share rows of `tokens` of at most this length, first-fit decreasing (None: as long as
+    the longest group). However they share them, the responses keep the order given: group 0's, group 1's.
+    Raises ValueError for an empty prompt or response, or a group longer than row_length."""
     sizes = group_sizes(prompts, responses)
     bins = first_fit(sizes, row_length or max(sizes))
     length = max(sum(sizes[g] for g in members) for members in bins)

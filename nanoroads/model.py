@@ -104,14 +104,15 @@ class KVCache:
 
 
 def rotary_table(config, position):
-    """cos, sin (B, 1, T, rotary/2) of the rotation angles (Su et al., 2104.09864), in fp32 as in
+    """cos, sin (B, 1, T, dim/2) of the rotation angles (Su et al., 2104.09864), in fp32 as in
     training."""
-    dim = int(config.head_size * config.rotary_pct)
+    dim = int(config.head_size * config.rotary_pct)  # channels of a head that are rotated
     exponent = torch.arange(0, dim, 2, device=position.device, dtype=torch.float32) / dim
-    inv_freq = 1.0 / config.rope_theta**exponent  # (rotary/2,)
+    inv_freq = 1.0 / config.rope_theta**exponent  # (dim/2,)
     scaling = config.rope_scaling
     if scaling:  # Llama 3: low frequencies are stretched by `factor`, high ones kept
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        # Turns of each pair within the original context; where ramp is 0 it is stretched, where 1 kept.
         turns = scaling["original_max_position_embeddings"] / (2 * math.pi / inv_freq)
         ramp = (turns - low) / (high - low)
         ramp = ramp.clamp(0, 1)
@@ -121,7 +122,7 @@ def rotary_table(config, position):
 
 
 def rotate(x, cos, sin):
-    """Rotate the first channels of x (B, H, T, C) in pairs (i, i + rotary/2), as NeoX and Llama do."""
+    """Rotate the first channels of x (B, H, T, C) in pairs (i, i + dim/2), as NeoX and Llama do."""
     half = cos.shape[-1]
     cos = cos.to(x.dtype)
     sin = sin.to(x.dtype)
@@ -142,11 +143,10 @@ class Attention(nn.Module):
 
     def forward(self, x, mask, rotary, cache):
         c = self.config
-        heads = (
-            self.qkv(x).unflatten(-1, (-1, c.head_size)).transpose(1, 2)
-        )  # (B, n_head + 2 n_kv_head, T, C)
+        # (B, n_head + 2 n_kv_head, T, C)
+        qkv = self.qkv(x).unflatten(-1, (-1, c.head_size)).transpose(1, 2)
         # q and k rotate alike, so they are rotated together.
-        qk, v = heads.split((c.n_head + c.n_kv_head, c.n_kv_head), dim=1)
+        qk, v = qkv.split((c.n_head + c.n_kv_head, c.n_kv_head), dim=1)
         if rotary is not None:
             cos, sin = rotary
             qk = rotate(qk, cos, sin)

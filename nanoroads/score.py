@@ -72,8 +72,8 @@ def rewards(
     return implicit_reward(logp, sequence_logps(reference, prompts, responses, groups_per_pass), beta)
 
 
-class AnotherPolicy:
-    """Samples of another policy, to measure KL(other || policy): drawn once, while the policy is trained.
+class OtherSamples:
+    """Samples of another policy, drawn once before training, to measure KL(other || policy) during it.
 
     folder: of the other policy. like: the policy being trained. prompts: as tokens; of each,
     4 responses of at most `length` tokens."""
@@ -102,8 +102,7 @@ def ranked_right(margin: torch.Tensor) -> torch.Tensor:
 
 
 def mean_se(values) -> dict[str, float]:
-    """{"mean", "se"} of a list or tensor; se is the standard error of the mean, 0 for a single
-    value."""
+    """{"mean", "se"} of a list or tensor; se: the mean's standard error, 0 for one value."""
     x = torch.as_tensor(values, dtype=torch.float64)
     se = x.std().item() / math.sqrt(len(x)) if len(x) > 1 else 0.0
     return {"mean": x.mean().item(), "se": se}

@@ -17,8 +17,10 @@ SMALL_MODEL = 10_000_000  # parameters; the map's model has 117,000, the smalles
 # ---------------------------------------------------------------- running a script
 
 
-def run_script(main):
-    """Run main(); what a user can cause becomes one line on stderr and exit code 2."""
+def run_script(main, resumes=True):
+    """Run main(); what a user can cause becomes one line on stderr and exit code 2.
+
+    resumes: whether the script has --resume, which Ctrl-C then names."""
     try:
         main()
     except BrokenPipeError:  # the reader has gone, as `| head` does
@@ -33,18 +35,16 @@ def run_script(main):
         print(f"error: {text}{hint}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(
-            "\nstopped; a run goes on from its last checkpoint with the same command and --resume",
-            file=sys.stderr,
-        )
+        hint = "; a run goes on from its last checkpoint with the same command and --resume"
+        print(f"\nstopped{hint if resumes else ''}", file=sys.stderr)
         sys.exit(130)
 
 
 def is_out_of_memory(error):
-    """On a CPU torch has no exception of its own for this."""
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "can't allocate memory" in str(
-        error
-    )
+    """Whether memory ran out; on a CPU torch raises a plain RuntimeError."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return "can't allocate memory" in str(error)
 
 
 class Parser(argparse.ArgumentParser):

@@ -35,8 +35,8 @@ from nanoroads.weights.files import (
 )
 from nanoroads.weights.hf import TOKENIZER_FILES, save_hf
 
-# Flags that may change between a run and its --resume: they affect where and how often we write, not the
-# result, but for --device, another one of which rounds differently.
+# Flags that a --resume may change. They say where and how often to write, which leaves the result as it is;
+# another --device changes only the rounding.
 NOT_THE_RESULT = {
     "out",
     "resume",
@@ -54,9 +54,9 @@ NOT_THE_RESULT = {
 class Run:
     """One run of a training script, in the folder --out: config.json, metrics.jsonl, checkpoints.
 
-    args: the script's flags, of training_parser. stage: "sft", "dpo", "reward", "rlhf" or another
-    experiment's name. Raises InputError: --out holds another run, or --device or --kernel is not
-    available."""
+    args: the script's flags, as training_parser makes them. stage: "sft", "dpo", "reward",
+    "rlhf" or an experiment's name. Raises InputError: --out holds another run, or --device or
+    --kernel is not available."""
 
     def __init__(self, args: Namespace, stage: str):
         self.args = args
@@ -83,7 +83,8 @@ class Run:
         changed.update(out=self.out / name, export_hf=None, profile=False)
         hidden = {*without, *changed}
         flags = {flag: value for flag, value in vars(self.args).items() if flag not in hidden}
-        # Last, so that a --resume with another --reward-lr is refused by that name, and not as --lr.
+        # Added at the end: check_same_run names the first flag that differs, which must be --reward-lr and
+        # not its copy, --lr.
         flags.update(changed)
         return Run(Namespace(**flags), name)
 
@@ -92,6 +93,7 @@ class Run:
     def describe(self, model, tokenizer_name: str, **more):
         """Write config.json: the model's shape, its tokenizer's name, the flags, and `more`."""
         shape = asdict(model.config)
+        # "nanoroads" tells a run's folder from a Hugging Face one.
         fields = {"nanoroads": self.stage, "stage": self.stage, "model": shape, "tokenizer": tokenizer_name}
         write_json(self.out / "config.json", {**fields, **more, "args": plain(self.args)})
 
@@ -116,7 +118,7 @@ class Run:
     def steps(self, model, optimizer, total: int):
         """Yields the steps that are left, under a progress bar.
 
-        Fills model and optimizer from that checkpoint, drops the lines of metrics.jsonl after it, and
+        Fills model and optimizer from the last checkpoint, drops later lines of metrics.jsonl, and
         with --profile traces a few steps."""
         self.total = total
         self.saved = checkpoint.load_state(self.out, model, optimizer)
@@ -136,7 +138,7 @@ class Run:
         """Whether held-out measures are due: every --eval-every steps, and after the last one."""
         return (step + 1) % self.args.eval_every == 0 or step + 1 == self.total
 
-    def logs(self, step: int) -> bool:
+    def will_log(self, step: int) -> bool:
         """Whether the step gets a line of metrics.jsonl: every --log-every steps, and evaluations."""
         return (step + 1) % self.args.log_every == 0 or self.evaluates(step)
 
@@ -145,7 +147,7 @@ class Run:
 
         show: the names to show beside the progress bar. Here alone tensors become numbers, which waits
         for the device. Raises InputError for a value that is not finite."""
-        if not self.logs(step):
+        if not self.will_log(step):
             return
         self.last_row = {"step": step + 1}
         for name, value in row.items():
@@ -184,17 +186,17 @@ class Run:
     def export(self):
         """--export-hf: the finished run as a Hugging Face folder.
 
-        With the tokenizer files of the folder that it began with. A killed export is written anew, a
-        whole one stays. Raises InputError for a folder that holds something else."""
+        It gets the tokenizer files of the model that training began with. A killed export is written
+        again; a complete one stays. Raises InputError for a folder that holds something else."""
         folder = self.args.export_hf
         if folder is None:
             return
         if (folder / "config.json").exists():  # the last file of an export
             print(f"{folder} holds a model already and is left as it is")
             return
-        of_an_export = ("model.safetensors", *TOKENIZER_FILES)
+        export_prefixes = ("model.safetensors", *TOKENIZER_FILES)
         for path in folder.glob("*"):
-            if not path.name.startswith(of_an_export):  # not what a killed export leaves
+            if not path.name.startswith(export_prefixes):  # not what a killed export leaves
                 raise InputError(f"--export-hf {folder}: exists, and is not empty")
         name = read_config(self.out)["tokenizer"]
         folder.mkdir(parents=True, exist_ok=True)

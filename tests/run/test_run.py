@@ -178,7 +178,7 @@ def test_when_it_logs_and_evaluates(tmp_path):
     for step in run.steps(None, None, 7):
         if run.evaluates(step):
             evaluated.append(step + 1)
-        if run.logs(step):
+        if run.will_log(step):
             logged.append(step + 1)
         run.log(step, {"loss": 1.0})
     assert evaluated == [3, 6, 7]  # and after the last step
