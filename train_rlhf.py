@@ -152,7 +152,7 @@ def main(argv=None):
 
     # Stage 2: reward -> policy.
     judge = load_judge(judge_source, reference, args.init, encoding, args.temperature)
-    prompt_rows = rows.without_duplicates()
+    prompt_rows = rows.unique_prompts()
     train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, tokenizer_name, encoding)
     last = run.last_row
     summary = f"reward {last['reward']:.3f}, KL {last['kl']:.2f} nats"

@@ -2,8 +2,8 @@
 
 The loss is that of each pair, sequence or token; the scripts take the mean over a whole optimizer
 step, so that accumulation changes nothing. Log-probs are sums over the response, in nats, unless a
-docstring says otherwise; any float dtype, kept. Differentiable in the policy's log-probs; what only
-weights a loss (advantage, reward, pi_old) is detached.
+docstring says otherwise. Any float dtype; outputs keep it. Differentiable in the policy's
+log-probs; what only weights a loss (advantage, reward, pi_old) is detached.
 
 Sizes: P pairs, G prompts, k samples of each prompt, S sequences, R tokens. x is the prompt, y+ the
 chosen response, y- the rejected one; step 0 is where pi = pi_ref.
@@ -19,7 +19,7 @@ import kernels
 
 
 def implicit_reward(logp: Tensor, ref_logp: Tensor, beta: float) -> Tensor:
-    """The reward that pi is soft-optimal for, of any one shape:
+    """The reward that pi is soft-optimal for, inputs of one shape:
 
         beta log(pi(y|x) / pi_ref(y|x))
 
@@ -33,7 +33,7 @@ def bradley_terry(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
 
         -log sigmoid(r(y+) - r(y-))
 
-    Bradley and Terry, 1952; Rafailov et al., 2305.18290, eq. 2. ln 2 where the rewards are equal."""
+    Bradley and Terry, 1952; Rafailov et al., 2305.18290, eq. 2. ln 2 where rewards are equal."""
     return -logsigmoid(chosen_reward - rejected_reward)
 
 
@@ -86,9 +86,8 @@ def ipo(
     Azar et al., 2310.12036, eq. 17, beta for their tau. (1/(2 beta))^2 at step 0: 100, 25, 1 at
     beta = 0.05, 0.1, 0.5.
 
-    Sums in give the paper's formula on sums. Its authors, in later code, and TRL average over
-    tokens: for that, divide each of the four log-probs by the length of its response before the
-    call."""
+    Given sums, this is the paper's formula. Its authors, in later code, and TRL average over
+    tokens: for that, divide each of the four log-probs by the length of its response first."""
     h = margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, 1.0)
     return (h - 1 / (2 * beta)) ** 2
 
@@ -200,28 +199,28 @@ def policy_gradient(logp: Tensor, advantage: Tensor) -> Tensor:
 
         -A log pi(y|x)
 
-    Williams, 1992: its gradient is that of -E[r]. With rloo_advantage it is RLOO. The value means
-    nothing."""
+    Williams, 1992: its gradient is that of -E[r], its value means nothing. With rloo_advantage it
+    is RLOO."""
     return -advantage.detach() * logp
 
 
 def clipped_policy_gradient(
     logp: Tensor, old_logp: Tensor, advantage: Tensor, clip: float = 0.2, clip_high: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """PPO's clipped objective, negated, w = pi/pi_old of a token, (R,) each:
+    """PPO's clipped objective, negated, w = pi/pi_old of a token or of a whole response:
 
         -min(w A, clamp(w, 1 - clip, 1 + clip_high) A)
 
     Schulman et al., 1707.06347, eq. 7; inside GRPO, 2402.03300, eq. 3. clip_high is clip unless
     given (DAPO's "clip-higher", 2503.14476).
 
-    Returns loss (R,) and clipped (R,), of logp's dtype: 1 where the min picks the clipped branch,
-    which has no gradient, else 0; outside the interval alone does not count. Both are exact in the
-    first epoch, where w = 1: loss -A, clipped 0."""
+    Inputs of one shape. Returns loss and clipped, of that shape and logp's dtype. clipped is 1
+    where the min picks the clipped branch, which has no gradient, else 0; outside the interval
+    alone does not count. Both are exact in the first epoch, where w = 1: loss -A, clipped 0."""
     if clip_high is None:
         clip_high = clip
     advantage = advantage.detach()
-    ratio = (logp - old_logp.detach()).exp()  # w, (R,)
+    ratio = (logp - old_logp.detach()).exp()  # w
     unclipped_objective = ratio * advantage
     clipped_objective = ratio.clamp(1 - clip, 1 + clip_high) * advantage
     clipped = (clipped_objective < unclipped_objective).to(logp.dtype)
@@ -242,7 +241,8 @@ def grpo(
         (1/|y|) sum_t [clipped_policy_gradient_t + beta kl_k3_t]
 
     Shao et al., 2402.03300, eq. 3. logp, old_logp, ref_logp (R,), of tokens; advantage, lengths
-    (S,), of responses. Returns loss (S,) and clipped (R,). -A and 0 where pi = pi_old = pi_ref."""
+    (S,), of responses. Returns loss (S,) and clipped (R,). At pi = pi_old = pi_ref
+    loss is -A, clipped 0."""
     token_advantage = advantage.repeat_interleave(lengths, output_size=len(logp))  # (R,)
     token_length = lengths.repeat_interleave(lengths, output_size=len(logp))  # (R,) |y| of its response
     loss, clipped = clipped_policy_gradient(logp, old_logp, token_advantage, clip)
@@ -301,7 +301,7 @@ def rebel(logp: Tensor, old_logp: Tensor, reward: Tensor, eta: float) -> Tensor:
 
 
 def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """k1, of any one shape: unbiased, any sign.
+    """k1, inputs of one shape: unbiased, any sign.
 
         log pi - log pi_ref
 
@@ -311,7 +311,7 @@ def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
 
 
 def kl_k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """k2, of any one shape: biased, never negative.
+    """k2, inputs of one shape: biased, never negative.
 
         (log pi - log pi_ref)^2 / 2
 
@@ -321,11 +321,11 @@ def kl_k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
 
 
 def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """k3, of any one shape: unbiased, never negative.
+    """k3, inputs of one shape: unbiased, never negative.
 
         pi_ref/pi - 1 - log(pi_ref/pi)
 
-    GRPO's loss term, of each token (2402.03300, eq. 4). Less variance than k1 while the policies
-    are close, more, without bound, once they are distant. As a loss its gradient is that of the
-    other KL, KL(pi_ref || pi); the two agree to first order."""
+    GRPO's loss term, per token (2402.03300, eq. 4). Less variance than k1 while the policies are
+    close, more, without bound, once they are distant. As a loss its gradient is that of the other
+    KL, KL(pi_ref || pi); near pi = pi_ref the two gradients agree to first order."""
     return torch.expm1(ref_logp - logp) - (ref_logp - logp)

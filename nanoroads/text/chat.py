@@ -20,7 +20,7 @@ from nanoroads.text import tokenizer
 from nanoroads.text.tokenizer_json import FolderEncoding, split_at_matches, text_of_token
 
 # Unicode gives these code points no meaning, so hardly any text holds them.
-PRIVATE_USE = range(0xE000, 0xF8FF)
+PRIVATE_USE = range(0xE000, 0xF900)
 
 # ---------------------------------------------------------------- the template
 
@@ -30,9 +30,9 @@ def raise_exception(message):
     raise jinja2.TemplateError(message)
 
 
-def strftime_now(form):
-    """Today's date for templates that write it, as Llama 3's."""
-    return datetime.datetime.now().strftime(form)
+def strftime_now(format):
+    """Today's date for templates that write it, as Llama 3's does."""
+    return datetime.datetime.now().strftime(format)
 
 
 def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
@@ -143,7 +143,7 @@ def encode_conversation(
 
 def unused_character(messages):
     """A private-use character that no message holds. Raises InputError if they hold all of them."""
-    text = json.dumps(messages, ensure_ascii=False)
+    text = json.dumps(messages, ensure_ascii=False, default=str)  # str: a row may hold a date
     for code in PRIVATE_USE:
         if chr(code) not in text:
             return chr(code)
@@ -177,7 +177,7 @@ def encode_rendered(encoding, text, mark):
 
 
 def without_what_follows_eos(encoding, response):
-    """The response up to its last EOS: ChatML writes a newline after it, which nobody samples."""
+    """The response up to its last EOS: ChatML writes a newline after it, which is never sampled."""
     eos = tokenizer.eos_id(encoding)
     if eos not in response:
         return response

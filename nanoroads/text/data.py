@@ -19,19 +19,20 @@ from nanoroads.text import chat, tokenizer
 from nanoroads.text.layouts import TextOrMessages, chat_text
 from nanoroads.text.rows import parse, raw_rows
 
-Layout = Callable[
-    [dict], tuple[TextOrMessages, list[TextOrMessages]]
-]  # of layouts.py: row -> (prompt, answers)
+# A function of layouts.py: row -> (prompt, answers).
+Layout = Callable[[dict], tuple[TextOrMessages, list[TextOrMessages]]]
 
 
 class Limits(NamedTuple):
     """How long the rows of a file may be, in tokens, and what becomes of those that do not fit."""
 
     context: int  # the model's block_size
-    max_prompt: int | None = None  # keep the last tokens of longer prompts; None: refuse them
-    max_response: int | None = None  # cut longer responses, without EOS; None: refuse them
+    max_prompt: int | None = None  # keep the last max_prompt tokens; None: only the context limits
+    max_response: int | None = (
+        None  # keep the first max_response tokens, then no EOS; None: only the context limits
+    )
     skip_bad_rows: bool = False  # leave out rows that do not fit, and say how many
-    hint: str = ""  # what the user can do about a row that does not fit
+    hint: str = ""  # appended to the error, so it begins with a space
 
 
 class EncodedRow(NamedTuple):
@@ -62,7 +63,7 @@ class Rows:
         prompts, responses = self.take(indices)
         return Rows(prompts, responses, [self.texts[i] for i in indices])
 
-    def part(self, begin: int, end: int) -> "Rows":
+    def slice(self, begin: int, end: int) -> "Rows":
         """Rows begin to end - 1."""
         return Rows(self.prompts[begin:end], self.responses[begin:end], self.texts[begin:end])
 
@@ -74,7 +75,7 @@ class Rows:
         """The lengths of the responses, N lists of K."""
         return [[len(response) for response in group] for group in self.responses]
 
-    def without_duplicates(self) -> "Rows":
+    def unique_prompts(self) -> "Rows":
         """Each prompt once, where it stands first, without responses: what RL samples from."""
         first = {}  # prompt as text -> where it stands first
         for i, text in enumerate(self.texts):
@@ -95,6 +96,7 @@ def encode_row(
         return encode_by_template(encoding, prompt, answers, eos)
     if isinstance(prompt, list):
         prompt = chat_text(prompt)
+        # HH-RLHF puts a space after "Assistant:"; several messages become one text.
         answers = [" " + " ".join(message["content"] for message in answer) for answer in answers]
     prompt_ids = bos_of(encoding) + tokenizer.encode(encoding, prompt)
     responses = [tokenizer.encode(encoding, answer) + [eos] for answer in answers]
@@ -102,7 +104,7 @@ def encode_row(
 
 
 def encode_by_template(encoding, prompt, answers, eos):
-    """Message lists -> EncodedRow, by the chat template. It writes BOS itself, and mostly EOS."""
+    """Message lists -> EncodedRow, by the chat template. It writes BOS itself, and usually EOS."""
     responses = []
     for answer in answers:
         prompt_ids, response = chat.encode_conversation(encoding, prompt, answer)
@@ -139,7 +141,7 @@ def fit(encoding, row, limits):
     if not prompt:
         raise InputError("the prompt is empty")
     if len(responses) == 2 and responses[0] == responses[1]:
-        raise InputError("'chosen' and 'rejected' are the same")
+        raise InputError("'chosen' and 'rejected' are the same once encoded and cut")
     longest_response = max(map(len, responses), default=1)  # a prompt alone: room for one token
     longest = len(prompt) + longest_response
     if longest > limits.context:
@@ -155,27 +157,26 @@ def load(path: str | Path, layout: Layout, encoding: tiktoken.Encoding, limits: 
     """Read a whole file. layout: a function of layouts.py, row -> (prompt, answers).
 
     A row that does not fit raises InputError with file:row; limits.skip_bad_rows leaves it out."""
-    rows = Rows([], [], [])
+    loaded = Rows([], [], [])
     errors = []
-    number = 0
-    for number, line in tqdm(raw_rows(path), desc=f"reading {path}", unit="row", disable=None):
+    for number, raw_row in tqdm(raw_rows(path), desc=f"reading {path}", unit="row", disable=None):
         try:
-            prompt, answers = layout(parse(line))
-            row = fit(encoding, encode_row(encoding, prompt, answers), limits)
+            prompt, answers = layout(parse(raw_row))
+            encoded = fit(encoding, encode_row(encoding, prompt, answers), limits)
         except InputError as error:
             errors.append(f"{path}:{number}: {error}")
             if not limits.skip_bad_rows:
                 raise InputError(errors[0]) from None
             continue
         # An array takes 4 bytes per token, a list about 36.
-        rows.prompts.append(array("i", row.prompt))
-        rows.responses.append([array("i", response) for response in row.responses])
-        rows.texts.append(row.text)
-    if not rows.prompts:
-        raise InputError(f"{path}: no row is good; the first: {errors[0]}")
+        loaded.prompts.append(array("i", encoded.prompt))
+        loaded.responses.append([array("i", response) for response in encoded.responses])
+        loaded.texts.append(encoded.text)
+    if not loaded.prompts:
+        raise InputError(f"{path}: no usable row; the first error: {errors[0]}")
     if errors:
         print(f"{path}: skipped {len(errors):,} bad rows of {number:,}; the first: {errors[0]}")
-    return rows
+    return loaded
 
 
 def load_split(
@@ -199,9 +200,9 @@ def hold_out(
 ) -> tuple[Rows, Rows]:
     """(all but the last rows, the last rows for evaluation). Raises InputError for a single row.
 
-    share: of the rows that are held out, but at least one and at most `most`."""
+    share: the fraction of the rows to hold out, but at least one row and at most `most`."""
     if len(rows) < 2:
         raise InputError(f"{path}: holds one row; at least two are needed, one of them to be held out")
     held_out = max(1, min(most, int(len(rows) * share)))
     boundary = len(rows) - held_out
-    return rows.part(0, boundary), rows.part(boundary, len(rows))
+    return rows.slice(0, boundary), rows.slice(boundary, len(rows))

@@ -9,7 +9,7 @@ For SFT, `sft_texts` chooses among
 For preferences, `preference_texts` chooses among
 
     text_pair                {"prompt", "chosen", "rejected"} as TRL has them, all of them text
-    message_pair             the same as message lists; the prompt apart, or their shared beginning
+    message_pair             the same as message lists; the prompt a field or their shared beginning
     hh_rlhf                  {"chosen", "rejected"}: two dialogues as text, as in HH-RLHF
     summarize_from_feedback  {"info", "summaries", "choice"}: the comparisons of OpenAI's data set
 
@@ -41,19 +41,20 @@ def templated(row, template):
     """Any fields make the prompt; the response may also be the field `summary`."""
     try:
         prompt = template.format(**row)
-        names = [name for _, name, _, _ in Formatter().parse(template)]
+        names = [name for _, name, _, _ in Formatter().parse(template)]  # None after the last field
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"--prompt-template {template!r} does not fit the row ({error!r})") from None
     for name in names:
         if name not in row or isinstance(row[name], (int, float)):  # a number can be written out
             continue
-        if isinstance(field(row, name), list):
-            raise InputError(f"field {name!r} is list, not text")
+        if isinstance(row[name], list):
+            raise InputError(f"field {name!r} is a list, not text")
+        field(row, name)
     return dialogue(prompt, [field(row, "response", "completion", "summary")])
 
 
 def is_one_message_list(row):
-    """Whether to read "messages", whatever "prompt" holds: UltraChat has it as text beside them."""
+    """Whether to read "messages", even beside "prompt": UltraChat also has the prompt as text."""
     return "messages" in row and "response" not in row and "completion" not in row
 
 
@@ -61,7 +62,7 @@ def one_message_list(row):
     """All turns but the last are the prompt; only the last one is learned."""
     messages = checked_messages(row["messages"], "messages")
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
-        raise InputError("'messages' must end in an answer of the assistant's")
+        raise InputError("'messages' must end in an assistant message")
     return dialogue(messages[:-1], [messages[-1:]])
 
 
@@ -110,6 +111,8 @@ def message_pair(row, chosen, rejected):
     if isinstance(prompt, str):
         # UltraFeedback has the prompt twice: as text, and as the first message of both lists.
         prompt = [] if shared else [{"role": "user", "content": prompt}]
+    if not prompt and not shared:
+        raise InputError("has no 'prompt', and 'chosen' and 'rejected' share no beginning before an answer")
     return dialogue(prompt + chosen[:shared], [chosen[shared:], rejected[shared:]])
 
 
@@ -142,7 +145,7 @@ def summarize_from_feedback(row):
     choice = row["choice"]
     is_index = choice in (0, 1) and not isinstance(choice, float)  # 1.0 equals 1, but is no index
     if not is_index or not isinstance(summaries, list) or len(summaries) != 2:
-        raise InputError("'choice' must be 0 or 1 and 'summaries' two")
+        raise InputError("'choice' must be 0 or 1 and 'summaries' a list of two")
     post = field(info, "post", "article")
     subreddit = info.get("subreddit") or ""
     title = info.get("title") or ""
@@ -155,6 +158,7 @@ def summarize_from_feedback(row):
 
 def prompt_texts(row: dict) -> tuple[TextOrMessages, list]:
     """(prompt, [])."""
+    # Lists may share messages beyond "prompt", which belong to the prompt.
     only_in_a_pair = "prompt" not in row and ("chosen" in row or "summaries" in row)
     if only_in_a_pair or isinstance(row.get("chosen"), list):
         prompt, _ = preference_texts(row)
@@ -200,10 +204,8 @@ def checked_messages(messages, name="prompt"):
     Raises InputError, with the name of their field, unless they are a list of objects with text in
     both "role" and "content"."""
     if not isinstance(messages, list) or not messages or not all(is_message(each) for each in messages):
-        raise InputError(
-            f"field {name!r}: a message list must hold objects with text in 'role' and 'content', "
-            "and at least one"
-        )
+        wanted = "one or more objects with text in 'role' and 'content'"
+        raise InputError(f"field {name!r}: a message list must hold {wanted}")
     return [{key: value for key, value in message.items() if value is not None} for message in messages]
 
 

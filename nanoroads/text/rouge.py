@@ -13,7 +13,7 @@ def words(text: str) -> list[str]:
 
 def lcs(a: list, b: list) -> int:
     """Length of the longest common subsequence of two lists, in O(len(a) len(b))."""
-    # row[j]: the length for what was read of a, and b[:j].
+    # row[j]: the length for b[:j] and the words of a so far.
     row = [0] * (len(b) + 1)
     for word in a:
         diagonal = 0  # row[j - 1] before this word of a
@@ -36,4 +36,4 @@ def rouge_l(reference: str, text: str) -> float:
     common = lcs(reference_words, text_words)
     if common == 0:
         return 0.0
-    return 2 * common / (len(reference_words) + len(text_words))  # the same as 2 PR / (P + R)
+    return 2 * common / (len(reference_words) + len(text_words))

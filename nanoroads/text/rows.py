@@ -1,6 +1,6 @@
 """Files of rows: `.jsonl`, `.jsonl.gz`, `.parquet`, or `hf:org/name[:split]` -> dicts.
 
-Every error names the file, and the row where there is one.
+Every error names the file, and the row where there is one. `parse` leaves both to its caller.
 """
 
 import gzip

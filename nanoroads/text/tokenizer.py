@@ -15,9 +15,9 @@ from nanoroads.text.tokenizer_json import FolderEncoding
 from nanoroads.weights.files import local_folder, read_config
 from nanoroads.world import roadmap
 
-# Blanks in a row: at some 500,000 the regex engine of tiktoken runs out of stack, and panics.
-MOST_BLANKS = 100_000
-EOS = (roadmap.EOS, "<|endoftext|>")  # of the map; of GPT-2 and Pythia
+# Whitespace in a row: at some 500,000 the regex engine of tiktoken runs out of stack, and panics.
+MOST_WHITESPACE = 100_000
+EOS_TEXTS = (roadmap.EOS, "<|endoftext|>")  # of the map; of GPT-2 and Pythia
 
 
 @functools.cache
@@ -35,9 +35,8 @@ def get(name: str) -> tiktoken.Encoding:
             return FolderEncoding(Path(name))
         except InputError:
             raise
-        except (
-            Exception
-        ) as error:  # a value is missing or of another type, a pattern is invalid: the file's fault
+        except Exception as error:
+            # A value is missing or of another type, a pattern is invalid: the file's fault.
             raise InputError(f"{name}/tokenizer.json: not a tokenizer that can be read ({error!r})") from None
     raise InputError(f"tokenizer {str(name)!r} is neither roadmap nor gpt2 nor a folder")
 
@@ -45,8 +44,8 @@ def get(name: str) -> tiktoken.Encoding:
 def of(folder: str | Path, model) -> tuple[str, tiktoken.Encoding]:
     """The tokenizer of a run or Hugging Face folder: (the name for `get`, the encoding).
 
-    Raises InputError if it has more tokens than the model. Fewer are usual: models are padded to
-    round sizes."""
+    Raises InputError if it has more tokens than the model. Fewer are usual, since models are padded
+    to round sizes."""
     name = read_config(folder).get("tokenizer", str(local_folder(folder)))
     encoding = get(name)
     model_size = model.config.vocab_size
@@ -60,10 +59,10 @@ def eos_id(encoding: tiktoken.Encoding) -> int:
     eos = getattr(encoding, "eos", None)  # a FolderEncoding has one if its folder names one
     if eos is not None:
         return eos
-    for token in EOS:
+    for token in EOS_TEXTS:
         if token in encoding.special_tokens_set:
             return encoding.encode_single_token(token)
-    raise InputError(f"tokenizer {encoding.name!r} has no token {' or '.join(EOS)}")
+    raise InputError(f"tokenizer {encoding.name!r} has no token {' or '.join(EOS_TEXTS)}")
 
 
 def encode(encoding: tiktoken.Encoding, text: str) -> list[int]:
@@ -71,10 +70,11 @@ def encode(encoding: tiktoken.Encoding, text: str) -> list[int]:
 
     tiktoken silently drops what its pattern does not match, so the ids are decoded again and
     compared: raises InputError with the text that was lost."""
-    refuse_long_blanks(text)
+    refuse_long_whitespace(text)
     ids = encoding.encode_ordinary(text)
     decoded = encoding.decode(ids)
     if isinstance(encoding, FolderEncoding):
+        # It normalizes each piece between added tokens; NFC of the whole text may change more.
         text = encoding.normalize(text)
         decoded = encoding.normalize(decoded)
     if decoded != text:
@@ -85,13 +85,15 @@ def encode(encoding: tiktoken.Encoding, text: str) -> list[int]:
     return ids
 
 
-def refuse_long_blanks(text):
-    """Raise InputError for more blanks in a row than tiktoken can read."""
-    if len(text) <= MOST_BLANKS:
+def refuse_long_whitespace(text):
+    """Raises InputError for more whitespace in a row than tiktoken can read."""
+    if len(text) <= MOST_WHITESPACE:
         return
-    blanks = re.search(rf"\s{{{MOST_BLANKS}}}", text)
-    if blanks:
-        raise InputError(f"{MOST_BLANKS:,} blanks or more in a row (character {blanks.start() + 1})")
+    # A match begins only where a run begins; tried at every character, this would be quadratic.
+    run = re.search(rf"(?<!\s)\s{{{MOST_WHITESPACE}}}", text)
+    if run:
+        place = f"(character {run.start() + 1})"
+        raise InputError(f"{MOST_WHITESPACE:,} whitespace characters or more in a row {place}")
 
 
 def first_difference(text, decoded):

@@ -17,7 +17,7 @@ import tiktoken
 from nanoroads.errors import InputError
 
 # What ByteLevel splits at.
-GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # How ByteLevel writes bytes: a visible Latin-1 character as itself, the others as the characters
 # from U+0100 on.
 VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -41,47 +41,52 @@ SUPPORTED = {
 
 
 class FolderEncoding(tiktoken.Encoding):
-    """A tiktoken Encoding that first does what the file asks for before the merges.
+    """A tiktoken Encoding that does what the file asks for before the merges.
 
     folder      the Hugging Face folder
     config      its special_tokens_map.json and tokenizer_config.json, as one dict
     normalize   text -> text: NFC, or nothing
     ids         {text: id} of the added tokens, special or not
     special     a pattern of the special ones, which stay text where they stand in plain text
-    added_first, added_normalized
+    added_before_nfc, added_after_nfc
                 patterns of the other added tokens, which plain text may hold (NeoX: runs of
                 spaces): looked for before the text is normalized, and after; None without any
     stages      the patterns that cut a text before tiktoken's own does
     unreached   {id: bytes} of tokens that no text encodes to
-    known       the number of ids; those from here on are stand-ins that encode_ordinary takes out
+    n_ids       one more than the largest id; ids from here on are stand-ins that encode_ordinary
+                takes out
     bos         the ids that start a text
     eos         the id that ends a response, or None
     """
 
     def __init__(self, folder: Path):
+        # A missing key or a wrong type raises KeyError, TypeError, ...: tokenizer.get makes it an
+        # InputError.
         path = folder / "tokenizer.json"
         specification = read_specification(path)
+        check_settings(path, specification)
         model = specification["model"]
         added_tokens = specification.get("added_tokens") or []
         merges = read_merges(model)
         vocab = dict(model["vocab"])
-        check_settings(path, specification)
 
         # Where a text is cut: the last pattern is tiktoken's, those before it are ours.
         *early_patterns, last_pattern = split_patterns(path, specification.get("pre_tokenizer"))
         has_normalizer = bool(components(specification.get("normalizer"), "normalizers"))
+        # str leaves a text as it is.
         self.normalize = functools.partial(unicodedata.normalize, "NFC") if has_normalizer else str
         self.stages = [regex.compile(pattern) for pattern in early_patterns]
 
         # The tokens: added ones, those that text encodes to, those that only a model can sample.
-        merged = merged_tokens(path, merges, vocab)
         self.ids = {token["content"]: token["id"] for token in added_tokens}
+        check_ids(path, {**vocab, **self.ids})
+        merged = merged_tokens(path, merges, vocab)
         spelled = spell_tokens(path, vocab, self.ids)
         reachable = set(spelled) if model.get("ignore_merges") else merged
         ranks, unreached = ranks_and_unreached(vocab, spelled, reachable)
         self.unreached = {vocab[token]: spelled[token] for token in unreached}
-        self.known = max([*vocab.values(), *self.ids.values()]) + 1
-        give_each_byte_a_rank(ranks, self.known)
+        self.n_ids = max([*vocab.values(), *self.ids.values()]) + 1
+        give_each_byte_a_rank(ranks, self.n_ids)
 
         # tiktoken needs a name for every id; one with \0 does not clash with an added token's.
         special_tokens = dict(self.ids)
@@ -93,26 +98,26 @@ class FolderEncoding(tiktoken.Encoding):
             mergeable_ranks=ranks,
             special_tokens=special_tokens,
         )
-        self.max_token_value = self.known - 1
+        self.max_token_value = self.n_ids - 1
 
         # What stands around and inside a text.
         self.folder = folder
-        self.read_added_tokens(added_tokens)
+        self.set_added_patterns(added_tokens)
         self.bos = start_of_text(specification.get("post_processor"), self.ids)
         self.config = read_optional_json(folder / "special_tokens_map.json")
         self.config.update(read_optional_json(folder / "tokenizer_config.json"))
-        self.eos = find_eos(folder, self.config, self.ids, self.known)
+        self.eos = find_eos(folder, self.config, self.ids, self.n_ids)
 
-    def read_added_tokens(self, added_tokens):
-        """Set the patterns of the added tokens: special, added_first, added_normalized."""
+    def set_added_patterns(self, added_tokens):
+        """Set the patterns of the added tokens: special, added_before_nfc, added_after_nfc."""
         special = [token["content"] for token in added_tokens if token.get("special")]
         self.special = pattern_of_any(special) or re.compile("(?!)")  # (?!) matches nothing
-        self.added_first = pattern_of_any(plain_texts(added_tokens, normalized=False))
-        self.added_normalized = pattern_of_any(plain_texts(added_tokens, normalized=True))
+        self.added_before_nfc = pattern_of_any(plain_texts(added_tokens, normalized=False))
+        self.added_after_nfc = pattern_of_any(plain_texts(added_tokens, normalized=True))
 
     def decode_single_token_bytes(self, token: int) -> bytes:
         """The bytes of one token. Raises KeyError for an invalid id."""
-        if token >= self.known:
+        if token >= self.n_ids:
             raise KeyError(token)
         if token in self.unreached:
             return self.unreached[token]
@@ -124,7 +129,7 @@ class FolderEncoding(tiktoken.Encoding):
         A byte that has no token is left out, as the `tokenizers` library does; tokenizer.encode
         raises InputError instead."""
         ids = []
-        for piece, is_added in split_at_matches(text, self.added_first):
+        for piece, is_added in split_at_matches(text, self.added_before_nfc):
             if is_added:
                 ids.append(self.ids[piece])
             else:
@@ -134,7 +139,7 @@ class FolderEncoding(tiktoken.Encoding):
     def encode_normalized(self, text):
         """Text after normalization -> list of ids."""
         ids = []
-        for piece, is_added in split_at_matches(text, self.added_normalized):
+        for piece, is_added in split_at_matches(text, self.added_after_nfc):
             if is_added:
                 ids.append(self.ids[piece])
             else:
@@ -149,7 +154,7 @@ class FolderEncoding(tiktoken.Encoding):
         ids = []
         for piece in pieces:
             ids += super().encode_ordinary(piece)
-        return [i for i in ids if i < self.known]
+        return [i for i in ids if i < self.n_ids]
 
 
 # ---------------------------------------------------------------- reading and checking the file
@@ -186,7 +191,7 @@ def read_merges(model):
 
 
 def check_settings(path, specification):
-    """Raise InputError if tiktoken cannot represent model, normalizer or added tokens."""
+    """Raises InputError if tiktoken cannot represent model, normalizer or added tokens."""
     check_supported(path, "model", specification["model"])
     for normalizer in components(specification.get("normalizer"), "normalizers"):
         check_supported(path, "normalizer", normalizer)
@@ -195,7 +200,7 @@ def check_settings(path, specification):
 
 
 def check_supported(path, what, node):
-    """Raise InputError if the node differs from SUPPORTED[what]; absent and null are fine."""
+    """Raises InputError if the node differs from SUPPORTED[what]; absent and null are fine."""
     for key, value in SUPPORTED[what].items():
         if node.get(key) not in (value, None):
             raise InputError(f"{path}: {what} with {key} {node[key]!r} is not supported, only {value!r}")
@@ -238,7 +243,7 @@ def split_patterns(path, node):
         elif kind == "ByteLevel":
             check_supported(path, "pre-tokenizer ByteLevel", part)
             if part.get("use_regex", True):
-                patterns.append(GPT2)
+                patterns.append(GPT2_PATTERN)
         else:
             raise InputError(f"{path}: pre-tokenizer {kind} is not supported")
     kinds = [part["type"] for part in parts]
@@ -300,6 +305,15 @@ def merged_tokens(path, merges, vocab):
     return set(merged)
 
 
+def check_ids(path, ids):
+    """Raises InputError if two tokens of {token: id} have the same id: tiktoken would panic."""
+    token_of = {}
+    for token, token_id in ids.items():
+        if token_id in token_of:
+            raise InputError(f"{path}: {token_of[token_id]!r} and {token!r} have the same id {token_id}")
+        token_of[token_id] = token
+
+
 def spell_tokens(path, vocab, added_ids):
     """{token as the file writes it: its bytes} of all but the added tokens. Raises InputError."""
     spelled = {}
@@ -355,7 +369,7 @@ def ids_before_the_text(template, added_ids):
     raise ValueError("the post-processor has no place for the text")
 
 
-def find_eos(folder, config, added_ids, known):
+def find_eos(folder, config, added_ids, n_ids):
     """The id that ends a response, by the first file that names a valid one, or None.
 
     config: the tokenizer's own, whose eos_token is a text; in the model's files eos_token_id is an
@@ -367,11 +381,11 @@ def find_eos(folder, config, added_ids, known):
         eos = read_optional_json(folder / name).get("eos_token_id")
         if isinstance(eos, list) and eos:
             eos = eos[0]
-        if type(eos) is int and 0 <= eos < known:  # bool is an int, too, and not an id
+        if type(eos) is int and 0 <= eos < n_ids:  # bool is an int, too, and not an id
             return eos
     return None
 
 
 def text_of_token(token):
-    """Special tokens are named by their text, or by an object that holds it."""
+    """A special token's text; the file gives it directly or in an object."""
     return token.get("content") if isinstance(token, dict) else token

@@ -30,7 +30,7 @@ def finite_weights(folder, model):
     A model that went wrong must not replace, in `folder`, the last one that had not."""
     tensors = cpu_weights(model)
     if not all_finite(tensors):
-        hint = "a lower --lr may help; its last checkpoint is kept"
+        hint = "a lower --lr may help; the run's last checkpoint is kept"
         raise InputError(f"{folder}: the weights are not finite; {hint}")
     return tensors
 
@@ -111,9 +111,9 @@ def load_reward_model(folder, device="cpu", compute_dtype=None, like=None):
 
 
 def new_reward_model(folder, device="cpu", compute_dtype=None, readout="last"):
-    """The trunk of a policy, with fp32 weights, and a new scalar head.
+    """The trunk of a policy, with fp32 weights, and a scalar head, new unless the folder holds one.
 
-    The head is drawn from torch's global generator, its standard deviation is 1/sqrt(D + 1)
+    A new head is drawn from torch's global generator, its standard deviation is 1/sqrt(D + 1)
     (Stiennon et al., 2009.01325). readout: "last" or "sum", see GPTConfig. Raises InputError."""
     return load_model(folder, device=device, compute_dtype=compute_dtype, head="scalar", readout=readout)
 
@@ -124,12 +124,14 @@ def check_fits(folder, model, like):
     It must share the vocabulary, and have at least its context. like None: nothing is checked."""
     if like is None:
         return
-    vocabulary, wanted = model.config.vocab_size, like.config.vocab_size
-    if vocabulary != wanted:
-        raise InputError(f"{folder}: its vocab_size is {vocabulary}, that of the policy {wanted}")
-    context, wanted = model.config.block_size, like.config.block_size
-    if context < wanted:
-        raise InputError(f"{folder}: its block_size is {context}, that of the policy {wanted}")
+    vocabulary = model.config.vocab_size
+    policy_vocabulary = like.config.vocab_size
+    if vocabulary != policy_vocabulary:
+        raise InputError(f"{folder}: its vocab_size is {vocabulary}, that of the policy {policy_vocabulary}")
+    context = model.config.block_size
+    policy_context = like.config.block_size
+    if context < policy_context:
+        raise InputError(f"{folder}: its block_size is {context}, that of the policy {policy_context}")
 
 
 def load_model(folder, dtype=None, device="cpu", compute_dtype=None, head=None, readout=None):
@@ -187,14 +189,15 @@ def fill(model, tensors, path, may_be_new=()):
     Names in may_be_new may be missing; these tensors stay as they are initialised."""
     expected = model.state_dict()
     if model.config.tied and "lm_head.weight" in expected and "lm_head.weight" not in tensors:
+        # Without an embedding the loop below names it.
         embedding = tensors.get("embedding.weight", expected["lm_head.weight"])
         tensors = {**tensors, "lm_head.weight": embedding}
     for name, value in expected.items():
         if name not in tensors and name not in may_be_new:
             raise InputError(f"{path}: holds no tensor {name}")
         if name in tensors and tensors[name].shape != value.shape:
-            shapes = f"{tuple(tensors[name].shape)}, the config says {tuple(value.shape)}"
-            raise InputError(f"{path}: {name} is {shapes}")
+            shape = tuple(tensors[name].shape)
+            raise InputError(f"{path}: {name} is {shape}, the config says {tuple(value.shape)}")
     heads = ("lm_head.weight", "scalar_head.weight")  # the other kind of head is left out
     for name in tensors:
         if name not in expected and name not in heads:

@@ -15,7 +15,7 @@ from nanoroads.errors import InputError
 
 UMASK = os.umask(0)  # the only way to read it is to set it
 os.umask(UMASK)
-# Keys of our config.json, where they are there.
+# Keys that our config.json may hold, and their types.
 CONFIG_TYPES = {"args": dict, "model": dict, "tokenizer": str, "reference": str, "beta": (int, float)}
 
 # ---------------------------------------------------------------- writing
@@ -57,7 +57,7 @@ def delete_half_written(folder):
     """Remove what a killed run was writing: our temporary files, and safetensors' `.tmp??????`."""
     for pattern in ("*.tmp", ".tmp??????"):
         for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)  # one may fit both patterns
+            path.unlink(missing_ok=True)  # another process may have removed it
 
 
 # ---------------------------------------------------------------- reading
@@ -66,7 +66,7 @@ def delete_half_written(folder):
 def read_json_object(path):
     """The JSON object in a file, as a dict. Raises InputError."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
         raise InputError(f"{path}: not JSON") from None
     if not isinstance(value, dict):
@@ -97,7 +97,7 @@ def local_folder(folder):
         wanted = ["*.json", "*.safetensors", "*.jinja"]
         return Path(snapshot_download(name.removeprefix("hf:"), allow_patterns=wanted))
     except ImportError:
-        raise InputError(f"{name}: to download it, pip install huggingface_hub") from None
+        raise InputError(f"{name}: to download it, pip install 'nanoroads[hf]'") from None
     except Exception as error:  # of the hub, the network or the disk: too many kinds to name
         raise InputError(f"{name}: {error}") from None
 

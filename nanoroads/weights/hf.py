@@ -1,7 +1,7 @@
 """Hugging Face folders in and out: GPT-2, GPT-NeoX (Pythia), Llama (and SmolLM), Mistral, Qwen2.
 
-One table, our name beside each family's, serves both directions; the config has another like it, in
-hf_config.py. Only safetensors files are read; nothing is unpickled. `kind` is a config.json's
+One table, our name beside each family's, serves both directions; hf_config.py has a similar table
+for the config. Only safetensors files are read; nothing is unpickled. `kind` is a config.json's
 model_type: gpt2, gpt_neox, llama, mistral or qwen2.
 """
 
@@ -17,7 +17,8 @@ from nanoroads.model import GPT
 from nanoroads.weights.files import cpu_weights, read_safetensors, write_json, write_safetensors
 from nanoroads.weights.hf_config import column, nearest_family, to_gpt_config, to_hf_config
 
-# Names of modules, with # for the layer's number. Mistral and Qwen2 share the column of Llama.
+# Names of modules, after the prefix that all but lm_head carry; # is the layer's number. Mistral
+# and Qwen2 share the column of Llama.
 MODULES = """
 ours                    gpt2             gpt_neox                            llama
 prefix                  transformer.     gpt_neox.                           model.
@@ -34,7 +35,7 @@ norm                    ln_f             final_layer_norm                    nor
 lm_head                 lm_head          embed_out                           lm_head
 """
 
-# How the names of the files begin that an export copies from the folder that its run began with.
+# Beginnings of the names of files that an export copies from the folder the run started from.
 TOKENIZER_FILES = ("tokenizer", "special_tokens", "chat_template", "vocab", "merges", "generation_config")
 # Constants that older files carry among the weights: causal masks and rotary frequencies.
 BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
@@ -48,25 +49,26 @@ def their_names(name, kind):
     module, _, weight_or_bias = name.rpartition(".")
     if module.startswith("blocks."):
         _, layer, inner = module.split(".", maxsplit=2)
-        path = modules[f"blocks.#.{inner}"].replace("#", layer)
+        module_name = modules[f"blocks.#.{inner}"].replace("#", layer)
     else:
-        path = modules[module]
+        module_name = modules[module]
     if module != "lm_head":
-        path = modules["prefix"] + path
-    if "[qkv]" in path:
-        return [f"{path.replace('[qkv]', letter)}.{weight_or_bias}" for letter in ("q", "k", "v")]
-    return [f"{path}.{weight_or_bias}"]
+        module_name = modules["prefix"] + module_name
+    if "[qkv]" in module_name:
+        return [f"{module_name.replace('[qkv]', letter)}.{weight_or_bias}" for letter in ("q", "k", "v")]
+    return [f"{module_name}.{weight_or_bias}"]
 
 
-def relayout(x, name, kind, shape):
-    """A tensor from a family's layout to ours (shape: (n_head, 3)) or back (shape: (3, n_head)).
+def relayout(x, name, kind, split):
+    """A tensor from a family's layout to ours, or back.
 
-    name: ours. Only GPT-2 and GPT-NeoX lay their matrices out differently."""
+    name: ours. split: how the rows of a fused qkv are divided, (n_head, 3) from theirs, (3, n_head)
+    from ours. Only GPT-2 and GPT-NeoX lay their matrices out differently."""
     if kind == "gpt2" and x.ndim == 2 and name.startswith("blocks."):
         return x.T  # its Conv1D keeps (in, out)
     if kind == "gpt_neox" and ".qkv." in name:
         # Its rows are q, k, v of head 0, then of head 1, ...; ours all of q, then of k, then of v.
-        return x.unflatten(0, (*shape, -1)).transpose(0, 1).flatten(0, 2)
+        return x.unflatten(0, (*split, -1)).transpose(0, 1).flatten(0, 2)
     return x
 
 
@@ -76,8 +78,8 @@ def relayout(x, name, kind, shape):
 def load_hf(folder, hf_config):
     """A Hugging Face folder, its config.json as a dict -> (GPTConfig, {our name: tensor}, path).
 
-    path: of the weights, for error messages. Raises InputError naming the file and the option
-    or tensor."""
+    path: of the weights, for error messages. Raises InputError naming the file, and the option or
+    the tensor."""
     folder = Path(folder)
     kind = hf_config["model_type"]
     config = to_gpt_config(hf_config, folder / "config.json")
@@ -107,14 +109,16 @@ def read_folder(folder):
     Raises InputError, also where there are only pickles."""
     path = folder / "model.safetensors"
     index = folder / "model.safetensors.index.json"
-    if path.exists() or not index.exists():
-        pickles = [*folder.glob("*.bin"), *folder.glob("*.pt*")]
-        if pickles and not path.exists():
-            raise InputError(f"{pickles[0]}: a pickle is never read; convert it to {path.name}")
+    if path.exists():
         tensors, _ = read_safetensors(path)
         return tensors, path
+    if not index.exists():
+        pickles = [*folder.glob("*.bin"), *folder.glob("*.pt*")]
+        if pickles:
+            raise InputError(f"{pickles[0]}: a pickle is never read; convert it to {path.name}")
+        raise InputError(f"{path}: no such file")
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]  # {tensor's name: file's name}
+        weight_map = json.loads(index.read_bytes())["weight_map"]  # {tensor's name: file's name}
         shards = sorted({folder / name for name in weight_map.values()})
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{index}: not an index of safetensors files") from None
@@ -143,7 +147,8 @@ def with_prefix(found, prefix):
 def take_tensor(found, name, kind, config, path):
     """Take out of `found` what makes up our tensor `name`, and return that, in our layout.
 
-    Raises InputError: one is missing, holds integers, or has another shape than the config says."""
+    Raises InputError: one is missing, holds integers, or cannot be rearranged into our layout;
+    `fill` checks the shapes."""
     names = their_names(name, kind)
     for their_name in names:
         if their_name not in found or not found[their_name].is_floating_point():

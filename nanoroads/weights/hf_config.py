@@ -32,13 +32,13 @@ tied               tie_word_embeddings=true        tie_word_embeddings=false   t
 """
 
 # What a family always is, whatever its config.json says.
-LLAMA = {"position": "rotary", "norm": "rmsnorm", "qkv_bias": False, "bias": False}
+LLAMA_FIXED = {"position": "rotary", "norm": "rmsnorm", "qkv_bias": False, "bias": False}
 FIXED = {
     "gpt2": {},
     "gpt_neox": {"position": "rotary"},
-    "llama": LLAMA,
-    "mistral": LLAMA,
-    "qwen2": {**LLAMA, "qkv_bias": True},
+    "llama": LLAMA_FIXED,
+    "mistral": LLAMA_FIXED,
+    "qwen2": {**LLAMA_FIXED, "qkv_bias": True},
 }
 # What a missing key means in a family that differs from the column that it shares.
 FAMILY_DEFAULTS = {
@@ -50,7 +50,7 @@ SILU = {"silu": "swiglu"}
 ACTIVATIONS = {"gpt2": GELU, "gpt_neox": GELU, "llama": SILU, "mistral": SILU, "qwen2": SILU}
 SAVED_ACTIVATION = {"gelu_tanh": "gelu_new", "gelu": "gelu", "swiglu": "silu"}
 # Other keys that change the logits, and the one value that GPT can represent.
-ONLY = {
+ONLY_VALUE = {
     "mlp_bias": False,
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
@@ -60,8 +60,11 @@ ONLY = {
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
 }
-LENGTH = "original_max_position_embeddings"
-LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", LENGTH)  # settings of Llama 3's scaling
+ORIGINAL_LENGTH = "original_max_position_embeddings"
+# The settings of Llama 3's scaling.
+LLAMA3_ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", ORIGINAL_LENGTH)
+# Token ids and positions are int32, so sizes must fit it; of other numbers this refuses infinity.
+TOO_LARGE = 2**31
 ARCHITECTURES = {
     "gpt2": "GPT2LMHeadModel",
     "gpt_neox": "GPTNeoXForCausalLM",
@@ -115,9 +118,10 @@ def to_gpt_config(hf_config, path):
     fields = {}
     for field, key in keys.items():
         fields[field] = hf_config.get(key)
-        null_is_the_default = key in defaults and defaults[key] is None
-        if field == "rope_scaling" or (fields[field] is None and null_is_the_default):
-            continue  # gather_rope has checked it, or GPTConfig fills it in
+        if field == "rope_scaling":
+            continue  # gather_rope has checked it
+        if fields[field] is None and key in defaults and defaults[key] is None:
+            continue  # GPTConfig fills it in
         check_type(key, fields[field], field_type(field), path)
     check_options(hf_config, fields, keys, path)
     fields["mlp"] = ACTIVATIONS[kind][fields["mlp"]]
@@ -148,8 +152,12 @@ def gather_rope(hf_config, keys, path):
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type == "llama3":
         # transformers looks for the length in these three places, in this order.
-        length = hf_config.get(LENGTH) or rope.get(LENGTH) or hf_config.get("max_position_embeddings")
-        hf_config["rope_scaling"] = llama3_scaling({**rope, LENGTH: length}, path)
+        length = (
+            hf_config.get(ORIGINAL_LENGTH)
+            or rope.get(ORIGINAL_LENGTH)
+            or hf_config.get("max_position_embeddings")
+        )
+        hf_config["rope_scaling"] = llama3_scaling({**rope, ORIGINAL_LENGTH: length}, path)
     elif rope_type != "default":
         raise not_supported(kind, "rope type", rope_type, path)
     return hf_config
@@ -158,7 +166,7 @@ def gather_rope(hf_config, keys, path):
 def llama3_scaling(rope, path):
     """The four settings of Llama 3's scaling. Raises InputError: one is missing or not a number."""
     scaling = {}
-    for key in LLAMA3:
+    for key in LLAMA3_ROPE_KEYS:
         if rope.get(key) is None:
             raise InputError(f"{path}: its llama3 rope_scaling has no {key}")
         scaling[key] = rope[key]
@@ -180,10 +188,10 @@ def check_type(key, value, wanted, path):
 
     By type(), since to isinstance a bool would be a number."""
     if wanted is int:
-        fits = type(value) is int and 0 < value < 2**31
+        fits = type(value) is int and 0 < value < TOO_LARGE
         description = "a positive integer"
     elif wanted is float:
-        fits = type(value) in (int, float) and 0 < value < 2**31
+        fits = type(value) in (int, float) and 0 < value < TOO_LARGE
         description = "a positive number"
     elif wanted is bool:
         fits = type(value) is bool
@@ -198,7 +206,7 @@ def check_type(key, value, wanted, path):
 def check_options(hf_config, fields, keys, path):
     """Raises InputError for the first option that changes the logits in a way that GPT cannot."""
     kind = hf_config["model_type"]
-    only = {**ONLY, "attention_bias": kind == "gpt_neox"}
+    only = {**ONLY_VALUE, "attention_bias": kind == "gpt_neox"}
     for key, value in only.items():
         if hf_config.get(key) is not None and hf_config[key] != value:
             raise not_supported(kind, key, hf_config[key], path)

@@ -8,7 +8,7 @@ import copy
 import torch
 from torch import nn
 
-WORTH_PACKING = 1 << 20  # parameters; with fewer, packing takes longer than it saves
+MIN_PARAMETERS = 2**20  # with fewer, packing takes longer than it saves
 
 
 class PackedLinear(nn.Module):
@@ -34,12 +34,12 @@ def can_pack(dtype):
     if not is_x86 or not torch.backends.mkldnn.is_available():
         return False
     if dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not where there is AVX2 alone
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # false with AVX2 alone
     return dtype == torch.float32
 
 
 def decoding_twin(model, dtype, rows):
-    """The model to decode `rows` rows with in `dtype`: a twin with PackedLinear, if it pays.
+    """The model that decodes `rows` rows in `dtype`: a PackedLinear twin if that is faster.
 
     Else it is the model itself. The twin shares all parameters but the matrices, of which it
     holds a copy; the model stays as it is."""
@@ -47,7 +47,7 @@ def decoding_twin(model, dtype, rows):
     if not on_cpu or model.trunk_is_compiled or not can_pack(dtype):
         return model
     matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    if sum(matrix.numel() for matrix in matrices) < WORTH_PACKING:
+    if sum(matrix.numel() for matrix in matrices) < MIN_PARAMETERS:
         return model
     shared = {id(parameter): parameter for parameter in model.parameters()}
     twin = copy.deepcopy(model, memo=shared)  # what is in the memo is not copied

@@ -184,7 +184,7 @@ def test_a_packed_twin_is_the_model(kind, dtype, monkeypatch):
     model = tiny(kind).to(dtype)
     before = {name: p.clone() for name, p in model.state_dict().items()}
     wanted = generate(model, PROMPTS, 2, 8, temperature=0)
-    monkeypatch.setattr(packed, "WORTH_PACKING", 1)
+    monkeypatch.setattr(packed, "MIN_PARAMETERS", 1)
     twin = decoding_twin(model, dtype, 4)
     assert sum(isinstance(m, PackedLinear) for m in twin.modules()) == len(linears(model)) > 8
     assert not linears(twin)
@@ -205,7 +205,7 @@ def test_what_is_not_packed_is_the_model_itself(kind, dtype, monkeypatch):
     """Small models, fp64 and compiled trunks, on any CPU."""
     model = tiny(kind).to(dtype)
     assert decoding_twin(model, dtype, 4) is model
-    monkeypatch.setattr(packed, "WORTH_PACKING", 1)
+    monkeypatch.setattr(packed, "MIN_PARAMETERS", 1)
     assert decoding_twin(model.double(), torch.float64, 4) is model
     monkeypatch.setattr(torch, "compile", lambda trunk, **options: trunk)
     model.compile_trunk()
@@ -216,7 +216,7 @@ def test_a_cpu_without_bf16_decodes_with_the_model_itself(monkeypatch):
     model = tiny("gqa").float()
     model.compute_dtype = torch.bfloat16
     wanted = generate(model, PROMPTS, 2, 8, temperature=0)
-    monkeypatch.setattr(packed, "WORTH_PACKING", 1)
+    monkeypatch.setattr(packed, "MIN_PARAMETERS", 1)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
     assert not can_pack(torch.bfloat16)
     assert decoding_twin(model, torch.bfloat16, 4) is model
@@ -226,7 +226,7 @@ def test_a_cpu_without_bf16_decodes_with_the_model_itself(monkeypatch):
 @pytest.mark.parametrize("without", ["oneDNN", "x86"])
 def test_another_cpu_decodes_with_the_model_itself(without, monkeypatch):
     model = tiny().float()
-    monkeypatch.setattr(packed, "WORTH_PACKING", 1)
+    monkeypatch.setattr(packed, "MIN_PARAMETERS", 1)
     if without == "oneDNN":
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     else:
@@ -267,7 +267,7 @@ def test_the_cache_is_in_the_compute_dtype(monkeypatch):
         KVCache, "append", lambda cache, *rest: dtypes.append(cache.k.dtype) or append(cache, *rest)
     )
     assert next(stream(model, PROMPTS, 2, 8))[0].shape == (8,)
-    monkeypatch.setattr(packed, "WORTH_PACKING", 1)
+    monkeypatch.setattr(packed, "MIN_PARAMETERS", 1)
     assert next(stream(model, PROMPTS, 2, 8))[0].shape == (8,)
     assert set(dtypes) == {torch.bfloat16}
 

@@ -268,7 +268,7 @@ def test_what_was_computed_from_something_else_is_refused(changed, tmp_path):
     elif changed == "a boundary":  # the same tokens in the same order, but the prompt ends elsewhere
         rows = rows_of([[1], [300]], [[[2, 4], [5, 6]], [[1], [50_000]]])
     elif changed == "a row":
-        rows = ROWS.part(0, 1)
+        rows = ROWS.slice(0, 1)
     else:
         number = 0.4
     with pytest.raises(

@@ -135,7 +135,7 @@ def test_pairs_need_a_policy_of_the_map(refuses, rows, sft, tmp_path):
 def test_a_hub_name_that_cannot_be_had(refuses, tmp_path, monkeypatch):
     flags = {"out": tmp_path / "out", "init": "hf:org/name", "data": "x.jsonl"}
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    refuses(train_dpo, "hf:org/name", "pip install huggingface_hub", **flags)
+    refuses(train_dpo, "hf:org/name", "pip install 'nanoroads[hf]'", **flags)
     hub = types.SimpleNamespace(snapshot_download=lambda name, allow_patterns: f"{tmp_path}/{1 / 0}")
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     refuses(train_dpo, "hf:org/name", "division by zero", **flags)

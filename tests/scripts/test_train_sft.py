@@ -55,7 +55,7 @@ def test_from_a_policy_that_exists(rows, sft, tmp_path):
 
 def test_the_held_out_loss_is_a_mean_over_tokens(rows, tmp_path):
     out = run(train_sft, tmp_path / "out", data=rows / "sft.jsonl", steps=2)
-    held_out = load_rows(rows / "sft.jsonl", layouts.sft_texts).part(114, 120)
+    held_out = load_rows(rows / "sft.jsonl", layouts.sft_texts).slice(114, 120)
     logp = sequence_logps(load_model(out), held_out.prompts, held_out.responses)
     nll = -logp.sum().item() / held_out.response_tokens(range(6))
     assert metrics(out)[-1]["eval_loss"] == pytest.approx(nll, abs=1e-5)

@@ -202,8 +202,19 @@ def test_messages_that_leave_no_character_for_the_mark(tmp_path):
     encoding = make(tmp_path, CHATML)
     everything = "".join(chr(code) for code in chat.PRIVATE_USE)
     assert chat.encode_conversation(encoding, [USER | {"content": everything[1:]}])
+    last = "\uf8ff"  # of U+E000 to U+F8FF, Unicode's private-use area
+    assert chat.unused_character([USER | {"content": everything.replace(last, "")}]) == last
     with pytest.raises(InputError, match="every private-use character"):
         chat.encode_conversation(encoding, [USER | {"content": everything}])
+
+
+def test_messages_may_hold_values_that_json_does_not_know(tmp_path):
+    """Rows of parquet files and of the hub hold dates and bytes."""
+    encoding = make(tmp_path, CHATML)
+    dated = USER | {"time": datetime.datetime(2025, 3, 1), "id": b"\xff"}
+    assert chat.encode_conversation(encoding, [dated], [BOT]) == chat.encode_conversation(
+        encoding, [USER], [BOT]
+    )
 
 
 def test_where_the_template_is_found(tmp_path):

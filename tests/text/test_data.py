@@ -78,7 +78,8 @@ def test_prompt_template(encoding, rows):
     for value, says in (
         (None, "NoneType, not text"),
         ("", "empty"),
-        ([USER], "list, not text"),
+        ([USER], "a list, not text"),
+        (["text"], "a list, not text"),
         ({}, "dict, not text"),
     ):
         with pytest.raises(InputError, match=f"field 'document' is {says}"):
@@ -203,7 +204,7 @@ def test_a_cut_response_has_no_eos(encoding, rows):
     path = rows({"prompt": "Q", "chosen": "wxyz", "rejected": "wx"})
     for most, chosen, rejected in ((4, "wxyz", "wx"), (3, "wxy", "wx"), (2, "wx", None), (5, "wxyz", "wx")):
         if rejected is None:  # cut to the same tokens, a pair says nothing
-            with pytest.raises(InputError, match=":1: .*the same"):
+            with pytest.raises(InputError, match=":1: .*the same once encoded and cut"):
                 data.load(path, layouts.preference_texts, encoding, Limits(50, max_response=most))
             continue
         group = data.load(path, layouts.preference_texts, encoding, Limits(50, max_response=most)).responses[
@@ -269,6 +270,9 @@ def test_bad_rows_are_named(encoding, rows, bad, says):
     assert "\n" not in str(caught.value)
 
 
+NOTHING_SHARED = "has no 'prompt', and 'chosen' and 'rejected' share no beginning before an answer"
+
+
 @pytest.mark.parametrize(
     "row, says",
     [
@@ -278,7 +282,9 @@ def test_bad_rows_are_named(encoding, rows, bad, says):
             {"chosen": "\n\nHuman: Q\n\nAssistant: A", "rejected": "\n\nHuman: Q\n\nAssistant:"},
             "an answer is empty",
         ),
-        ({"chosen": [HELLO], "rejected": [BYE]}, "field 'prompt': a message list must hold"),
+        ({"chosen": [HELLO], "rejected": [BYE]}, NOTHING_SHARED),
+        ({"prompt": [], "chosen": [HELLO], "rejected": [BYE]}, NOTHING_SHARED),
+        ({"chosen": [USER, HELLO], "rejected": [USER]}, NOTHING_SHARED),
         (
             {"prompt": [USER], "chosen": [HELLO], "rejected": [BYE | {"content": None}]},
             "field 'rejected': a message list",
@@ -514,7 +520,7 @@ def test_skipped_rows_are_counted(encoding, rows, capsys):
     assert capsys.readouterr().out.startswith(
         f"{path}: skipped 3 bad rows of 5; the first: {path}:2: not a JSON object"
     )
-    with pytest.raises(InputError, match=f"no row is good; the first: {path}:1: has no field"):
+    with pytest.raises(InputError, match=f"no usable row; the first error: {path}:1: has no field"):
         load(rows({"a": 1}, b"["), layouts.sft_texts, encoding, skip_bad_rows=True)
     load(rows({"prompt": "Q", "response": "A"}), layouts.sft_texts, encoding, skip_bad_rows=True)
     assert "skipped" not in capsys.readouterr().out

@@ -122,8 +122,15 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
         tokenizer.of(tmp_path, sized(97))
 
 
-def test_more_blanks_than_tiktoken_can_read():
+def test_more_whitespace_than_tiktoken_can_read():
     """Its regex engine would run out of stack, and panic."""
-    with pytest.raises(InputError, match="100,000 blanks or more in a row .character 2"):
+    with pytest.raises(InputError, match="100,000 whitespace characters or more in a row .character 2"):
         tokenizer.encode(gpt2(), "a" + " " * 1_000_000)
     assert len(tokenizer.encode(gpt2(), "a " * 60_000)) > 60_000
+
+
+@pytest.mark.timeout(5)
+def test_whitespace_just_under_the_limit_takes_no_time():
+    tokenizer.refuse_long_whitespace(("a" + "\n" * 99_999) * 20)
+    with pytest.raises(InputError, match="100,000 whitespace characters or more in a row .character 100002"):
+        tokenizer.refuse_long_whitespace("a" + "\n" * 99_999 + "a" + " \n" * 50_000)

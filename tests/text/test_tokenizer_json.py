@@ -306,6 +306,29 @@ def test_ids_out_of_order_are_refused(tmp_path):
         tokenizer.get(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("one", "other"), [("a", "Ġ"), ("a", "<|endoftext|>"), ("<|endoftext|>", "<|im_start|>")]
+)
+def test_two_tokens_with_the_same_id_are_refused(tmp_path, one, other):
+    """tiktoken would panic at them, or decode only one."""
+    folder = make(tmp_path, "qwen2")
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    vocab = spec["model"]["vocab"]
+    added_tokens = {token["content"]: token for token in spec["added_tokens"]}
+    shared_id = vocab[one] if one in vocab else added_tokens[one]["id"]
+    if other in vocab:
+        vocab[other] = shared_id
+    else:
+        added_tokens[other]["id"] = shared_id
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(InputError) as caught:
+        tokenizer.get(str(folder))
+    text = str(caught.value)
+    assert text.startswith(f"{folder / 'tokenizer.json'}: ")
+    assert text.endswith(f"have the same id {shared_id}")
+    assert repr(one) in text and repr(other) in text
+
+
 def test_broken_files(tmp_path):
     with pytest.raises(InputError, match="tokenizer.json: no such file"):
         tokenizer.get(str(tmp_path))

@@ -137,6 +137,11 @@ def test_a_policy_becomes_the_trunk_of_a_reward_model(tied, tmp_path):
     assert 0.5 < reward.scalar_head.weight.std().item() * 33**0.5 < 1.5
 
 
+def test_a_reward_model_keeps_the_head_that_its_folder_holds(tmp_path):
+    model = tiny(head="scalar").float()
+    assert equal(new_reward_model(saved(tmp_path, model)), model)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_other_dtypes_are_read_as_fp32(dtype, tmp_path):
     model = tiny().float()
@@ -259,6 +264,12 @@ def test_a_config_that_is_no_object(text, tmp_path):
     (tmp_path / "config.json").write_bytes(text.encode("latin1"))
     with pytest.raises(InputError, match="config.json: not "):
         read_config(tmp_path)
+
+
+def test_json_is_read_as_utf8(tmp_path):
+    """Whatever encoding the locale has, and though some editors write a mark before the text."""
+    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + '{"name": "Zoë"}'.encode())
+    assert read_config(tmp_path) == {"name": "Zoë"}
 
 
 @pytest.mark.parametrize("load", [load_policy, load_reward_model])

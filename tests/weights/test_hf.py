@@ -216,20 +216,22 @@ def test_tensors_that_do_not_fit_are_named(name, tensors, message, copy):
     assert str(error.value).startswith(str(folder / "model.safetensors"))
 
 
-def shard(folder):
-    """Split model.safetensors in two, with an index."""
+def shard(folder, mark=b""):
+    """Split model.safetensors in two, with an index, which begins with `mark`."""
     tensors = load_file(folder / "model.safetensors")
     names = sorted(tensors)
     index = {name: f"model-0000{1 + (i % 2)}-of-00002.safetensors" for i, name in enumerate(names)}
     for file in set(index.values()):
         save_file({n: tensors[n] for n in names if index[n] == file}, folder / file)
     (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    text = json.dumps({"metadata": {"author": "Zoë"}, "weight_map": index}, ensure_ascii=False)
+    (folder / "model.safetensors.index.json").write_bytes(mark + text.encode())
     return folder
 
 
 def test_shards(folders, copy):
     same(load(shard(copy("llama-gqa"))), load(folders["llama-gqa"]))
+    same(load(shard(copy("llama-gqa"), mark=b"\xef\xbb\xbf")), load(folders["llama-gqa"]))  # UTF-8's own
 
 
 def test_broken_folders(copy, tmp_path):
@@ -251,7 +253,7 @@ def test_broken_folders(copy, tmp_path):
         with pytest.raises(InputError, match="index.json: not an index"):
             load(folder)
     (folder / "model.safetensors.index.json").unlink()
-    with pytest.raises(InputError, match=re.escape(str(folder / "model.safetensors"))):
+    with pytest.raises(InputError, match=re.escape(f"{folder / 'model.safetensors'}: no such file")):
         load(folder)
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
     with pytest.raises(InputError, match="pytorch_model.bin: a pickle is never read"):
