@@ -219,10 +219,10 @@ def train_policy(run, task, reference, reward_model):
         if step % args.updates == 0:
             batch_number = step // args.updates
             indices = batch_indices(len(prompts), args.batch_size, batch_number, args.seed)
-            asked = [prompts[i] for i in indices]
+            step_prompts = [prompts[i] for i in indices]
             seed = args.seed * 1_000_003 + batch_number
-            responses = generate(policy, asked, args.samples, length, eos=eos, seed=seed)
-            rollout = score(run, policy, reference, critic, reward_model, asked, responses)
+            responses = generate(policy, step_prompts, args.samples, length, eos=eos, seed=seed)
+            rollout = score(run, policy, reference, critic, reward_model, step_prompts, responses)
 
         # One optimizer step of both networks. Each loss is a mean over the tokens of all samples.
         metrics = Mean()

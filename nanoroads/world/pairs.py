@@ -37,10 +37,10 @@ def draw_pairs(policy, encoding, world, prompts, n, seed):
     with tqdm(total=n, desc="pairs", unit="pair", disable=None) as bar:
         for attempt in range(attempts):
             chosen = torch.randint(len(prompts), (CHUNK,), generator=generator)
-            asked = [prompts[i] for i in chosen]
-            _, groups = sample_routes(policy, world, encoding, asked, 2, seed=seed * 1_000 + attempt)
+            drawn_prompts = [prompts[i] for i in chosen]
+            _, groups = sample_routes(policy, world, encoding, drawn_prompts, 2, seed=seed * 1_000 + attempt)
             before = len(triples)
-            for prompt, (a, b) in zip(asked, groups, strict=True):
+            for prompt, (a, b) in zip(drawn_prompts, groups, strict=True):
                 ended = a[-1] == eos and b[-1] == eos
                 empty = len(a) == 1 or len(b) == 1  # EOS alone
                 if ended and not empty and a != b and len(triples) < n:
