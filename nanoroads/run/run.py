@@ -25,7 +25,6 @@ from nanoroads.run.profile import profiled
 from nanoroads.text import tokenizer
 from nanoroads.weights import checkpoint
 from nanoroads.weights.files import (
-    cpu_weights,
     delete_half_written,
     read_config,
     read_safetensors,
@@ -312,9 +311,9 @@ def fingerprint(things):
     for thing in things:
         if isinstance(thing, torch.nn.Module):
             digest.update(f"{thing.config} {thing.compute_dtype}".encode())
-            for name, tensor in sorted(cpu_weights(thing).items()):
+            for name, tensor in sorted(thing.state_dict().items()):  # one at a time on the CPU
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                digest.update(tensor.view(torch.uint8).numpy())
+                digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
         elif hasattr(thing, "responses"):
             for prompt, group in zip(thing.prompts, thing.responses, strict=True):
                 for tokens in (prompt, *group):
