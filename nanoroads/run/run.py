@@ -310,7 +310,7 @@ def fingerprint(things):
     digest = hashlib.sha256()
     for thing in things:
         if isinstance(thing, torch.nn.Module):
-            digest.update(f"{thing.config} {thing.compute_dtype}".encode())
+            digest.update(repr(thing.config).encode())  # whatever it computes in: --device may change
             for name, tensor in sorted(thing.state_dict().items()):  # one at a time on the CPU
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
                 digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
