@@ -34,7 +34,7 @@ from kernels.triton_forward import (
     tile_of,
 )
 
-SLICE = 8192  # columns of d logits that live at a time when they are computed again, for up to 65536 rows
+SLICE = 8192  # columns of d logits in memory at a time, when recomputed
 KEPT_ROWS = 32  # rows of a program of kept_kernel
 
 
@@ -59,15 +59,15 @@ def dlogits(
 ):  # fmt: skip
     """log2 p and p of a tile -> dz, fp32. cols count from column slice_start of the vocabulary."""
     live = rows < N
-    gain = tl.load(g + rows, mask=live, other=0.0)
+    row_g = tl.load(g + rows, mask=live, other=0.0)
     targets = (tl.load(target + rows, mask=live, other=-1) - slice_start).to(tl.int32)
     is_target = cols[None, :] == targets[:, None]
-    rest = tl.load(g + N + rows, mask=live, other=0.0)  # 1 - p[target] = -expm1(logp)
-    dz = gain[:, None] * tl.where(is_target, rest[:, None], -p)
+    row_rest = tl.load(g + N + rows, mask=live, other=0.0)  # 1 - p[target] = -expm1(logp)
+    dz = row_g[:, None] * tl.where(is_target, row_rest[:, None], -p)
     log_p = log2_p * LN2
     if ENTROPY:
-        slope = tl.load(h + rows, mask=live, other=0.0)
-        dz -= slope[:, None] * p * (log_p + tl.load(entropy + rows, mask=live, other=0.0)[:, None])
+        row_h = tl.load(h + rows, mask=live, other=0.0)
+        dz -= row_h[:, None] * p * (log_p + tl.load(entropy + rows, mask=live, other=0.0)[:, None])
     if SOFTCAP:
         tanh = (log_p + tl.load(lse + rows, mask=live, other=0.0)[:, None]) * ratio
         dz *= 1 - tanh * tanh
@@ -92,9 +92,9 @@ def kept_kernel(
     rows = tl.program_id(0) // slots * BLOCK_N + tl.arange(0, BLOCK_N)
     slot = tl.program_id(0) % slots
     cols = slot * WIDTH + tl.arange(0, WIDTH)
-    tile = store + rows.to(tl.int64)[:, None] * store_stride + cols[None, :]
+    address = store + rows.to(tl.int64)[:, None] * store_stride + cols[None, :]
     inside = (rows < N)[:, None] & (cols < store_stride)[None, :]
-    e = tl.load(tile, mask=inside, other=0.0).to(tl.float32)
+    e = tl.load(address, mask=inside, other=0.0).to(tl.float32)
     log2_share = tl.load(peak2 + slot.to(tl.int64) * peak_stride + rows, mask=rows < N, other=0.0)
     log2_share -= tl.load(lse + rows, mask=rows < N, other=0.0) * LOG2E
     p = e * tl.exp2(log2_share)[:, None]
@@ -104,7 +104,8 @@ def kept_kernel(
     target_logp = tl.maximum(tl.load(logp + rows, mask=rows < N, other=0.0), LOG_ZERO)
     log2_p = tl.where(is_target, target_logp[:, None] * LOG2E, log2_p)
     dz = dlogits(log2_p, p, rows, cols, target, 0, lse, entropy, g, h, N, ratio, SOFTCAP, ENTROPY)
-    tl.store(tile, dz.to(store.dtype.element_ty), mask=inside)  # up to the stride: whole vectors, whatever V
+    # Columns V .. stride too, so that stores are whole vectors.
+    tl.store(address, dz.to(store.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -130,11 +131,12 @@ def write_tile(
     log2_p = logits_of(z, bias, cols, V, scale, softcap, BIAS, SOFTCAP)
     log2_p -= tl.load(lse + rows, mask=rows < N, other=0.0)[:, None] * LOG2E
     if BIAS:  # a banned token: p log p = 0
-        log2_p = tl.maximum(log2_p, -1e30, propagate_nan=tl.PropagateNan.ALL)
+        log2_p = tl.maximum(log2_p, LOG_ZERO, propagate_nan=tl.PropagateNan.ALL)
     p = tl.exp2(log2_p)
     dz = dlogits(log2_p, p, rows, cols, target, slice_start, lse, entropy, g, h, N, ratio, SOFTCAP, ENTROPY)
-    tile = out + rows.to(tl.int64)[:, None] * out_stride + cols[None, :]
-    tl.store(tile, dz.to(out.dtype.element_ty), mask=(rows < N)[:, None] & (cols < out_stride)[None, :])
+    address = out + rows.to(tl.int64)[:, None] * out_stride + cols[None, :]
+    inside = (rows < N)[:, None] & (cols < out_stride)[None, :]
+    tl.store(address, dz.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=PER_BATCH)
@@ -155,8 +157,8 @@ def slice_kernel(
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """dz of a slice of the vocabulary; w and bias are the slice's."""
-    row_block, tile = tile_of(tl.program_id(0), N, V, BLOCK_N, BLOCK_V, GROUP)
-    row, col = row_block * BLOCK_N, tile * BLOCK_V
+    row_block, col_block = tile_of(tl.program_id(0), N, V, BLOCK_N, BLOCK_V, GROUP)
+    row, col = row_block * BLOCK_N, col_block * BLOCK_V
     left, right = product(x, w, row, col, N, V, D, TMA, PRECISION, BLOCK_N, BLOCK_V, BLOCK_D)
     write_tile(
         left, bias, target, slice_start, lse, entropy, g, h, out, row, col, N, V,
@@ -194,8 +196,8 @@ def row_grad_kernel(
 def product_into(out, a, b, accumulate):
     """out = a @ b, or out += a @ b to accumulate; summed in fp32.
 
-    It works in place, which autocast leaves alone."""
-    if a.dtype != out.dtype and not out.is_cuda:
+    In place, because autocast leaves such calls alone."""
+    if a.dtype != out.dtype and not out.is_cuda:  # the CPU has no out_dtype
         a, b = a.to(out.dtype), b.to(out.dtype)
     if a.dtype == out.dtype:
         if accumulate:
@@ -244,7 +246,9 @@ def backward(
             BLOCK_N=KEPT_ROWS, WIDTH=width, **options,
         )  # fmt: skip
     else:
-        step = min(SLICE, max(1024, (SLICE << 16) // n // 1024 * 1024))
+        # Fewer columns for more than 65,536 rows, in multiples of 1024.
+        fitting = SLICE * 65536 // n
+        step = min(SLICE, max(1024, fitting // 1024 * 1024))
         store = hidden.new_empty(n, min(step, (v + 63) // 64 * 64))
         x, w = aligned(hidden), aligned(weight)
 
