@@ -13,7 +13,7 @@ What runs in each setting
 
 Rewards of a summary y of the document x
     one-line    r(x, y) = 10 c min(1, m/n). c: the share of the document's K = 5 salient words that
-                y names. n: the words of y. m: the median length of the summaries of FILE, in words.
+                y names. n: the words of y. m: those of a median summary of FILE's short documents.
                 Salient are, of the document's words of four letters or more, the five of largest
                 (count in x) log(documents / documents with the word). A count and two look-ups
                 verify it; a summary has to find what the document is about, and say it in a line.
@@ -53,7 +53,8 @@ from nanoroads.text.rows import parse, raw_rows, write_rows
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.weights.files import write_json, write_text
 
-SETTINGS = {"one-line": 5, "two-word": 2, "hidden": 5}  # K, the number of salient words
+SETTINGS = ("one-line", "two-word", "hidden")
+SALIENT = {"one-line": 5, "two-word": 2}  # K, the number of salient words
 SCALE = 10.0
 PROMPT = "{document}\n\nIn one line:"
 
@@ -103,7 +104,8 @@ def flags(argv):
                    help="which of the settings to run (default: all)")  # fmt: skip
     p.add_argument("--seed", type=SEED, default=0, help="seed of data order and samples (default: 0)")
     p.add_argument("--dtype", choices=["float32", "bfloat16"],
-                   help="dtype of activations (default: bfloat16; float32 suits older CPUs)")  # fmt: skip
+                   help="dtype of activations; float32 suits older CPUs (default: bfloat16 with "
+                        "--reduced or --tiny, else bfloat16 on a GPU only)")  # fmt: skip
     p.add_argument("--reduced", action="store_true", help="sizes for a 135M model on two CPU cores")
     p.add_argument("--tiny", action="store_true", help="five steps of everything: does it run here?")
     args = p.parse_args(argv)
@@ -131,9 +133,9 @@ def main(argv=None):
         # Train both roads, as commands that a user would type, and measure them.
         reward = reward_function(setting, documents.all)
         folders, seconds = train(args, size, setting, documents, reward)
-        measuring = time.time()
+        measure_begin = time.time()
         measures = measure(args, size, folders, documents.test, reward)
-        seconds[f"{setting}/measures"] = round(time.time() - measuring, 1)
+        seconds[f"{setting}/measures"] = round(time.time() - measure_begin, 1)
 
         # Write down what is known so far.
         results["settings"][setting] = measures
@@ -194,11 +196,11 @@ def read_documents(path, size, seed):
     )
 
 
-def salient_words(document, frequency, documents, k):
+def salient_words(document, frequency, n_documents, k):
     """The k words of largest (count here) log(documents / documents with the word), of those of
     four letters or more. frequency: {word: documents with it}. Ties go by the alphabet."""
     counts = Counter(word for word in words(document) if len(word) > 3)
-    weight = {word: count * math.log(documents / frequency[word]) for word, count in counts.items()}
+    weight = {word: count * math.log(n_documents / frequency[word]) for word, count in counts.items()}
     return sorted(weight, key=lambda word: (-weight[word], word))[:k]
 
 
@@ -211,7 +213,6 @@ def reward_function(setting, rows):
 
         return agreement
 
-    k = SETTINGS[setting]
     length = 2  # m, the words that a summary may have at no cost
     if setting == "one-line":
         length = statistics.median(len(words(row["summary"])) for row in rows)
@@ -221,7 +222,7 @@ def reward_function(setting, rows):
 
     def coverage(row, summary):
         named = words(summary)
-        salient = salient_words(row["document"], frequency, len(rows), k)
+        salient = salient_words(row["document"], frequency, len(rows), SALIENT[setting])
         found = [word for word in salient if word in named]
         share = len(found) / max(1, len(salient))
         return SCALE * share * min(1.0, length / max(1, len(named)))
@@ -260,7 +261,7 @@ def train(args, size, setting, documents, reward):
     stage_1 = ["--reward-lr", size.rm_lr, "--reward-epochs", size.epochs, "--reward-batch-size", size.batch]
     phases.append(phase(args, size, folder / "dpo", ["train_dpo.py", *road, *dpo]))
     phases.append(phase(args, size, folder / "rlhf", ["train_rlhf.py", *road, *rl, *stage_1]))
-    seconds.update(run_phases(phases, args.out, jobs=1))
+    seconds.update(run_phases(phases, args.out, jobs=1))  # SFT again, only for its seconds
     return {"sft": sft, "dpo": folder / "dpo", "rlhf": folder / "rlhf"}, seconds
 
 
@@ -269,7 +270,7 @@ def phase(args, size, out, command):
     shared = ["--seed", args.seed, "--batch-size", size.batch, "--micro-batch-size", size.micro]
     shared += ["--dtype", size.dtype, "--log-every", 1, "--eval-every", 1000, "--save-every", 1000]
     shared += ["--warmup", 5]
-    return Phase(str(out), [], [str(word) for word in [*command, "--out", out, *shared]])
+    return Phase(name=str(out), needs=[], command=[str(word) for word in [*command, "--out", out, *shared]])
 
 
 def demonstrations(setting, rows):
@@ -339,6 +340,7 @@ def two_samples(args, size, sft, rows, name):
         samples = sample(args, size, load(size, sft), rows, 2, seed=args.seed)
         kept = []
         for group, texts in zip(samples.responses, samples.texts, strict=True):
+            # more than the EOS alone
             both_end = all(len(response) > 1 and response[-1] == eos for response in group)
             kept.append(texts if both_end else [])
         write_json(path, kept)
@@ -352,7 +354,7 @@ def measure(args, size, folders, rows, reward):
     """Each policy on held-out documents, four samples of each at temperature 1 and the greedy one,
     and the reward model on held-out pairs, as results.json has it. folders: {policy: folder}."""
     sft = load(size, folders["sft"])
-    measures = {}
+    policies = {}
     rewards = {}  # {policy: (N, 4) fp64}
     for name, folder in folders.items():
         policy = load(size, folder)
@@ -360,15 +362,13 @@ def measure(args, size, folders, rows, reward):
         greedy = [texts[0] for texts in sample(args, size, policy, rows, 1, temperature=0).texts]
         logp = sequence_logps(policy, samples.prompts, samples.responses, size.micro)  # (N, 4)
         ref_logp = sequence_logps(sft, samples.prompts, samples.responses, size.micro)  # (N, 4)
-
         rewards[name] = rewards_of(samples.texts, rows, reward)
         greedy_rewards = [reward(row, text) for row, text in zip(rows, greedy, strict=True)]
-        margin = (
-            rewards[name][:, :, None] - rewards["sft"][:, None, :]
-        )  # (N, 4, 4), each against each of SFT's
+        # (N, 4, 4): each sample against each of SFT's
+        margin = rewards[name][:, :, None] - rewards["sft"][:, None, :]
         wins = 0.5 + 0.5 * margin.sign()  # a tie is half a win
         mean_words = [statistics.mean(len(words(text)) for text in texts) for texts in samples.texts]
-        measures[name] = {
+        policies[name] = {
             "reward": mean_se(rewards[name].mean(1)),
             "greedy_reward": mean_se(greedy_rewards),
             "win_rate": mean_se(wins.mean((1, 2))),
@@ -380,7 +380,7 @@ def measure(args, size, folders, rows, reward):
     last = read_metrics(folders["rlhf"] / "reward")[-1]
     test_pairs = (folders["dpo"].parent / "test.jsonl").read_text().count("\n")
     return {
-        "policies": measures,
+        "policies": policies,
         # Document by document, which removes what the two policies' rewards share.
         "rlhf_minus_dpo": mean_se(rewards["rlhf"].mean(1) - rewards["dpo"].mean(1)),
         "reference": mean_se([reward(row, row["summary"]) for row in rows]),
@@ -389,7 +389,7 @@ def measure(args, size, folders, rows, reward):
 
 
 def rewards_of(texts, rows, reward):
-    """Rewards of k texts for each of N rows, (N, k) fp64, which were rounded to fp32 first."""
+    """Rewards of k texts for each of N rows, (N, k) fp64, rounded to fp32: ties stay ties."""
     values = []
     for row, group in zip(rows, texts, strict=True):
         values.append([reward(row, text) for text in group])

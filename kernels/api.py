@@ -30,7 +30,8 @@ def set_backend(name: str) -> None:
 def pick(name: str, x: Tensor | None = None) -> str:
     """The backend for tensor x; without x, name itself, if it is installed. Raises ValueError.
 
-    "auto" is triton on an NVIDIA GPU from sm_80 on, except for fp64, and torch elsewhere."""
+    "auto" is what set_backend chose; by default triton on an NVIDIA GPU from sm_80 on, except for
+    fp64, and torch elsewhere."""
     if name not in BACKENDS:
         raise ValueError(f"backend is {name!r}, not one of {', '.join(BACKENDS)}")
     if name == "auto" and x is not None:
@@ -77,7 +78,7 @@ def linear_logp(
     target (N,) int -> logp (N,) fp32 [, entropy (N,) fp32 in nats]; fp64 for fp64 inputs.
     A target of -100 gives 0 and no gradient. Differentiable in hidden, weight and bias.
     budget: bytes of probabilities that the forward may keep for the backward, which otherwise
-    computes them again (default: 4 GiB or a quarter of the free memory, whichever is less).
+    computes them again (default: 4 GiB; in eager mode on CUDA at most a quarter of the free memory).
     Raises ValueError naming the argument."""
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -109,8 +110,8 @@ def sequence_logp(
 ) -> tuple[Tensor, ...]:
     """linear_logp of packed rows and its sums -> (sequence (B,), token (N,)) [, entropy (N,)].
 
-    cu_seqlens (B+1,) int32: sequence b is rows cu_seqlens[b] .. cu_seqlens[b+1]-1. The rest as in
-    linear_logp."""
+    cu_seqlens (B+1,) int32 or int64: sequence b is rows cu_seqlens[b] .. cu_seqlens[b+1]-1.
+    The rest: see linear_logp."""
     if return_entropy:
         token, entropy = linear_logp(hidden, weight, target, return_entropy=True, backend=backend, **options)
         return segment_sum(token, cu_seqlens, backend=backend), token, entropy
@@ -131,14 +132,16 @@ def logp_from_logits(logits: Tensor, target: Tensor, *, backend: str = "auto") -
 
 
 def segment_sum(x: Tensor, cu_seqlens: Tensor, *, backend: str = "auto") -> Tensor:
-    """x (N,) float, cu_seqlens (B+1,) int32 rising from 0 to N -> sums (B,) fp32 (fp64 for fp64 x).
+    """x (N,) float -> sums (B,) of its sequences, fp32 (fp64 for fp64 x).
 
-    The order of each sum depends on the sequence's length alone. Raises ValueError naming the
-    argument."""
+    cu_seqlens (B+1,) int32 or int64 rises from 0 to N, as in sequence_logp. Each sum's order depends
+    on its length alone. Raises ValueError naming the argument."""
     if x.ndim != 1 or x.dtype not in FLOATS:
         raise ValueError(f"x must be (N,) floats, not {tuple(x.shape)} {x.dtype}")
     if cu_seqlens.ndim != 1 or not len(cu_seqlens) or cu_seqlens.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"cu_seqlens must be (B+1,) int32, not {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}")
+        raise ValueError(
+            f"cu_seqlens must be (B+1,) int32 or int64, not {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}"
+        )
     if cu_seqlens.device != x.device:
         raise ValueError(f"cu_seqlens is on {cu_seqlens.device}, x on {x.device}")
     if x.device.type == "cpu" and not torch.compiler.is_compiling():

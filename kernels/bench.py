@@ -8,12 +8,12 @@ Prints its figures and writes them to out/bench.json and, as a roofline, out/ben
 that are not installed are left out.
 
 All contenders of a shape run in turn, round after round; figures are medians over the rounds. On
-CUDA times are those of events, and the L2 cache is flushed before each run. TFLOP/s counts 6 N D V
-operations, whatever an implementation computes again. The ceiling is the time of the three bare
-matrix products in the same rounds, into memory that is there already. Extra memory is the peak
-beyond the inputs, gradients included (on a CPU, of the resident set). Errors are against fp64: the
-largest of the log-probs in nats, those of the gradients relative to their norm, over 64 rows of
-hidden and of weight.
+CUDA, times come from CUDA events, and the L2 cache is flushed before each run. TFLOP/s counts
+6 N D V operations, whatever an implementation computes again. The ceiling is the speed of the three
+bare matrix products in the same rounds, into memory that is there already. Extra memory is the peak
+beyond the inputs, gradients included (on a CPU, of the resident set). Errors are against fp64: for
+log-probs the largest, in nats; for 64 rows of each gradient the norm of the error over that of the
+gradient.
 """
 
 import ctypes
@@ -137,16 +137,16 @@ CONTENDERS = [
 
 def contenders(on_cuda):
     """-> {name: f}; prints a line for each contender that is left out."""
-    found = {}
+    functions = {}
     for name in CONTENDERS:
         if name in NEED_CUDA and not on_cuda:
             print(f"{name}: left out, needs a CUDA device")
             continue
         try:
-            found[name] = implementation(name)
+            functions[name] = implementation(name)
         except Exception as error:  # a peer may fail to import in many ways
             print(f"{name}: left out, {one_line(error)}")
-    return found
+    return functions
 
 
 # --- measurements
@@ -223,12 +223,14 @@ def errors(output, hidden, weight, target, expected):
     }
 
 
-def measure(shape, dtype, device, found, rounds):
-    """-> the ceiling in TFLOP/s, and {name: {column: figure}} of each contender that ran."""
+def measure(shape, dtype, device, functions, rounds):
+    """-> the ceiling in TFLOP/s, and {name: {column: figure}} of each contender that ran.
+
+    functions: from contenders."""
     hidden, weight, target = inputs = problem(*shape, dtype, device)
     clock, expected = Clock(device), reference(*inputs)
     rows = {}
-    for name, f in found.items():
+    for name, f in functions.items():
         try:
             _, output = step(f, *inputs, clock)  # compiles, too
             row = dict.fromkeys(COLUMNS) | errors(output, *inputs, expected)
@@ -241,12 +243,13 @@ def measure(shape, dtype, device, found, rounds):
         hidden.grad = weight.grad = None
 
     bare = bare_products(hidden, weight)
-    rounds = min(MOST_ROUNDS, max(rounds, int(500 / bare(clock))))  # at least half a second
+    # half a second of bare products, if MOST_ROUNDS allows
+    rounds = min(MOST_ROUNDS, max(rounds, int(500 / bare(clock))))
     bare_times, times = [], {name: [] for name in rows}
     for _ in range(rounds):
         bare_times.append(bare(clock))
         for name in rows:
-            ms, _ = step(found[name], *inputs, clock)
+            ms, _ = step(functions[name], *inputs, clock)
             times[name].append(ms)
 
     n, d, v = shape
@@ -332,13 +335,15 @@ def flags():
     add("--quick", action="store_true", help="fewer shapes and rounds")
     add("--shape", type=int, nargs=3, action="append", metavar=("N", "D", "V"), help="shape; may be repeated")
     add("--dtype", choices=DTYPES, help="dtype of hidden and weight (default: bf16 on CUDA, fp32 on a CPU)")
-    add("--json", type=Path, default=Path("out/bench.json"), metavar="FILE", help="(default: %(default)s)")
-    add("--figure", type=Path, default=Path("out/bench.png"), metavar="FILE", help="(default: %(default)s)")
+    add("--json", type=Path, default=Path("out/bench.json"), metavar="FILE",
+        help="file for the figures (default: %(default)s)")  # fmt: skip
+    add("--figure", type=Path, default=Path("out/bench.png"), metavar="FILE",
+        help="file for the roofline plot (default: %(default)s)")  # fmt: skip
     args = parser.parse_args()
     Path("out").mkdir(exist_ok=True)
-    for path in (args.json, args.figure):
+    for flag, path in (("--json", args.json), ("--figure", args.figure)):
         if path.is_dir() or not path.absolute().parent.is_dir():
-            parser.error(f"{path}: no such folder, or a folder itself")
+            parser.error(f"{flag} {path}: no such folder, or a folder itself")
     if args.figure.suffix not in (".png", ".pdf", ".svg"):
         parser.error(f"--figure {args.figure}: must end in .png, .pdf or .svg")
     if any(min(shape) < 1 for shape in args.shape or []):
@@ -352,21 +357,21 @@ def main():
     device = "cuda" if on_cuda else "cpu"
     dtype = args.dtype or ("bf16" if on_cuda else "fp32")
     rounds = default_rounds(on_cuda, args.quick)
-    head = {
+    header = {
         "date": str(date.today()),
         "device": device_name(on_cuda),
         "torch": torch.__version__,
         "dtype": dtype,
     }
-    print(", ".join(head.values()))
-    found = contenders(on_cuda)
+    print(", ".join(header.values()))
+    functions = contenders(on_cuda)
     results = []
     for shape in args.shape or default_shapes(on_cuda, args.quick):
         n, d, v = shape
-        ceiling, rows = measure((n, d, v), DTYPES[dtype], device, found, rounds)
+        ceiling, rows = measure((n, d, v), DTYPES[dtype], device, functions, rounds)
         show(shape, ceiling, rows)
         results.append({"N": n, "D": d, "V": v, "ceiling_tflops": ceiling, "rows": rows})
-        args.json.write_text(json.dumps(head | {"results": results}, indent=1) + "\n")  # after each shape
+        args.json.write_text(json.dumps(header | {"results": results}, indent=1) + "\n")  # after each shape
     draw(results, args.figure)
     print(f"{args.json} and {args.figure} hold these figures")
 

@@ -75,7 +75,8 @@ def problem(n, d, v, dtype, device):
 
 
 def reference(hidden, weight, target):
-    """In fp64 -> logp (N,), and of its sum d_hidden[:64] and d_weight[target[:64]]."""
+    """In fp64 -> logp (N,), and of its sum d_hidden[:CHECKED_ROWS] and
+    d_weight[target[:CHECKED_ROWS]]."""
     hidden, weight = hidden.detach(), weight.detach()
     lses, target_logits = [], []
     for rows, targets in zip(hidden.split(4096), target.split(4096), strict=True):
@@ -91,6 +92,6 @@ def reference(hidden, weight, target):
     for part in weight.split(8192):
         part = part.double()
         d_hidden -= (hidden[checked].double() @ part.T - lse[checked, None]).exp() @ part
-    p = (hidden.double() @ target_weight.T - lse[:, None]).exp()  # (N, 64)
+    p = (hidden.double() @ target_weight.T - lse[:, None]).exp()  # (N, CHECKED_ROWS)
     is_target = target[:, None] == target[checked]
     return logp, d_hidden, (is_target.double() - p).T @ hidden.double()

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 PATH = Path(__file__).with_name("tiles.json")
-DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 @cache
@@ -39,4 +39,4 @@ def tile_for(kind, hidden):
     if hidden.device.type == "cpu":
         return table()["interpreter"]["fp32"][kind]
     major, minor = torch.cuda.get_device_capability(hidden.device)
-    return chip_tiles(f"sm_{major}{minor}", DTYPES[hidden.dtype])[kind]
+    return chip_tiles(f"sm_{major}{minor}", DTYPE_NAMES[hidden.dtype])[kind]

@@ -8,8 +8,8 @@ Backward, with upstream gradient g of the log-prob: dz = g (1[target] - p) / tem
 dX = dz W, dW = dz^T X, dbias = dz^T 1. The probabilities p come from E, which the forward keeps
 
     in fp32 (fp64 for fp64 inputs)   if that is small,
-    in fp16                          if that fits the budget (p is then off by at most 5e-4 of
-                                     itself, down to 1e-9 of the largest; the true class by nothing)
+    in fp16                          if that fits the budget. Relative error of p: at most 5e-4
+                                     down to 1e-9 of the tile's largest; the true class has none.
     not at all                       otherwise: the backward computes the logits again.
 
 Matrix products write to out= or in place: autocast leaves those in fp32.
@@ -23,7 +23,7 @@ from torch import Tensor
 
 FP32_BYTES = 8 << 20  # up to this size E is kept in fp32
 FP16_SCALE = 2.0**15  # E, at most 1, is kept in fp16 times this, so that rare classes are normal numbers
-# Elements of a tile, for the L2 cache, and its least columns, for few launches.
+# (elements of a tile, to fit the L2 cache; its fewest columns, for few launches)
 TILE = {"cpu": (1 << 20, 1024), "cuda": (1 << 25, 8192)}
 
 
@@ -41,6 +41,7 @@ def quarter_of_free(device):
 
 def default_budget(device):
     """Bytes of probabilities that the backward may keep."""
+    # The compiler cannot trace mem_get_info.
     if device.type == "cuda" and not torch.compiler.is_compiling():
         return min(4 << 30, quarter_of_free(device))
     return 4 << 30
@@ -52,10 +53,10 @@ def default_budget(device):
 def tile(hidden, weight):
     """Rows and columns of a tile."""
     n, v = hidden.shape[0], weight.shape[0]
-    area, least_cols = TILE.get(weight.device.type, TILE["cuda"])
-    cols = min(v, max(least_cols, area // max(n, 1)))
+    area, fewest_cols = TILE.get(weight.device.type, TILE["cuda"])
+    cols = min(v, max(fewest_cols, area // max(n, 1)))
     if weight.dtype != wide(weight.dtype):  # a tile's columns are weight rows that are cast to fp32
-        cols = min(cols, 8 * least_cols)
+        cols = min(cols, 8 * fewest_cols)
     return max(1, min(n, area // cols)), cols
 
 
@@ -99,8 +100,8 @@ def usable(target, v):
     return target == -100, target.long().clamp(0, v - 1)
 
 
-def get(x, index, col0, v):
-    """x (n, C), columns col0 .. of V -> (n, 1), x at column index (n,); -inf where outside x."""
+def get_target(x, index, col0, v):
+    """x (n, C), columns of V from col0 on -> (n, 1), x at column index (n,); -inf where outside x."""
     if x.shape[1] == v:
         return x.gather(1, index[:, None])
     column = index[:, None] - col0
@@ -108,8 +109,8 @@ def get(x, index, col0, v):
     return x.gather(1, nearest).masked_fill_(nearest != column, -float("inf"))
 
 
-def put(x, index, col0, v, value):
-    """The inverse of get: value (n, 1) into column index of x, where x holds that column."""
+def put_target(x, index, col0, v, value):
+    """The inverse of get_target: value (n, 1) into column index of x, where x holds that column."""
     if x.shape[1] == v:
         return x.scatter_(1, index[:, None], value)
     column = index[:, None] - col0
@@ -183,7 +184,7 @@ def forward(hidden, weight, bias, target, temperature, softcap, with_entropy, bu
             z = workspace(store, scratch, row0, row1, col0, col1)
             tile_bias = None if bias is None else bias[col0:col1]
             logits_(z, hidden[row0:row1], weight[col0:col1], tile_bias, temperature, softcap)
-            target_logits.append(get(z, index[row0:row1], col0, v))
+            target_logits.append(get_target(z, index[row0:row1], col0, v))
             peaks.append(z.amax(1, keepdim=True))
             e = z.sub_(peaks[-1]).exp_()
             totals.append(e.sum(1, keepdim=True))
@@ -204,7 +205,7 @@ def forward(hidden, weight, bias, target, temperature, softcap, with_entropy, bu
     entropy = lse.new_empty(0)
     if with_entropy:
         entropy = join(entropies, 0)[:, 0].masked_fill_(ignored, 0.0)
-    if len(peak):
+    if len(peak):  # kept gave only its shape
         peak = join(row_peaks, 0)
     return masked(logp, ignored, index, target), entropy, lse, peak, store
 
@@ -242,13 +243,13 @@ def row_terms(g_logp, g_entropy, target, logp, entropy, lse, share, v, temperatu
 
 
 def logits_gradient_(e, terms, rows, tile_index, col0, v, temperature, softcap):
-    """E of a tile, of the rows in slice `rows` and columns col0 .. -> dz, in place."""
+    """E of a tile, of the rows in slice `rows` and columns from col0 on -> dz, in place."""
     index = terms.index[rows]
     if terms.minus_h is not None or softcap:
         p = e * terms.share[rows, tile_index, None]
         log_p = p.clamp_min(1e-38).log_()
-        log_p = put(log_p, index, col0, v, terms.logp[rows].clamp_min(-1e30))
-    dz = put(e.mul_(terms.factor[rows, tile_index, None]), index, col0, v, terms.target_dz[rows])
+        log_p = put_target(log_p, index, col0, v, terms.logp[rows].clamp_min(-1e30))
+    dz = put_target(e.mul_(terms.factor[rows, tile_index, None]), index, col0, v, terms.target_dz[rows])
     if terms.minus_h is not None:  # dH/dz = -p (log p + H)
         dz += terms.minus_h[rows] * p * (log_p + terms.entropy[rows])
     if softcap:  # d/du softcap tanh(u / softcap) = 1 - tanh^2
@@ -279,10 +280,10 @@ def backward(
     d_hidden = x.new_empty(x.shape if need_hidden else 0)
     d_weight = torch.empty_like(weight) if need_weight else weight.new_empty(0)
     d_bias = weight.new_empty(v if need_bias else 0)
+    in_place = not need_weight or d_weight.dtype == dtype
     for tile_index, (col0, col1) in enumerate(spans(v, tile_cols)):
         w = weight[col0:col1].to(dtype)
         tile_bias = None if bias is None else bias[col0:col1]
-        in_place = not need_weight or d_weight.dtype == dtype
         dw = d_weight[col0:col1] if in_place else x.new_empty(w.shape)
         db = x.new_zeros(col1 - col0 if need_bias else 0)
         for row0, row1 in spans(n, tile_rows):

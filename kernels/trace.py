@@ -1,6 +1,6 @@
 """Where the time of linear_logp goes, forward and backward.
 
-    python -m kernels.trace         a table by kernel, and trace.json for https://ui.perfetto.dev
+    python -m kernels.trace         a table by kernel, and out/trace.json for https://ui.perfetto.dev
     python -m kernels.trace --shape 8192 4096 131072 --dtype bf16 --budget 0
 
 It also prints the command line for ncu, which measures each kernel on a GPU by running this script
@@ -30,17 +30,18 @@ def flags(on_cuda):
     add("--dtype", choices=DTYPES, default=dtype, help="dtype of hidden and weight")
     add("--backend", choices=kernels.BACKENDS, default="auto", help="backend of linear_logp")
     add("--budget", type=int, metavar="BYTES", help="probabilities that the backward may keep, in bytes")
-    add("--out", type=Path, metavar="FILE", default=Path("trace.json"), help="file for the trace")
-    add("--bare", action="store_true", help="one pass between the marks that ncu looks for, no trace")
+    add("--out", type=Path, metavar="FILE", default=Path("out/trace.json"),
+        help="file for the trace (default: %(default)s)")  # fmt: skip
+    add("--bare", action="store_true", help="one pass after the mark that ncu waits for, no trace")
     args = parser.parse_args()
     if min(args.shape) < 1:
         parser.error("--shape takes positive numbers")
+    Path("out").mkdir(exist_ok=True)
     if args.out.is_dir() or not args.out.absolute().parent.is_dir():
         parser.error(f"--out {args.out}: no such folder, or a folder itself")
+    example = torch.empty(0, dtype=DTYPES[args.dtype], device="cuda" if on_cuda else "cpu")
     try:
-        kernels.pick(
-            args.backend, torch.empty(0, dtype=DTYPES[args.dtype], device="cuda" if on_cuda else "cpu")
-        )
+        kernels.pick(args.backend, example)
     except ValueError as error:
         parser.error(f"--{error}")
     return args

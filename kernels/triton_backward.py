@@ -34,14 +34,15 @@ from kernels.triton_forward import (
     tile_of,
 )
 
-SLICE = 8192  # columns of d logits that live at a time when they are computed again, for up to 65536 rows
+SLICE = 8192  # columns of d logits in memory at a time, when recomputed
 KEPT_ROWS = 32  # rows of a program of kept_kernel
 
 
 # --- kernels
 #
-# "The rows' data" are lse, entropy and h, all (N,), and g (2, N): the upstream gradient of logp,
-# over the temperature, and below it 1 - p[target].
+# "The rows' data" are lse, entropy and h, all (N,), and g_and_rest (2, N): its first row is g, its
+# second 1 - p[target]. g and h are the upstream gradients over the temperature. g_and_rest is one
+# tensor because with one more pointer slice_kernel spills registers on sm_90.
 
 
 @triton.jit
@@ -49,9 +50,9 @@ def dlogits(
     # of a tile
     log2_p, p, rows, cols,
     # pointers to the rows' data
-    target, slice_start, lse, entropy, g, h,
+    target, lse, entropy, g_and_rest, h,
     # sizes
-    N,
+    N, slice_start,
     # numbers: ratio = temperature / softcap
     ratio,
     # meta-parameters
@@ -59,15 +60,15 @@ def dlogits(
 ):  # fmt: skip
     """log2 p and p of a tile -> dz, fp32. cols count from column slice_start of the vocabulary."""
     live = rows < N
-    gain = tl.load(g + rows, mask=live, other=0.0)
+    row_g = tl.load(g_and_rest + rows, mask=live, other=0.0)
     targets = (tl.load(target + rows, mask=live, other=-1) - slice_start).to(tl.int32)
     is_target = cols[None, :] == targets[:, None]
-    rest = tl.load(g + N + rows, mask=live, other=0.0)  # 1 - p[target] = -expm1(logp)
-    dz = gain[:, None] * tl.where(is_target, rest[:, None], -p)
+    row_rest = tl.load(g_and_rest + N + rows, mask=live, other=0.0)
+    dz = row_g[:, None] * tl.where(is_target, row_rest[:, None], -p)
     log_p = log2_p * LN2
     if ENTROPY:
-        slope = tl.load(h + rows, mask=live, other=0.0)
-        dz -= slope[:, None] * p * (log_p + tl.load(entropy + rows, mask=live, other=0.0)[:, None])
+        row_h = tl.load(h + rows, mask=live, other=0.0)
+        dz -= row_h[:, None] * p * (log_p + tl.load(entropy + rows, mask=live, other=0.0)[:, None])
     if SOFTCAP:
         tanh = (log_p + tl.load(lse + rows, mask=live, other=0.0)[:, None]) * ratio
         dz *= 1 - tanh * tanh
@@ -77,7 +78,7 @@ def dlogits(
 @triton.jit(do_not_specialize=PER_BATCH)
 def kept_kernel(
     # pointers: store (N, V), peak2 (slots, N), target, logp and the rows' data
-    store, peak2, target, logp, lse, entropy, g, h,
+    store, peak2, target, logp, lse, entropy, g_and_rest, h,
     # sizes
     N, V,
     # strides
@@ -92,9 +93,9 @@ def kept_kernel(
     rows = tl.program_id(0) // slots * BLOCK_N + tl.arange(0, BLOCK_N)
     slot = tl.program_id(0) % slots
     cols = slot * WIDTH + tl.arange(0, WIDTH)
-    tile = store + rows.to(tl.int64)[:, None] * store_stride + cols[None, :]
+    address = store + rows.to(tl.int64)[:, None] * store_stride + cols[None, :]
     inside = (rows < N)[:, None] & (cols < store_stride)[None, :]
-    e = tl.load(tile, mask=inside, other=0.0).to(tl.float32)
+    e = tl.load(address, mask=inside, other=0.0).to(tl.float32)
     log2_share = tl.load(peak2 + slot.to(tl.int64) * peak_stride + rows, mask=rows < N, other=0.0)
     log2_share -= tl.load(lse + rows, mask=rows < N, other=0.0) * LOG2E
     p = e * tl.exp2(log2_share)[:, None]
@@ -103,8 +104,9 @@ def kept_kernel(
     # The target's own log-prob, for where e is 0. A banned target has p log p = 0.
     target_logp = tl.maximum(tl.load(logp + rows, mask=rows < N, other=0.0), LOG_ZERO)
     log2_p = tl.where(is_target, target_logp[:, None] * LOG2E, log2_p)
-    dz = dlogits(log2_p, p, rows, cols, target, 0, lse, entropy, g, h, N, ratio, SOFTCAP, ENTROPY)
-    tl.store(tile, dz.to(store.dtype.element_ty), mask=inside)  # up to the stride: whole vectors, whatever V
+    dz = dlogits(log2_p, p, rows, cols, target, lse, entropy, g_and_rest, h, N, 0, ratio, SOFTCAP, ENTROPY)
+    # Columns V .. stride too, so that stores are whole vectors.
+    tl.store(address, dz.to(store.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -112,11 +114,11 @@ def write_tile(
     # the product of half a tile
     z,
     # pointers, as in slice_kernel
-    bias, target, slice_start, lse, entropy, g, h, out,
+    bias, target, lse, entropy, g_and_rest, h, out,
     # the half tile's first row and column
     row, col,
     # sizes
-    N, V,
+    N, V, slice_start,
     # strides
     out_stride,
     # numbers
@@ -130,17 +132,20 @@ def write_tile(
     log2_p = logits_of(z, bias, cols, V, scale, softcap, BIAS, SOFTCAP)
     log2_p -= tl.load(lse + rows, mask=rows < N, other=0.0)[:, None] * LOG2E
     if BIAS:  # a banned token: p log p = 0
-        log2_p = tl.maximum(log2_p, -1e30, propagate_nan=tl.PropagateNan.ALL)
+        log2_p = tl.maximum(log2_p, LOG_ZERO, propagate_nan=tl.PropagateNan.ALL)
     p = tl.exp2(log2_p)
-    dz = dlogits(log2_p, p, rows, cols, target, slice_start, lse, entropy, g, h, N, ratio, SOFTCAP, ENTROPY)
-    tile = out + rows.to(tl.int64)[:, None] * out_stride + cols[None, :]
-    tl.store(tile, dz.to(out.dtype.element_ty), mask=(rows < N)[:, None] & (cols < out_stride)[None, :])
+    dz = dlogits(
+        log2_p, p, rows, cols, target, lse, entropy, g_and_rest, h, N, slice_start, ratio, SOFTCAP, ENTROPY
+    )
+    address = out + rows.to(tl.int64)[:, None] * out_stride + cols[None, :]
+    inside = (rows < N)[:, None] & (cols < out_stride)[None, :]
+    tl.store(address, dz.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=PER_BATCH)
 def slice_kernel(
     # pointers, read: x (N, D), w (V, D), bias (V,), target (N,) and the rows' data
-    x, w, bias, target, lse, entropy, g, h,
+    x, w, bias, target, lse, entropy, g_and_rest, h,
     # pointer, written: (N, V)
     out,
     # sizes; V is that of the slice, which starts at column slice_start of the vocabulary
@@ -155,15 +160,15 @@ def slice_kernel(
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """dz of a slice of the vocabulary; w and bias are the slice's."""
-    row_block, tile = tile_of(tl.program_id(0), N, V, BLOCK_N, BLOCK_V, GROUP)
-    row, col = row_block * BLOCK_N, tile * BLOCK_V
+    row_block, col_block = tile_of(tl.program_id(0), N, V, BLOCK_N, BLOCK_V, GROUP)
+    row, col = row_block * BLOCK_N, col_block * BLOCK_V
     left, right = product(x, w, row, col, N, V, D, TMA, PRECISION, BLOCK_N, BLOCK_V, BLOCK_D)
     write_tile(
-        left, bias, target, slice_start, lse, entropy, g, h, out, row, col, N, V,
+        left, bias, target, lse, entropy, g_and_rest, h, out, row, col, N, V, slice_start,
         out_stride, scale, softcap, ratio, BIAS, SOFTCAP, ENTROPY, BLOCK_N, BLOCK_V // 2,
     )  # fmt: skip
     write_tile(
-        right, bias, target, slice_start, lse, entropy, g, h, out, row, col + BLOCK_V // 2, N, V,
+        right, bias, target, lse, entropy, g_and_rest, h, out, row, col + BLOCK_V // 2, N, V, slice_start,
         out_stride, scale, softcap, ratio, BIAS, SOFTCAP, ENTROPY, BLOCK_N, BLOCK_V // 2,
     )  # fmt: skip
 
@@ -194,8 +199,8 @@ def row_grad_kernel(
 def product_into(out, a, b, accumulate):
     """out = a @ b, or out += a @ b to accumulate; summed in fp32.
 
-    It works in place, which autocast leaves alone."""
-    if a.dtype != out.dtype and not out.is_cuda:
+    In place, because autocast leaves such calls alone."""
+    if a.dtype != out.dtype and not out.is_cuda:  # the CPU has no out_dtype
         a, b = a.to(out.dtype), b.to(out.dtype)
     if a.dtype == out.dtype:
         if accumulate:
@@ -230,7 +235,8 @@ def backward(
 
     ignored = target == -100
     target = target.long().contiguous()
-    g = torch.stack([upstream(g_logp, ignored, temperature), -torch.expm1(logp)])
+    g = upstream(g_logp, ignored, temperature)
+    g_and_rest = torch.stack([g, -torch.expm1(logp)])
     h = torch.zeros_like(lse) if g_entropy is None else upstream(g_entropy, ignored, temperature)
     ratio = temperature / softcap if softcap else 0.0
     options = {"SOFTCAP": softcap > 0, "ENTROPY": g_entropy is not None} | FUSE
@@ -240,11 +246,14 @@ def backward(
         step = v
         width = tile["BLOCK_V"] // 2
         kept_kernel[(triton.cdiv(n, KEPT_ROWS) * triton.cdiv(v, width),)](
-            store, peak2, target, logp, lse, entropy, g, h, n, v, peak2.stride(0), store.stride(0), ratio,
+            store, peak2, target, logp, lse, entropy, g_and_rest, h,
+            n, v, peak2.stride(0), store.stride(0), ratio,
             BLOCK_N=KEPT_ROWS, WIDTH=width, **options,
         )  # fmt: skip
     else:
-        step = min(SLICE, max(1024, (SLICE << 16) // n // 1024 * 1024))
+        # Fewer columns for more than 65,536 rows, in multiples of 1024.
+        fitting = SLICE * 65536 // n
+        step = min(SLICE, max(1024, fitting // 1024 * 1024))
         store = hidden.new_empty(n, min(step, (v + 63) // 64 * 64))
         x, w = aligned(hidden), aligned(weight)
 
@@ -256,7 +265,8 @@ def backward(
             x_tiles, w_tiles = operands(x, w[cols], tile)
             slice_kernel[(triton.cdiv(n, tile["BLOCK_N"]) * triton.cdiv(count, tile["BLOCK_V"]),)](
                 x_tiles, w_tiles, None if bias is None else bias[cols].contiguous(),
-                target, lse, entropy, g, h, dz, n, count, x.shape[1], start, dz.stride(0),
+                target, lse, entropy, g_and_rest, h, dz,
+                n, count, x.shape[1], start, dz.stride(0),
                 LOG2E.value / temperature, softcap, ratio,
                 BIAS=bias is not None, PRECISION=precision(hidden.dtype), **options, **tile,
             )  # fmt: skip

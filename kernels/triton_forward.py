@@ -42,7 +42,8 @@ LOG_ZERO = tl.constexpr(-1e30)  # stands for log 0: unlike -inf, it can be subtr
 IGNORE = tl.constexpr(-100)
 CHUNK = 16384  # rows per launch: bounds the memory of the tiles' statistics
 MERGE_ROWS = 32  # rows of a program of merge_kernel
-PER_BATCH = ("N", "peak_stride", "stats_stride")  # arguments whose values must not make another binary
+# Arguments that change with the batch: Triton must not specialize on their values.
+PER_BATCH = ("N", "peak_stride", "stats_stride")
 FUSE = {"enable_fp_fusion": True}  # a b + c in one rounding: Triton's default until 3.9
 
 
@@ -51,13 +52,14 @@ FUSE = {"enable_fp_fusion": True}  # a b + c in one rounding: Triton's default u
 
 @triton.jit
 def tile_of(program, N, V, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, GROUP: tl.constexpr):
-    """-> row block, vocabulary tile. GROUP row blocks take each tile of the weight one after the
-    other, while it is in the L2 cache."""
+    """-> row block, column block.
+
+    GROUP row blocks take each block of the weight one after the other, while it is in the L2 cache."""
     row_blocks = tl.cdiv(N, BLOCK_N)
     band = GROUP * tl.cdiv(V, BLOCK_V)  # the programs of a group
-    group_start = program // band * GROUP
+    group_start = (program // band) * GROUP
     group_size = min(row_blocks - group_start, GROUP)
-    return group_start + program % band % group_size, program % band // group_size
+    return group_start + (program % band) % group_size, (program % band) // group_size
 
 
 @triton.jit
@@ -74,8 +76,8 @@ def product(
 ):  # fmt: skip
     """x w^T of a tile, in two (BLOCK_N, BLOCK_V / 2) fp32 halves: what follows has few registers.
 
-    Outside of x and w a descriptor loads zeros. Pointers wrap around to rows inside; what comes of
-    those is dropped later."""
+    A descriptor loads zeros outside x and w. Pointers wrap around to valid rows, whose results are
+    masked out later."""
     z = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
     if not TMA:
         lanes = tl.arange(0, BLOCK_D)
@@ -89,6 +91,7 @@ def product(
             x_block = tl.load(x + d, mask=inside[None, :], other=0.0)
             w_block = tl.load(w + d, mask=inside[:, None], other=0.0)
             z = tl.dot(x_block, w_block, z, input_precision=PRECISION)
+    # columns 0 .. BLOCK_V / 2 - 1, and the rest
     return tl.split(tl.permute(tl.reshape(z, (BLOCK_N, 2, BLOCK_V // 2)), (0, 2, 1)))
 
 
@@ -126,9 +129,8 @@ def reduce_tile(
     z2 = logits_of(z, bias, cols, V, scale, softcap, BIAS, SOFTCAP)
     targets = tl.load(target + rows, mask=live, other=-1).to(tl.int32)
     holds_target = live & (targets >= slot * WIDTH) & (targets < min(slot * WIDTH + WIDTH, V))
-    tl.store(
-        target_z2 + rows, tl.sum(tl.where(cols[None, :] == targets[:, None], z2, 0.0), 1), mask=holds_target
-    )
+    of_target = tl.where(cols[None, :] == targets[:, None], z2, 0.0)
+    tl.store(target_z2 + rows, tl.sum(of_target, 1), mask=holds_target)
     # A banned token (bias -inf) gets LOG_ZERO, as do columns outside; NaN stays NaN.
     z2 = tl.where((cols < V)[None, :] & ~(z2 < LOG_ZERO), z2, LOG_ZERO)
     top2 = tl.max(z2, 1)
@@ -141,9 +143,8 @@ def reduce_tile(
         tl.store(moment2 + offset, tl.sum(e * z2, 1), mask=live)
     if STORE:
         offsets = rows.to(tl.int64)[:, None] * store_stride + cols[None, :]
-        tl.store(
-            store + offsets, e.to(store.dtype.element_ty), mask=live[:, None] & (cols < store_stride)[None, :]
-        )
+        inside = live[:, None] & (cols < store_stride)[None, :]
+        tl.store(store + offsets, e.to(store.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=PER_BATCH)
@@ -154,7 +155,7 @@ def logits_kernel(
     peak2, total, moment2, target_z2, store,
     # sizes
     N, V, D,
-    # strides
+    # strides; peak2 may be the one kept for the backward, with rows of all N
     peak_stride, stats_stride, store_stride,
     # numbers
     scale, softcap,
@@ -167,16 +168,16 @@ def logits_kernel(
 
     peak2 = max z2, total = sum of e = 2^(z2 - peak2), moment2 = sum of e (z2 - peak2);
     target_z2 = z2[target], written by the slot that holds it; store = e."""
-    row_block, tile = tile_of(tl.program_id(0), N, V, BLOCK_N, BLOCK_V, GROUP)
+    row_block, col_block = tile_of(tl.program_id(0), N, V, BLOCK_N, BLOCK_V, GROUP)
     row = row_block * BLOCK_N
-    left, right = product(x, w, row, tile * BLOCK_V, N, V, D, TMA, PRECISION, BLOCK_N, BLOCK_V, BLOCK_D)
+    left, right = product(x, w, row, col_block * BLOCK_V, N, V, D, TMA, PRECISION, BLOCK_N, BLOCK_V, BLOCK_D)
     reduce_tile(
-        left, bias, target, peak2, total, moment2, target_z2, store, row, 2 * tile, N, V,
+        left, bias, target, peak2, total, moment2, target_z2, store, row, 2 * col_block, N, V,
         peak_stride, stats_stride, store_stride, scale, softcap,
         BIAS, SOFTCAP, ENTROPY, STORE, BLOCK_N, BLOCK_V // 2,
     )  # fmt: skip
     reduce_tile(
-        right, bias, target, peak2, total, moment2, target_z2, store, row, 2 * tile + 1, N, V,
+        right, bias, target, peak2, total, moment2, target_z2, store, row, 2 * col_block + 1, N, V,
         peak_stride, stats_stride, store_stride, scale, softcap,
         BIAS, SOFTCAP, ENTROPY, STORE, BLOCK_N, BLOCK_V // 2,
     )  # fmt: skip
@@ -201,23 +202,24 @@ def merge_kernel(
     top2 = tl.full((BLOCK_N,), LOG_ZERO, tl.float32)
     for slot in range(0, slots, BLOCK_T):
         block = slot + tl.arange(0, BLOCK_T)
-        offsets = block.to(tl.int64)[:, None] * peak_stride + rows[None, :]
-        peaks2 = tl.load(peak2 + offsets, mask=(block < slots)[:, None] & live[None, :], other=LOG_ZERO)
+        peak_offsets = block.to(tl.int64)[:, None] * peak_stride + rows[None, :]
+        inside = (block < slots)[:, None] & live[None, :]
+        peaks2 = tl.load(peak2 + peak_offsets, mask=inside, other=LOG_ZERO)
         top2 = tl.maximum(top2, tl.max(peaks2, 0))
     row_total = tl.zeros((BLOCK_N,), tl.float32)
     row_moment2 = tl.zeros((BLOCK_N,), tl.float32)
     for slot in range(0, slots, BLOCK_T):
         block = slot + tl.arange(0, BLOCK_T)
-        offsets = block.to(tl.int64)[:, None] * stats_stride + rows[None, :]
-        inside = (block < slots)[:, None] & live[None, :]
         peak_offsets = block.to(tl.int64)[:, None] * peak_stride + rows[None, :]
+        stats_offsets = block.to(tl.int64)[:, None] * stats_stride + rows[None, :]
+        inside = (block < slots)[:, None] & live[None, :]
         below_top2 = tl.load(peak2 + peak_offsets, mask=inside, other=LOG_ZERO) - top2[None, :]
-        weight = tl.exp2(below_top2)
-        weighted = tl.load(total + offsets, mask=inside, other=0.0) * weight
-        row_total += tl.sum(weighted, 0)
+        share = tl.exp2(below_top2)
+        totals = tl.load(total + stats_offsets, mask=inside, other=0.0) * share
+        row_total += tl.sum(totals, 0)
         if ENTROPY:
-            moments2 = tl.load(moment2 + offsets, mask=inside, other=0.0)
-            row_moment2 += tl.sum(moments2 * weight + weighted * below_top2, 0)
+            moments2 = tl.load(moment2 + stats_offsets, mask=inside, other=0.0)
+            row_moment2 += tl.sum(moments2 * share + totals * below_top2, 0)
     log2_total = tl.log2(row_total)
     targets = tl.load(target + rows, mask=live, other=0)
     # NaN for a target outside 0..V-1
@@ -225,11 +227,8 @@ def merge_kernel(
     tl.store(logp + rows, tl.where(targets == IGNORE, 0.0, (z2 - top2 - log2_total) * LN2), mask=live)
     tl.store(lse + rows, (top2 + log2_total) * LN2, mask=live)
     if ENTROPY:  # H = log total - E[z - top]
-        tl.store(
-            entropy + rows,
-            tl.where(targets == IGNORE, 0.0, (log2_total - row_moment2 / row_total) * LN2),
-            mask=live,
-        )
+        nats = (log2_total - row_moment2 / row_total) * LN2
+        tl.store(entropy + rows, tl.where(targets == IGNORE, 0.0, nats), mask=live)
 
 
 @triton.jit
@@ -245,12 +244,14 @@ def row_kernel(
     row = tl.program_id(0)
     line = logits + row.to(tl.int64) * stride
     lanes = tl.arange(0, BLOCK_V)
-    peak2 = tl.full((BLOCK_V,), LOG_ZERO, tl.float32)  # a running maximum and sum per lane, merged at the end
+    # A running maximum and sum per lane, merged at the end.
+    peak2 = tl.full((BLOCK_V,), LOG_ZERO, tl.float32)
     total = tl.zeros((BLOCK_V,), tl.float32)
     for col in range(0, V, BLOCK_V):
         z2 = tl.load(line + col + lanes, mask=col + lanes < V, other=-float("inf")).to(tl.float32) * LOG2E
         z2 = tl.where(z2 < LOG_ZERO, LOG_ZERO, z2)
         higher2 = tl.maximum(peak2, z2)
+        # A lane that saw only LOG_ZERO must not count 2^0.
         total = total * tl.exp2(peak2 - higher2) + tl.where(z2 == LOG_ZERO, 0.0, tl.exp2(z2 - higher2))
         peak2 = higher2
     top2 = tl.max(peak2, 0)
@@ -279,13 +280,19 @@ def segment_kernel(x, cu_seqlens, out, BLOCK: tl.constexpr):
 
 
 def aligned(x):
-    """x (rows, D) contiguous, with its base and its rows on 16 bytes as the tensor memory
-    accelerator wants; D padded with zeros."""
+    """x (rows, D), contiguous, its base and rows on 16 bytes for the tensor memory accelerator.
+
+    D is padded with zeros where needed."""
     x = x.contiguous()
     pad = -x.shape[1] % (16 // x.itemsize)
     if pad:
         return F.pad(x, (0, pad))
     return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
+def slots_of(v, tile):
+    """How many half tiles v columns take."""
+    return 2 * ((v - 1) // tile["BLOCK_V"] + 1)
 
 
 def kept(hidden, weight, budget, tile=None):
@@ -295,8 +302,8 @@ def kept(hidden, weight, budget, tile=None):
     if budget < 0 or n * width * hidden.dtype.itemsize > budget:
         return hidden.new_empty((0, 0), dtype=torch.float32), hidden.new_empty((0, 0))
     tile = tile or tile_for("forward", hidden)
-    slots = 2 * ((v - 1) // tile["BLOCK_V"] + 1)
-    return hidden.new_empty((slots, n), dtype=torch.float32), hidden.new_empty((n, width))
+    peak2 = hidden.new_empty((slots_of(v, tile), n), dtype=torch.float32)
+    return peak2, hidden.new_empty((n, width))
 
 
 def operands(hidden, weight, tile):
@@ -324,9 +331,10 @@ def forward(hidden, weight, bias, target, temperature, softcap, with_entropy, bu
     tile = tile or tile_for("forward", hidden)
     peak2, store = kept(hidden, weight, budget, tile)
     is_kept = store.numel() > 0
-    slots = 2 * triton.cdiv(v, tile["BLOCK_V"])
+    slots = slots_of(v, tile)
     kinds = 3 if with_entropy else 2  # peak2, total and moment2
     statistics = hidden.new_empty((kinds, slots, min(n, CHUNK)), dtype=torch.float32)
+    # Without entropy nobody reads or writes moment2, and total stands in for it.
     total, moment2 = statistics[1], statistics[-1]
     logp = statistics.new_empty(n)
     lse = statistics.new_empty(n)

@@ -21,7 +21,8 @@ def summaries_report(results: dict, model: str, example: dict) -> str:
 
     model: the name of the pretrained model. example: a held-out row {"document", "summary"}."""
     lines = ["# Summaries: both roads on a pretrained model\n"]
-    lines.append(f"`{model}`, {results['size']}\n")
+    size = ", ".join([f"{key} {value}" for key, value in results["size"].items()])
+    lines.append(f"`{model}`: {size}\n")
     for setting, measures in results["settings"].items():
         lines += setting_section(setting, measures, example)
 
@@ -42,10 +43,10 @@ def setting_section(setting, measures, example):
     reference = with_error(measures["reference"])
     gap = with_error(measures["rlhf_minus_dpo"])
     lines.append(f"The documents' own summaries: {reference}. RLHF - DPO, document by document: {gap}.")
-    model = measures["reward_model"]
+    reward_model = measures["reward_model"]
     lines.append(
-        f"Reward model: {model['nll']:.3f} nats per pair, accuracy {model['accuracy']:.2f}, "
-        f"{model['pairs']} held-out pairs.\n"
+        f"Reward model: {reward_model['nll']:.3f} nats per pair, "
+        f"accuracy {reward_model['accuracy']:.2f}, {reward_model['pairs']} held-out pairs.\n"
     )
     lines.append(f"The paper: {claim(setting)}. Here: {finding(measures['rlhf_minus_dpo'])}.\n")
 
@@ -65,7 +66,7 @@ def claim(setting):
 
 def finding(gap):
     """What a difference of rewards, RLHF - DPO as {"mean", "se"}, says."""
-    if abs(gap["mean"]) < 2 * gap["se"]:
+    if abs(gap["mean"]) <= 2 * gap["se"]:
         return "there is no gap beyond two standard errors"
     if gap["mean"] > 0:
         return "RLHF is ahead"

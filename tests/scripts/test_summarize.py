@@ -94,3 +94,4 @@ def test_what_the_report_says_of_a_difference():
     assert summaries.finding({"mean": 0.3, "se": 0.1}) == "RLHF is ahead"
     assert summaries.finding({"mean": -0.3, "se": 0.1}) == "DPO is ahead"
     assert "no gap" in summaries.finding({"mean": -0.1, "se": 0.1})
+    assert "no gap" in summaries.finding({"mean": 0.0, "se": 0.0})
