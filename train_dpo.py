@@ -1,6 +1,6 @@
 """Road 1, offline: pairs -> policy in one stage. DPO (Rafailov et al., 2305.18290) and variants.
 
-    python train_dpo.py                                    the built-in map: about 15 s on two CPU cores
+    python train_dpo.py                                    the built-in map: about 20 s on two CPU cores
     python train_dpo.py --init FOLDER --data pairs.jsonl   your model, rows {"prompt", "chosen", "rejected"}
     python train_dpo.py --loss ipo|hinge|simpo|cdpo|reference-free
 

@@ -1,6 +1,6 @@
 """Road 2, in two stages: preference pairs -> reward model -> on-policy RL against it, near the reference.
 
-    python train_rlhf.py                                   the built-in map: about 25 s on two CPU cores
+    python train_rlhf.py                                   the built-in map: about 40 s on two CPU cores
     python train_rlhf.py --reward local                    Theorem 2.2: the reward class is the policies' own
                                                            log-probs, and the result comes back to DPO's
     python train_rlhf.py --init FOLDER --data pairs.jsonl  your model, rows {"prompt", "chosen", "rejected"}

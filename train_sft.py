@@ -1,6 +1,6 @@
 """Stage 0: supervised fine-tuning on responses makes the reference policy of both roads.
 
-python train_sft.py                                     the built-in map: about 15 s on two CPU cores
+python train_sft.py                                     the built-in map: about 20 s on two CPU cores
 python train_sft.py --data rows.jsonl --tokenizer gpt2  your rows {"prompt", "response"}, a new model
 python train_sft.py --data rows.jsonl --init FOLDER     your rows, a model that exists
 """
