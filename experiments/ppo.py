@@ -1,6 +1,6 @@
 """PPO with a critic (Schulman et al., 1707.06347): stage 2 of train_rlhf.py with another baseline.
 
-    python experiments/ppo.py                                         about 25 s on two CPU cores
+    python experiments/ppo.py                                         about 50 s on two CPU cores
     python experiments/ppo.py --init out/sft --reward out/rlhf/reward --kl 0.5 --updates 2
 
 RLOO's baseline is the mean reward of a prompt's other samples. PPO's is a second network, the
