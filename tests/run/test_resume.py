@@ -204,9 +204,17 @@ FEW = [
 ]
 
 
-@pytest.mark.parametrize(
-    "stage, moment", [("sft", m) for m in MOMENTS] + [("dpo", m) for m in FEW] + [("rl", m) for m in FEW]
-)
+def quick_or_slow(stage, moment):
+    """A case of the quick tests, which cover each moment once and each stage; the others are slow."""
+    quick = {"sft": moment not in FEW, "dpo": moment in FEW, "rl": moment == "between checkpoints"}
+    return pytest.param(stage, moment, marks=() if quick[stage] else pytest.mark.slow)
+
+
+CASES = [quick_or_slow("sft", moment) for moment in MOMENTS]
+CASES += [quick_or_slow(stage, moment) for stage in ("dpo", "rl") for moment in FEW]
+
+
+@pytest.mark.parametrize("stage, moment", CASES)
 def test_killed_and_resumed(stage, moment, flags_of, uninterrupted, tmp_path):
     script, flags = flags_of[stage]
     check_killed(script, uninterrupted(stage), tmp_path, moment, **flags)
@@ -220,7 +228,14 @@ def test_killed_between_two_updates_of_one_batch(moment, flags_of, uninterrupted
     check_killed(script, uninterrupted("rl-updates"), tmp_path, moment, **flags)
 
 
-@pytest.mark.parametrize("moment", [m for m in MOMENTS if m != "before the first step"])
+REWARD_CASES = [
+    pytest.param(moment, marks=() if moment == "in the middle of a checkpoint" else pytest.mark.slow)
+    for moment in MOMENTS
+    if moment != "before the first step"
+]
+
+
+@pytest.mark.parametrize("moment", REWARD_CASES)
 def test_killed_in_the_reward_model(moment, flags_of, uninterrupted, tmp_path):
     script, flags = flags_of["reward"]
     check_killed(script, uninterrupted("reward"), tmp_path, moment, sub="reward", **flags)
