@@ -90,6 +90,7 @@ def test_the_kl_term_holds_the_policy_back(algo, free, sft, tmp_path):
     assert kl_free > 0.3 and abs(kl_held) < kl_free / 3, (kl_free, kl_held)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", WITH_AN_OPTIMUM)
 def test_a_start_far_from_the_reference_is_drawn_back(algo, sft, dpo, tmp_path):
     """With a constant reward only the KL term is left, and it pulls --start to --init."""

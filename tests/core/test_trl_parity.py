@@ -175,10 +175,10 @@ def assert_same(values, trl_values, tolerance=1e-4):
 
 
 def combinations():
-    """Every loss with every kind of model. Quick: each loss once, and each kind once."""
+    """Every loss with every kind of model. Quick: each loss once."""
     for name in KINDS:
         for loss in LOSSES:
-            is_quick = name == "gpt2" or loss == "dpo"
+            is_quick = name == "gpt2"
             yield pytest.param(name, loss, marks=() if is_quick else pytest.mark.slow)
 
 
@@ -214,6 +214,7 @@ def test_preference_losses(name, loss, folders, tmp_path):
     assert_same(values, trl_losses(trainer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_reward_model(name, folders, tmp_path):
     policy, _ = folders[name]

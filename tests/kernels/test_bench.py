@@ -80,6 +80,7 @@ def test_the_reference():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_memory(results):
     """The logits of a larger problem show; ours is of the size of the gradients, 1.3 MiB.
 
@@ -130,6 +131,7 @@ def test_bad_arguments(arguments, capsys):
     assert arguments[0] in message or arguments[-1] in message
 
 
+@pytest.mark.slow
 def test_trace(tmp_path):
     command = [
         sys.executable,

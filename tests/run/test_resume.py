@@ -297,6 +297,7 @@ def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(flags_of, tmp_path)
 # ---------------------------------------------------------------- all_roads
 
 
+@pytest.mark.slow
 def test_a_killed_phase_goes_on_from_its_checkpoint(flags_of, uninterrupted, tmp_path):
     """The commands of all_roads.py always say --resume: a phase
     whose process was killed is not lost."""

@@ -58,6 +58,7 @@ def test_accumulation_changes_nothing(stage, sft, tmp_path, monkeypatch):
 # ---------------------------------------------------------------- other ways to run
 
 
+@pytest.mark.slow
 def test_bfloat16_and_a_trace(sft, tmp_path):
     """It still learns, and the weights stay fp32."""
     plain = metrics(run(train_dpo, tmp_path / "plain", init=sft))
