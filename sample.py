@@ -75,7 +75,7 @@ def say(model, encoding, prompt, seed, settings):
             text += piece
             print(piece, end="", flush=True)
     print(decoder.decode(b"", final=True))  # bytes that no token completed
-    return text
+    return text  # without them
 
 
 def best_of(args, model, encoding, texts, prompts, settings):
@@ -151,6 +151,7 @@ def main(argv=None):
     length = args.max_new_tokens or task.max_new_tokens(context // 2, default=128)
     if length >= context:
         raise InputError(f"--max-new-tokens {length} leaves no room for a prompt in a context of {context}")
+    # The keyword arguments of `stream` and `generate` that are the same for every prompt.
     settings = {
         "temperature": args.temperature,
         "top_k": args.top_k,
@@ -174,7 +175,7 @@ def main(argv=None):
     if args.best_of:
         return best_of(args, model, encoding, texts, prompts, settings)
     for text, prompt in zip(texts, prompts, strict=True):
-        for i in range(args.num_samples):
+        for i in range(args.num_samples):  # one after the other, since they are streamed
             print(text, end="", flush=True)
             answer = say(model, encoding, prompt, args.seed + i, settings)
             comment = task.comment(text, answer)  # on the map: its true reward
