@@ -7,7 +7,6 @@
 The chosen log-prob usually falls while the margin grows: that is DPO, not a bug, and metrics.jsonl
 shows it."""
 
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ from nanoroads.run.flags import (
 from nanoroads.run.inspect import inspect
 from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
 from nanoroads.run.run import Run
-from nanoroads.score import ranked_right, sequence_logps
+from nanoroads.score import ranked_right, reference_logps, sequence_logps
 from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.world.task import task_of
@@ -99,12 +98,6 @@ def held_out_measures(args, policy, rows, ref_logp, groups_per_pass):
     loss = preference_loss(args, logp, ref_logp, torch.tensor(rows.lengths()))
     values = measures(loss, logp, ref_logp, args.beta)
     return {f"eval_{name}": value.mean() for name, value in values.items()}
-
-
-def reference_logps(run, name, reference, rows, groups_per_pass):
-    """log pi_ref of N pairs (N, 2): computed once, before training, and kept in --out."""
-    compute = partial(sequence_logps, reference, rows.prompts, rows.responses, groups_per_pass)
-    return run.once(name, compute, of=[reference, rows])
 
 
 def main(argv=None):

@@ -14,7 +14,6 @@ All else is the same.
 
 from argparse import ArgumentParser
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +26,14 @@ from nanoroads.run.flags import model_kind, positive, row_limits, run_script, tr
 from nanoroads.run.inspect import inspect
 from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
 from nanoroads.run.run import Run
-from nanoroads.score import OtherSamples, load_judge, ranked_right, scalar_rewards, sequence_logps
+from nanoroads.score import (
+    OtherSamples,
+    load_judge,
+    ranked_right,
+    reference_logps,
+    scalar_rewards,
+    sequence_logps,
+)
 from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy, new_reward_model
 from nanoroads.world.task import response_length, task_of
@@ -181,12 +187,6 @@ def held_out_measures(args, model, rows, ref_logp, groups_per_pass):
     chosen, rejected = reward.unbind(1)
     loss = losses.bradley_terry(chosen, rejected)
     return {"eval_loss": loss.mean(), "eval_accuracy": ranked_right(chosen - rejected).mean()}
-
-
-def reference_logps(run, name, reference, rows, groups_per_pass):
-    """log pi_ref of N pairs (N, 2): computed once, before training, and kept in --out."""
-    compute = partial(sequence_logps, reference, rows.prompts, rows.responses, groups_per_pass)
-    return run.once(name, compute, of=[reference, rows])
 
 
 def train_reward(run, tokenizer_name, train, test):

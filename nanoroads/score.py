@@ -5,6 +5,7 @@ A judge is a reward model, a local reward beta log pi/pi_ref, or your function."
 import importlib
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,6 +34,14 @@ def sequence_logps(
     groups_per_pass bounds the memory; None: all at once."""
     parts = [policy(batch).sequence for batch in batches(policy, prompts, responses, groups_per_pass)]
     return torch.cat(parts).view(len(prompts), -1).cpu()
+
+
+def reference_logps(run, name, reference, rows, groups_per_pass):
+    """log pi_ref of N pairs (N, 2): computed once, before training, and kept by the run.
+
+    run: a Run. name: of the file in its folder. rows: the pairs, as data Rows."""
+    compute = partial(sequence_logps, reference, rows.prompts, rows.responses, groups_per_pass)
+    return run.once(name, compute, of=[reference, rows])
 
 
 @torch.no_grad()
