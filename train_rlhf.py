@@ -331,7 +331,7 @@ def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, token
     groups_per_pass = args.micro_batch_size or args.batch_size
     kl_weight = args.kl or judge.beta or task.kl  # Theorem 2.2 holds for a local reward at kl = beta
     policy = load_policy(args.start or args.init, run.device, run.compute_dtype)
-    eos = tokenizer.eos_id(encoding)
+    eos = tokenizer.stop_ids(encoding)
     other = None
     if args.compare:
         compared = prompt_rows.prompts[:256]

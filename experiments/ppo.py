@@ -210,7 +210,7 @@ def train_policy(run, task, reference, reward_model):
     critic_optimizer = adamw(critic, args.critic_lr, args.weight_decay)
 
     encoding = tokenizer.get("roadmap")
-    eos = tokenizer.eos_id(encoding)
+    eos = tokenizer.stop_ids(encoding)
     length = task.world.max_moves + 1  # of a sample, in tokens
     prompts = [tokenizer.encode(encoding, text) for text in roadmap.prompts(task.world, "train")]
 

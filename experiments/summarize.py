@@ -301,7 +301,7 @@ def load(size, folder):
 def sample(args, size, policy, rows, k, temperature=1.0, seed=0):
     """k responses of a policy to the prompt of each row: Samples."""
     encoding = tokenizer.get(str(args.model))
-    eos = tokenizer.eos_id(encoding)
+    eos = tokenizer.stop_ids(encoding)
     prompts = [tokenizer.encode(encoding, PROMPT.format(**row)) for row in rows]
     responses = []
     for chunk in chunks(prompts, 64):
@@ -336,12 +336,12 @@ def two_samples(args, size, sft, rows, name):
     They are kept beside the SFT policy: one-line and hidden label the same samples."""
     path = sft / f"samples_{name}.json"
     if not path.exists():
-        eos = tokenizer.eos_id(tokenizer.get(str(args.model)))
+        stop = tokenizer.stop_ids(tokenizer.get(str(args.model)))
         samples = sample(args, size, load(size, sft), rows, 2, seed=args.seed)
         kept = []
         for group, texts in zip(samples.responses, samples.texts, strict=True):
             # more than the EOS alone
-            both_end = all(len(response) > 1 and response[-1] == eos for response in group)
+            both_end = all(len(response) > 1 and response[-1] in stop for response in group)
             kept.append(texts if both_end else [])
         write_json(path, kept)
     return json.loads(path.read_text())

@@ -1,5 +1,6 @@
 """Batched sampling with a KV cache. Each prompt is prefilled once, however many samples it has."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -79,7 +80,8 @@ def prefill(model, prompts, cache, k, max_new_tokens):
 def stream(model, prompts, k, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, eos=None, seed=0):
     """Yields (tokens (P*k,), finished (P*k,) bool) per step, until all rows are finished or long enough.
 
-    Row p*k + i is sample i of prompt p. After its EOS a row yields EOS. The caller may stop at any step.
+    Row p*k + i is sample i of prompt p. eos: the id that ends a response, or several; a finished row goes
+    on yielding the one that it ended with. The caller may stop at any step.
     Raises ValueError if a prompt is empty, or prompt + max_new_tokens is over the model's block_size."""
     width = longest_prompt(model, prompts, max_new_tokens)
     any_padding = any(len(prompt) < width for prompt in prompts)
@@ -90,6 +92,7 @@ def stream(model, prompts, k, max_new_tokens, temperature=1.0, top_k=0, top_p=1.
     with model.autocast():
         hidden, running = prefill(model, prompts, cache, k, max_new_tokens)  # (P*k, D)
         head = model.sampling_head()
+    stop = torch.tensor(stop_list(eos), dtype=torch.int64, device=device)
     generator = torch.Generator(device=device).manual_seed(seed)
     tokens = torch.zeros(len(prompts) * k, dtype=torch.int64, device=device)
     finished = torch.zeros_like(tokens, dtype=torch.bool)
@@ -100,10 +103,8 @@ def stream(model, prompts, k, max_new_tokens, temperature=1.0, top_k=0, top_p=1.
         with model.autocast():
             logits = head(hidden)  # (N, V), N rows that are still being written
         drawn = sample_token(logits, u[running.index], temperature, top_k, top_p)  # (N,)
-        tokens = tokens.index_copy(0, running.index, drawn)
-        if eos is not None:
-            tokens = torch.where(finished, eos, tokens)
-            finished = finished | (tokens == eos)
+        tokens = torch.where(finished, tokens, tokens.index_copy(0, running.index, drawn))
+        finished = finished | torch.isin(tokens, stop)
         yield tokens, finished
 
         unfinished = (~finished[running.index]).nonzero().squeeze(1)
@@ -119,6 +120,13 @@ def stream(model, prompts, k, max_new_tokens, temperature=1.0, top_k=0, top_p=1.
         position = (width + step - running.padding)[:, None]
         with model.autocast():
             hidden = model.trunk(tokens[running.index, None], position, mask, cache)[:, -1]  # (N, D)
+
+
+def stop_list(eos):
+    """The ids that end a response, as a list. eos: one id, several, or None."""
+    if eos is None:
+        return []
+    return [eos] if isinstance(eos, int) else list(eos)
 
 
 def longest_prompt(model, prompts, max_new_tokens):
@@ -143,12 +151,13 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    eos: int | None = None,
+    eos: int | Sequence[int] | None = None,
     seed: int = 0,
 ) -> list[list[list[int]]]:
     """P prompts as token lists -> P lists of k responses: token lists that end in EOS unless they were
     cut off.
 
+    eos: the id that ends a response, or several, of which the first to come does.
     Deterministic for a seed (torch's generator of the model's device). Raises what `stream` raises."""
     with model.autocast():  # around the loop: weights are cast once, not at every step
         columns = [
@@ -156,8 +165,13 @@ def generate(
             for token, _ in stream(model, prompts, k, max_new_tokens, temperature, top_k, top_p, eos, seed)
         ]
     responses = torch.stack(columns, dim=1).tolist()  # (P*k, steps)
-    if eos is not None:
-        for i, response in enumerate(responses):
-            if eos in response:
-                responses[i] = response[: response.index(eos) + 1]
+    responses = [up_to_eos(response, stop_list(eos)) for response in responses]
     return [responses[p * k : (p + 1) * k] for p in range(len(prompts))]
+
+
+def up_to_eos(response, stop):
+    """The tokens up to the first that is in the list `stop`, which stays."""
+    for place, token in enumerate(response):
+        if token in stop:
+            return response[: place + 1]
+    return response

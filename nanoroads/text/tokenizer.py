@@ -65,6 +65,11 @@ def eos_id(encoding: tiktoken.Encoding) -> int:
     raise InputError(f"tokenizer {encoding.name!r} has no token {' or '.join(EOS_TEXTS)}")
 
 
+def stop_ids(encoding: tiktoken.Encoding) -> tuple[int, ...]:
+    """The ids that end a sampled response, eos_id first. Raises what `eos_id` raises."""
+    return (eos_id(encoding),)
+
+
 def encode(encoding: tiktoken.Encoding, text: str) -> list[int]:
     """Text -> ids, special tokens read as plain text.
 

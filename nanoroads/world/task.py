@@ -172,7 +172,7 @@ def sample_routes(policy, world, encoding, prompts, k, temperature=1.0, seed=0):
 
     prompts: strings. Returns (prompts, responses) as tokens, for `sequence_logps`."""
     ids = [tokenizer.encode(encoding, prompt) for prompt in prompts]
-    eos, length = tokenizer.eos_id(encoding), world.max_moves + 1
+    eos, length = tokenizer.stop_ids(encoding), world.max_moves + 1
     return ids, generate(policy, ids, k, length, temperature=temperature, eos=eos, seed=seed)
 
 

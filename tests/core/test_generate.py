@@ -287,3 +287,18 @@ def test_errors(prompts, n, message):
 
 def test_the_context_can_be_filled():
     assert len(generate(tiny(), [[1] * 40], 1, 8)[0][0]) == 8
+
+
+def test_several_tokens_may_end_a_response():
+    model = tiny()
+    prompts = [[1, 2, 3], [4, 5]]
+    free = generate(model, prompts, k=6, max_new_tokens=12, seed=4)
+    stop = (7, 11)
+    stopped = generate(model, prompts, k=6, max_new_tokens=12, eos=stop, seed=4)
+    ended = set()
+    for free_group, group in zip(free, stopped, strict=True):
+        for whole, response in zip(free_group, group, strict=True):
+            places = [place for place, token in enumerate(whole) if token in stop]
+            assert response == (whole[: places[0] + 1] if places else whole)
+            ended.update(response[-1:])
+    assert ended >= set(stop)  # both did end a response
