@@ -22,6 +22,7 @@ from nanoroads import losses
 from nanoroads.batch import Batch, pack, upload
 from nanoroads.generate import generate
 from nanoroads.model import LogProbs
+from nanoroads.randomness import stream_key
 from nanoroads.run.flags import model_kind, positive, row_limits, run_script, training_parser, use_defaults
 from nanoroads.run.inspect import inspect
 from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
@@ -298,14 +299,14 @@ def rl_loss(args, kl_weight, now, rollout):
 def sample_responses(args, policy, step_rows, max_new_tokens, eos, batch_number):
     """k responses to each prompt of this step, all as tokens.
 
-    Eight micro-batches at a time: the cache of all responses at once could be larger than the model."""
-    seed = args.seed * 1_000_003 + batch_number  # below 2^53; the part's number goes in the bits above
+    Eight micro-batches at a time: the cache of all responses at once could be larger than the model. A
+    response's random numbers do not depend on that, see randomness.py."""
+    seed = stream_key("responses", args.seed, batch_number)
     size = 8 * args.micro_batch_size if args.micro_batch_size else None
     k, temperature = args.samples, args.temperature
     responses = []
-    for part, chunk in enumerate(chunks(step_rows.prompts, size)):
-        part_seed = seed + (part << 53)
-        responses += generate(policy, chunk, k, max_new_tokens, temperature, eos=eos, seed=part_seed)
+    for chunk in chunks(step_rows.prompts, size):
+        responses += generate(policy, chunk, k, max_new_tokens, temperature, eos=eos, seed=seed)
     return responses
 
 
@@ -335,7 +336,8 @@ def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, token
     other = None
     if args.compare:
         compared = prompt_rows.prompts[:256]
-        other = OtherSamples(args.compare, policy, compared, max_new_tokens, eos, args.seed, groups_per_pass)
+        seed = stream_key("compare", args.seed)
+        other = OtherSamples(args.compare, policy, compared, max_new_tokens, eos, seed, groups_per_pass)
     run.describe(policy, tokenizer_name, kl=kl_weight, reference=str(args.init))  # config.json
     optimizer = adamw(policy, args.lr, args.weight_decay)
     total = total_steps(len(prompt_rows), args.batch_size, args.epochs, args.steps)
@@ -363,9 +365,10 @@ def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, token
                     rollout.old = LogProbs(now.sequence.detach(), now.token.detach())
                 loss, clipped = rl_loss(args, kl_weight, now, rollout)  # (S,), and (S,) or (R,)
                 (loss.sum() / (len(step_rows) * args.samples)).backward()  # a mean over the step's samples
-                k1 = losses.kl_k1(now.sequence, rollout.ref.sequence)  # (S,)
+                # KL and entropy of the policy that sampled: of another one its samples say little.
+                k1 = losses.kl_k1(rollout.old.sequence, rollout.ref.sequence)  # (S,)
                 metrics.add(loss=loss, reward=rollout.reward, kl=k1, length=rollout.batch.lengths.float())
-                metrics.add(entropy=-now.token, clip_fraction=clipped)  # per token; clipped as rl_loss says
+                metrics.add(entropy=-rollout.old.token, clip_fraction=clipped)  # clipped as rl_loss says
             lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
             grad_norm = update(policy, optimizer, lr, args.clip)  # before clipping
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from nanoroads import losses
+from nanoroads import losses, randomness
 from nanoroads.batch import Batch, pack
 from nanoroads.errors import InputError
 from nanoroads.generate import generate
@@ -220,7 +220,7 @@ def train_policy(run, task, reference, reward_model):
             batch_number = step // args.updates
             indices = batch_indices(len(prompts), args.batch_size, batch_number, args.seed)
             step_prompts = [prompts[i] for i in indices]
-            seed = args.seed * 1_000_003 + batch_number
+            seed = randomness.stream_key("responses", args.seed, batch_number)
             responses = generate(policy, step_prompts, args.samples, length, eos=eos, seed=seed)
             rollout = score(run, policy, reference, critic, reward_model, step_prompts, responses)
 

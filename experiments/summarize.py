@@ -38,6 +38,7 @@ from typing import NamedTuple
 
 import torch
 
+from nanoroads import randomness
 from nanoroads.errors import InputError
 from nanoroads.generate import generate
 from nanoroads.losses import kl_k1
@@ -185,8 +186,7 @@ def read_documents(path, size, seed):
     if len(short) < needed:
         raise InputError(f"{path}: {len(short)} short documents, {needed} are needed")
 
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(short), generator=generator).tolist()
+    order = randomness.generator("documents", seed).permutation(len(short))
     shuffled = [short[i] for i in order]
     return Documents(
         sft=shuffled[: size.sft],
@@ -305,8 +305,7 @@ def sample(args, size, policy, rows, k, temperature=1.0, seed=0):
     prompts = [tokenizer.encode(encoding, PROMPT.format(**row)) for row in rows]
     responses = []
     for chunk in chunks(prompts, 64):
-        chunk_seed = seed + len(responses)
-        responses += generate(policy, chunk, k, size.tokens, temperature, eos=eos, seed=chunk_seed)
+        responses += generate(policy, chunk, k, size.tokens, temperature, eos=eos, seed=seed)
     return Samples(prompts, responses, [tokenizer.decode_all(encoding, group) for group in responses])
 
 
@@ -315,7 +314,7 @@ def make_pairs(args, size, sft, rows, reward, path):
     differ, labelled by Bradley-Terry on the reward."""
     if path.exists():
         return
-    generator = torch.Generator().manual_seed(args.seed)
+    rng = randomness.generator("labels", args.seed, path.stem)
     pairs = []
     for row, texts in zip(rows, two_samples(args, size, sft, rows, path.stem), strict=True):
         if len(set(texts)) < 2:
@@ -323,7 +322,7 @@ def make_pairs(args, size, sft, rows, reward, path):
         first, second = texts
         first_wins = torch.sigmoid(torch.tensor(reward(row, first) - reward(row, second)))
         pair = {"prompt": PROMPT.format(**row), "chosen": first, "rejected": second}
-        if torch.rand((), generator=generator) >= first_wins:
+        if rng.random() >= first_wins:
             pair.update(chosen=second, rejected=first)
         pairs.append(pair)
     if not pairs:
@@ -337,7 +336,8 @@ def two_samples(args, size, sft, rows, name):
     path = sft / f"samples_{name}.json"
     if not path.exists():
         stop = tokenizer.stop_ids(tokenizer.get(str(args.model)))
-        samples = sample(args, size, load(size, sft), rows, 2, seed=args.seed)
+        seed = randomness.stream_key("pair samples", name, args.seed)
+        samples = sample(args, size, load(size, sft), rows, 2, seed=seed)
         kept = []
         for group, texts in zip(samples.responses, samples.texts, strict=True):
             # more than the EOS alone
@@ -358,7 +358,7 @@ def measure(args, size, folders, rows, reward):
     rewards = {}  # {policy: (N, 4) fp64}
     for name, folder in folders.items():
         policy = load(size, folder)
-        samples = sample(args, size, policy, rows, 4, seed=12345)
+        samples = sample(args, size, policy, rows, 4, seed=randomness.stream_key("measures"))
         greedy = [texts[0] for texts in sample(args, size, policy, rows, 1, temperature=0).texts]
         logp = sequence_logps(policy, samples.prompts, samples.responses, size.micro)  # (N, 4)
         ref_logp = sequence_logps(sft, samples.prompts, samples.responses, size.micro)  # (N, 4)

@@ -5,17 +5,25 @@ from typing import NamedTuple
 
 import torch
 
+from nanoroads.errors import InputError
 from nanoroads.model import GPT, KVCache
+from nanoroads.randomness import uniform
 from nanoroads.weights.packed import decoding_twin
 
 
 def sample_token(logits, u, temperature, top_k, top_p):
-    """logits (N, V), u (N,) uniform in [0, 1) -> tokens (N,).
+    """logits (N, V), u (N,) fp64, uniform in [0, 1) -> tokens (N,).
 
-    temperature 0 is greedy; top_k 0 and top_p 1 keep every token. Ties with the k-th logit are kept."""
+    temperature 0 is greedy; top_k 0 and top_p 1 keep every token. Ties with the k-th logit are kept.
+    Raises InputError where a row of logits has a NaN, an infinity, or nothing above -infinity."""
+    largest, likeliest = logits.max(-1)  # (N,) each; on a CPU several times as fast as argmax
+    if not torch.isfinite(largest).all():  # a NaN is the largest of its row
+        hint = "in training a lower --lr may help; the run's last checkpoint is kept"
+        raise InputError(f"the policy's logits are not finite, so nothing can be sampled ({hint})")
     if temperature == 0:
-        return logits.max(-1).indices  # on a CPU several times as fast as argmax
-    logits = logits.float() / temperature
+        return likeliest
+    # From the largest on, which is 0 now: no temperature, however small, makes that infinite.
+    logits = (logits.float() - largest.float()[:, None]) / max(temperature, 1e-30)
     if top_k:
         kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
@@ -27,8 +35,8 @@ def sample_token(logits, u, temperature, top_k, top_p):
         removed = torch.zeros_like(mass_before, dtype=torch.bool).scatter(1, index, mass_before >= top_p)
         logits = logits.masked_fill(removed, -torch.inf)
     # Invert the cumulative distribution: one random number per row, where torch.multinomial draws V.
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64  # mps has no fp64
-    cdf = logits.softmax(-1, dtype=wide).cumsum(-1)  # (N, V)
+    # In fp64, u too: one of 24 bits would draw some of 150,000 tokens a thousand times too often.
+    cdf = logits.softmax(-1, dtype=u.dtype).cumsum(-1)  # (N, V)
     token = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).squeeze(1)
     return token.clamp(max=logits.shape[-1] - 1)
 
@@ -80,9 +88,10 @@ def prefill(model, prompts, cache, k, max_new_tokens):
 def stream(model, prompts, k, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, eos=None, seed=0):
     """Yields (tokens (P*k,), finished (P*k,) bool) per step, until all rows are finished or long enough.
 
-    Row p*k + i is sample i of prompt p. eos: the id that ends a response, or several; a finished row goes
-    on yielding the one that it ended with. The caller may stop at any step.
-    Raises ValueError if a prompt is empty, or prompt + max_new_tokens is over the model's block_size."""
+    Row p*k + i is sample i of prompt p; its random numbers depend on the seed, the prompt and i alone.
+    eos: the id that ends a response, or several; a finished row goes on yielding the one that it ended
+    with. The caller may stop at any step. Raises InputError where logits are not finite; ValueError if a
+    prompt is empty, or prompt + max_new_tokens is over the model's block_size."""
     width = longest_prompt(model, prompts, max_new_tokens)
     any_padding = any(len(prompt) < width for prompt in prompts)
     device = model.embedding.weight.device
@@ -93,16 +102,15 @@ def stream(model, prompts, k, max_new_tokens, temperature=1.0, top_k=0, top_p=1.
         hidden, running = prefill(model, prompts, cache, k, max_new_tokens)  # (P*k, D)
         head = model.sampling_head()
     stop = torch.tensor(stop_list(eos), dtype=torch.int64, device=device)
-    generator = torch.Generator(device=device).manual_seed(seed)
+    wide = torch.float32 if device.type == "mps" else torch.float64  # mps has no fp64
+    u = torch.tensor(uniform(prompts, k, max_new_tokens, seed)).to(device, wide)  # (P*k, max_new_tokens)
     tokens = torch.zeros(len(prompts) * k, dtype=torch.int64, device=device)
     finished = torch.zeros_like(tokens, dtype=torch.bool)
 
     for step in range(max_new_tokens):
-        # Drawn for all rows, so that a sample does not depend on when the others finish.
-        u = torch.rand(len(tokens), generator=generator, device=device)
         with model.autocast():
             logits = head(hidden)  # (N, V), N rows that are still being written
-        drawn = sample_token(logits, u[running.index], temperature, top_k, top_p)  # (N,)
+        drawn = sample_token(logits, u[running.index, step], temperature, top_k, top_p)  # (N,)
         tokens = torch.where(finished, tokens, tokens.index_copy(0, running.index, drawn))
         finished = finished | torch.isin(tokens, stop)
         yield tokens, finished
@@ -158,7 +166,8 @@ def generate(
     cut off.
 
     eos: the id that ends a response, or several, of which the first to come does.
-    Deterministic for a seed (torch's generator of the model's device). Raises what `stream` raises."""
+    seed: any integer, best a `randomness.stream_key`. Sample i of a prompt is the same one whatever else
+    is in the batch, but for rounding. Raises what `stream` raises."""
     with model.autocast():  # around the loop: weights are cast once, not at every step
         columns = [
             token

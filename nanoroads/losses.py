@@ -15,6 +15,11 @@ from torch.nn.functional import logsigmoid, pad
 
 import kernels
 
+# e^20 is 500 million: beyond it a probability ratio is as good as infinite. Limited, it overflows
+# neither in the loss nor in its gradient, where infinity times 0 would be NaN; there is no gradient
+# beyond the limit.
+LARGEST_LOG_RATIO = 20.0
+
 # ---------------------------------------------------------------- pairs
 
 
@@ -151,6 +156,14 @@ def check_samples(name: str, reward: Tensor, exactly: int | None = None):
         raise ValueError(f"{name} compares the samples of a prompt: {needs}")
 
 
+def centred(reward: Tensor, dim: int) -> Tensor:
+    """The rewards minus their mean over `dim`; exactly 0 where they tie, whatever they are.
+
+    The mean of equal numbers is not quite that number in fp32, so the first one is subtracted first."""
+    from_first = reward - reward.narrow(dim, 0, 1)
+    return from_first - from_first.mean(dim, keepdim=True)
+
+
 def rloo_advantage(reward: Tensor) -> Tensor:
     """RLOO: r_i minus the mean of the prompt's other k - 1 samples, (G, k) -> (G, k):
 
@@ -161,7 +174,7 @@ def rloo_advantage(reward: Tensor) -> Tensor:
     Raises ValueError for k < 2."""
     check_samples("rloo_advantage", reward)
     k = reward.shape[1]
-    return (reward - reward.mean(1, keepdim=True)) * (k / (k - 1))
+    return centred(reward, 1) * (k / (k - 1))
 
 
 def grpo_advantage(reward: Tensor, scale: bool = True) -> Tensor:
@@ -175,10 +188,10 @@ def grpo_advantage(reward: Tensor, scale: bool = True) -> Tensor:
     extra weight to the prompts that are nearly solved or nearly hopeless; its other half, no 1/|y|
     for each response, is the caller's. Raises ValueError for k < 2."""
     check_samples("grpo_advantage", reward)
-    centred = reward - reward.mean(1, keepdim=True)
+    advantage = centred(reward, 1)
     if not scale:
-        return centred
-    return centred / (reward.std(1, keepdim=True) + 1e-4)
+        return advantage
+    return advantage / (advantage.std(1, keepdim=True) + 1e-4)
 
 
 def reinforce_advantage(reward: Tensor) -> Tensor:
@@ -188,7 +201,7 @@ def reinforce_advantage(reward: Tensor) -> Tensor:
 
     Williams, 1992. Give it the samples of the whole optimizer step. The mean holds r_i itself, so
     the expected gradient is 1 - 1/(G k) of the true one for samples of one prompt."""
-    return reward - reward.mean()
+    return centred(reward.flatten(), 0).view_as(reward)
 
 
 # ---------------------------------------------------------------- on-policy: losses
@@ -216,11 +229,12 @@ def clipped_policy_gradient(
 
     Inputs of one shape. Returns loss and clipped, of that shape and logp's dtype. clipped is 1
     where the min picks the clipped branch, which has no gradient, else 0; outside the interval
-    alone does not count. Both are exact in the first epoch, where w = 1: loss -A, clipped 0."""
+    alone does not count. Both are exact in the first epoch, where w = 1: loss -A, clipped 0. log w is
+    limited, see LARGEST_LOG_RATIO."""
     if clip_high is None:
         clip_high = clip
     advantage = advantage.detach()
-    ratio = (logp - old_logp.detach()).exp()  # w
+    ratio = (logp - old_logp.detach()).clamp(max=LARGEST_LOG_RATIO).exp()  # w
     unclipped_objective = ratio * advantage
     clipped_objective = ratio.clamp(1 - clip, 1 + clip_high) * advantage
     clipped = (clipped_objective < unclipped_objective).to(logp.dtype)
@@ -268,16 +282,17 @@ def online_dpo(logp: Tensor, ref_logp: Tensor, reward: Tensor, beta: float, labe
         raise ValueError(f"online_dpo: label is {label!r}, not 'hard' or 'soft'")
     best = reward.argmax(1, keepdim=True)  # (G, 1)
     worst = reward.argmin(1, keepdim=True)  # (G, 1)
+    place = torch.cat([best, worst], dim=1)  # (G, 2)
     gap = (reward.gather(1, best) - reward.gather(1, worst)).squeeze(1).detach()  # (G,)
-    best_logp = logp.gather(1, best).squeeze(1)  # (G,)
-    worst_logp = logp.gather(1, worst).squeeze(1)
-    ref_best_logp = ref_logp.gather(1, best).squeeze(1)
-    ref_worst_logp = ref_logp.gather(1, worst).squeeze(1)
+    tied = gap == 0  # (G,)
+    # Of a tied prompt zeros enter the loss, since what is infinite would have a gradient of NaN.
+    best_logp, worst_logp = logp.gather(1, place).masked_fill(tied[:, None], 0.0).unbind(1)  # (G,)
+    ref_pair = ref_logp.gather(1, place).masked_fill(tied[:, None], 0.0)  # (G, 2)
     label_smoothing = 0.0
     if label == "soft":
         label_smoothing = torch.sigmoid(-gap)  # 1 - q
-    loss = dpo(best_logp, worst_logp, ref_best_logp, ref_worst_logp, beta, label_smoothing)
-    return torch.where(gap > 0, loss, 0.0)
+    loss = dpo(best_logp, worst_logp, ref_pair[:, 0], ref_pair[:, 1], beta, label_smoothing)
+    return loss.masked_fill(tied, 0.0)
 
 
 def rebel(logp: Tensor, old_logp: Tensor, reward: Tensor, eta: float) -> Tensor:
@@ -327,5 +342,7 @@ def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
 
     GRPO's loss term, per token (2402.03300, eq. 4). Less variance than k1 while the policies are
     close, more, without bound, once they are distant. As a loss its gradient is that of the other
-    KL, KL(pi_ref || pi); near pi = pi_ref the two gradients agree to first order."""
-    return torch.expm1(ref_logp - logp) - (ref_logp - logp)
+    KL, KL(pi_ref || pi); near pi = pi_ref the two gradients agree to first order. The log-ratio is
+    limited, see LARGEST_LOG_RATIO."""
+    log_ratio = (ref_logp - logp).clamp(max=LARGEST_LOG_RATIO)
+    return torch.expm1(log_ratio) - log_ratio

@@ -318,16 +318,22 @@ class GPT(nn.Module):
     def sampling_head(self):
         """A function of hidden (N, D) -> logits (N, V) to sample from.
 
-        On CUDA fp32 from the accumulator on: logits rounded to bf16 would be those of another policy
-        than the one whose log-probs are trained."""
+        Factors of the product may be bf16, its sums are fp32: logits rounded to bf16 would be those of
+        another policy than the one whose log-probs are trained."""
         low = self.compute_dtype or self.embedding.weight.dtype
-        if not self.embedding.weight.is_cuda or low not in (torch.bfloat16, torch.float16):
-            return self.lm_head
+        if low not in (torch.bfloat16, torch.float16) or not isinstance(self.lm_head, nn.Linear):
+            return self.lm_head  # also a decoding twin's, whose product is in fp32
+        device = self.embedding.weight.device.type
         weight = self.lm_head.weight.to(low).T  # cast once, not for every token
+        if device != "cuda":
+            weight = weight.float()  # only CUDA multiplies bf16 into fp32
 
         def project(hidden):
-            with torch.autocast("cuda", enabled=False):
-                return torch.mm(hidden.to(low), weight, out_dtype=torch.float32)
+            hidden = hidden.to(low)
+            with torch.autocast(device, enabled=False):
+                if device == "cuda":
+                    return torch.mm(hidden, weight, out_dtype=torch.float32)
+                return torch.mm(hidden.float(), weight)
 
         return project
 

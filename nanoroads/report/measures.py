@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from nanoroads.losses import bradley_terry
+from nanoroads.randomness import stream_key
 from nanoroads.report.gap_closed import gap_closed_row
 from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS, policy_row, route_logps
 from nanoroads.score import mean_se, ranked_right, rewards, sequence_logps
@@ -92,7 +93,7 @@ def reward_model_rows(folder, prompts):
     sft = load_policy(folder / "sft")
     limits = Limits(context=sft.config.block_size)
     pairs = load(folder / "sft/pairs_test.jsonl", preference_texts, ENCODING, limits)
-    ids, samples = sample_routes(sft, WORLD, ENCODING, prompts, BEST_OF[-1], seed=999)
+    ids, samples = sample_routes(sft, WORLD, ENCODING, prompts, BEST_OF[-1], seed=stream_key("best of n"))
     true_rewards = []
     for prompt, group in zip(prompts, samples, strict=True):
         answers = tokenizer.decode_all(ENCODING, group)
@@ -145,7 +146,7 @@ def equivalence_row(folder, prompts):
 
     And how far apart the weights of DPO and of stage 1 of that RL ended: they are the same loss."""
     dpo = load_policy(folder / "dpo")
-    ids, samples = sample_routes(dpo, WORLD, ENCODING, prompts, 8, seed=777)
+    ids, samples = sample_routes(dpo, WORLD, ENCODING, prompts, 8, seed=stream_key("equivalence"))
     logp = sequence_logps(dpo, ids, samples, GROUPS_PER_PASS)  # (prompts, 8)
     kl = {}
     for name in ("rlhf_local", "sft"):

@@ -12,9 +12,7 @@ GROUPS_PER_PASS = 1024  # prompts with their responses in a forward pass: these 
 
 def policy_row(policy, reference, world, prompts):
     """{measure: {"mean", "se"}} of a greedy response and 8 samples at temperature 1 per prompt."""
-    values = measure_on_map(
-        policy, reference, world, ENCODING, prompts, GROUPS_PER_PASS, samples=8, seed=12345
-    )
+    values = measure_on_map(policy, reference, world, ENCODING, prompts, GROUPS_PER_PASS, samples=8)
     return {
         "reward": over_prompts(values["reward"], prompts),
         "greedy_reward": over_prompts(values["greedy_reward"], prompts),

@@ -85,7 +85,7 @@ def number(number_type, description, is_right):
     return parse
 
 
-# NumPy takes no negative seeds; RL derives its own as seed x 1,000,003 + batch, and keeps them below 2^53.
+# The range that NumPy and others take, too, so that a seed can be used anywhere.
 SEED = non_negative(int, below=2**32)
 
 # ---------------------------------------------------------------- the flags of every training script

@@ -8,6 +8,8 @@ import math
 
 import torch
 
+from nanoroads import randomness
+
 
 def total_steps(examples, batch_size, epochs, steps=None):
     """Optimizer steps in all: `steps` where it is given, else `epochs` passes over the examples."""
@@ -16,9 +18,9 @@ def total_steps(examples, batch_size, epochs, steps=None):
 
 @functools.lru_cache(maxsize=4)
 def epoch_order(examples, epoch, seed):
-    """A shuffle of range(examples), as a tuple."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return tuple(torch.randperm(examples, generator=generator).tolist())
+    """A shuffle of range(examples), as a tuple. It is the same one for all stages, which Theorem 2.2 needs:
+    DPO and a local reward model see the same pairs in the same order."""
+    return tuple(randomness.generator("data order", seed, epoch).permutation(examples).tolist())
 
 
 def batch_indices(examples, batch_size, step, seed):

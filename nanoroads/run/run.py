@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import kernels
 from nanoroads.errors import InputError
+from nanoroads.randomness import seed_weights
 from nanoroads.run.profile import profiled
 from nanoroads.text import tokenizer
 from nanoroads.weights import checkpoint
@@ -71,7 +72,7 @@ class Run:
         self.bar = None
         self.seconds = {}  # {"seconds_<name>": s} of each `timed` part, since this process started
         self.last_row = {}  # the last line of metrics.jsonl
-        torch.manual_seed(args.seed)
+        seed_weights(stage, args.seed)
         if self.finished:
             print(f"{self.out} is finished")
 

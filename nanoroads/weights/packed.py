@@ -17,15 +17,19 @@ class PackedLinear(nn.Module):
     For the few rows of a decoding step it takes a third (fp32) or half (bf16) of the time of
     nn.Linear, which works through a plain weight at a fraction of memory's speed."""
 
-    def __init__(self, linear, dtype, rows):
+    def __init__(self, linear, dtype, rows, product_dtype):
+        """dtype: of the factors. product_dtype: of the product, dtype itself or fp32."""
         super().__init__()
         self.dtype = dtype
-        self.bias = None if linear.bias is None else linear.bias.to(dtype)
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), rows)
+        self.product_dtype = product_dtype
+        self.bias = None if linear.bias is None else linear.bias.to(product_dtype)
+        weight = linear.weight.detach().to(dtype).to(product_dtype)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
     def forward(self, x):
+        x = x.to(self.dtype).to(self.product_dtype)
         # "none", [], "": no activation behind the product.
-        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
 def can_pack(dtype):
@@ -54,5 +58,7 @@ def decoding_twin(model, dtype, rows):
     for module in list(twin.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(module, name, PackedLinear(child, dtype, rows))
+                # Logits are not rounded, see GPT.sampling_head.
+                product_dtype = torch.float32 if name == "lm_head" else dtype
+                setattr(module, name, PackedLinear(child, dtype, rows, product_dtype))
     return twin

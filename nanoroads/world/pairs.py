@@ -7,9 +7,9 @@ A file that exists is never overwritten.
 
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
+from nanoroads import randomness
 from nanoroads.errors import InputError
 from nanoroads.run.flags import SEED, Parser, positive, run_script
 from nanoroads.text import tokenizer
@@ -20,25 +20,23 @@ from nanoroads.world import roadmap
 from nanoroads.world.task import sample_routes
 
 CHUNK = 512  # prompts that are sampled at a time
-# The test split's seeds begin here: in the hidden world both splits have the same prompts.
-TEST_SEEDS = 2**31
 
 
-def draw_pairs(policy, encoding, world, prompts, n, seed):
+def draw_pairs(policy, encoding, world, prompts, n, seed, split="train"):
     """n (prompt, first, second): two samples of each of n random prompts, at temperature 1.
 
     Draws again if the two samples are equal (no information), one is empty, or one was cut off (its
     text cannot show that). Raises InputError for a policy whose samples are hardly ever good for a
     pair."""
     eos = tokenizer.eos_id(encoding)
-    generator = torch.Generator().manual_seed(seed)
+    rng = randomness.generator("pair prompts", split, seed)
     attempts = 20 * (n // CHUNK + 1)  # 20 times the samples that n pairs need at least
     triples = []
     with tqdm(total=n, desc="pairs", unit="pair", disable=None) as bar:
         for attempt in range(attempts):
-            chosen = torch.randint(len(prompts), (CHUNK,), generator=generator)
-            drawn_prompts = [prompts[i] for i in chosen]
-            _, groups = sample_routes(policy, world, encoding, drawn_prompts, 2, seed=seed * 1_000 + attempt)
+            drawn_prompts = [prompts[i] for i in rng.integers(len(prompts), size=CHUNK)]
+            samples = randomness.stream_key("pair samples", split, seed, attempt)
+            _, groups = sample_routes(policy, world, encoding, drawn_prompts, 2, seed=samples)
             before = len(triples)
             for prompt, (a, b) in zip(drawn_prompts, groups, strict=True):
                 ended = a[-1] == eos and b[-1] == eos
@@ -72,14 +70,14 @@ def main(argv=None):
 
     policy = load_policy(args.policy)
     encoding = tokenizer.get(config["tokenizer"])
-    seed = args.seed
-    if args.split == "test":
-        seed += TEST_SEEDS
-    triples = draw_pairs(policy, encoding, world, roadmap.prompts(world, args.split), args.n, seed)
+    # Each split has streams of its own: in the hidden world both have the same prompts.
+    split_prompts = roadmap.prompts(world, args.split)
+    triples = draw_pairs(policy, encoding, world, split_prompts, args.n, args.seed, args.split)
     prompts = [prompt for prompt, _, _ in triples]
     first = [answer for _, answer, _ in triples]
     second = [answer for _, _, answer in triples]
-    write_rows(args.out, roadmap.label_pairs(world, prompts, first, second, seed=seed))
+    labels = randomness.generator("labels", args.split, args.seed)
+    write_rows(args.out, roadmap.label_pairs(world, prompts, first, second, labels))
     next_command = f"python train_dpo.py --init {args.policy}"
     if world.name != "roadmap":
         next_command += f" --data {world.name}"

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 import tiktoken
 
+from nanoroads import randomness
 from nanoroads.errors import InputError
 
 # A state, then the states it shares a border with. Neither the two pairs that meet only in the Four
@@ -222,7 +223,8 @@ def shuffled_prompts(reach: int) -> list[str]:
         for goal in STATES:
             if 1 <= distances()[INDEX[start], INDEX[goal]] <= reach:
                 prompts_in_order.append(f"{start}>{goal}:")
-    order = np.random.RandomState(0).permutation(len(prompts_in_order))  # its stream never changes
+    # The seed belongs to the world, as its roads do; RandomState's stream never changes.
+    order = np.random.RandomState(0).permutation(len(prompts_in_order))
     return [prompts_in_order[i] for i in order]
 
 
@@ -271,7 +273,7 @@ def demonstrations(world: World, n: int, seed: int) -> list[dict[str, str]]:
 
     They teach the roads, not the way. In one half the goal is where the walk ends; in the other
     half, and in the hidden world always, it is a random one. All prompts are of the train split."""
-    rng = np.random.default_rng(seed)
+    rng = randomness.generator("demonstrations", world.name, seed)
     train_prompts = [ends(prompt) for prompt in prompts(world, "train")]
     train = np.array([[INDEX[start], INDEX[goal]] for start, goal in train_prompts])  # (P, 2)
     is_train = np.zeros((48, 48), dtype=bool)
@@ -312,12 +314,16 @@ def label_pairs(
         P(first is chosen) = sigmoid(bt_scale (r*(first) - r*(second)))
 
     prompts, first, second: N strings each. Returns N rows {"prompt", "chosen", "rejected"} in the
-    same order."""
+    same order. seed: of the labels, or the generator that draws them."""
     gaps = []
     for prompt, a, b in zip(prompts, first, second, strict=True):
         gaps.append(world.reward(prompt, a) - world.reward(prompt, b))
     chance = 1 / (1 + np.exp(-world.bt_scale * np.array(gaps)))  # (N,) that the first is chosen
-    first_wins = np.random.default_rng(seed).random(len(gaps)) < chance
+    if isinstance(seed, np.random.Generator):
+        rng = seed
+    else:
+        rng = randomness.generator("labels", seed)
+    first_wins = rng.random(len(gaps)) < chance
     rows = []
     for prompt, a, b, a_wins in zip(prompts, first, second, first_wins, strict=True):
         if a_wins:

@@ -7,6 +7,7 @@ nothing is known, so its measures are empty.
 
 import torch
 
+from nanoroads import randomness
 from nanoroads.errors import InputError
 from nanoroads.generate import generate
 from nanoroads.losses import kl_k1
@@ -16,6 +17,9 @@ from nanoroads.text import tokenizer
 from nanoroads.text.rows import write_rows
 from nanoroads.weights.files import read_config
 from nanoroads.world import roadmap
+
+# Every policy is measured with the same random numbers, whatever the seed of its run.
+MEASURES = randomness.stream_key("measures on the map")
 
 
 def task_of(data: str) -> "MapTask | FileTask":
@@ -177,7 +181,9 @@ def sample_routes(policy, world, encoding, prompts, k, temperature=1.0, seed=0):
 
 
 @torch.no_grad()
-def measure_on_map(policy, reference, world, encoding, prompts, groups_per_pass=None, samples=1, seed=0):
+def measure_on_map(
+    policy, reference, world, encoding, prompts, groups_per_pass=None, samples=1, seed=MEASURES
+):
     """A policy's true reward, sampled and greedy, its parts, and KL(policy || reference) in nats.
 
     prompts: strings; `samples` responses to each are drawn at temperature 1. Returns {name: list}:

@@ -4,6 +4,8 @@ import pytest
 import torch
 from helpers.tiny import SHAPES, tiny
 
+import kernels
+from nanoroads.errors import InputError
 from nanoroads.generate import generate, sample_token, stream
 from nanoroads.model import KVCache
 from nanoroads.weights import packed
@@ -243,18 +245,69 @@ SAMPLING = [
 ]
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
 @pytest.mark.parametrize("kind", SHAPES)
-def test_the_compute_dtype_samples_as_autocast_did(kind):
-    plain, low = tiny(kind).float(), tiny(kind).float()
-    low.compute_dtype = torch.bfloat16
+def test_in_bf16_the_policy_that_samples_is_the_one_that_is_scored(kind, is_packed, monkeypatch):
+    """Logits that are rounded to bf16 are those of another policy: by 4e-4 nats per token."""
+    if is_packed and not can_pack(torch.bfloat16):
+        pytest.skip("oneDNN does not pack bf16 here")
+    monkeypatch.setattr(packed, "MIN_PARAMETERS", 1 if is_packed else 10**9)
+    model = tiny(kind).float()
+    model.compute_dtype = torch.bfloat16
+    hidden = (20 * torch.randn(64, 32)).bfloat16()  # logits deviate by far more than one
+    twin = decoding_twin(model, torch.bfloat16, 64)
+    assert (twin is model) != is_packed
+    with torch.no_grad(), twin.autocast():
+        logits = twin.sampling_head()(hidden)
+    assert logits.dtype == torch.float32 and logits.std() > 3
+    target = torch.arange(64) % 23
+    with torch.no_grad(), model.autocast():
+        _, scored = kernels.sequence_logp(
+            hidden, model.lm_head.weight, target, torch.tensor([0, 64], dtype=torch.int32)
+        )
+    sampled = logits.double().log_softmax(-1)[torch.arange(64), target]
+    assert (sampled - scored).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_the_compute_dtype_of_the_weights_changes_nothing(kind):
+    plain, same = tiny(kind).float(), tiny(kind).float()
+    same.compute_dtype = torch.float32
     for options in SAMPLING:
-        wanted = generate(plain, PROMPTS, 3, 12, **options)
-        with torch.autocast("cpu", torch.bfloat16):
-            rounded = generate(plain, PROMPTS, 3, 12, **options)
-        assert generate(low, PROMPTS, 3, 12, **options) == rounded
-        low.compute_dtype = torch.float32  # that of the weights: as without
-        assert generate(low, PROMPTS, 3, 12, **options) == wanted
-        low.compute_dtype = torch.bfloat16
+        assert generate(same, PROMPTS, 3, 12, **options) == generate(plain, PROMPTS, 3, 12, **options)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_logits_that_are_not_finite_are_refused(bad, temperature):
+    model = tiny()
+    model.lm_head.weight.data.fill_(bad)
+    with pytest.raises(InputError, match="not finite"):
+        generate(model, PROMPTS, 2, 4, temperature=temperature)
+    logits = torch.zeros(3, 5)
+    logits[1, 2] = bad  # one token that is impossible is no fault
+    u = torch.rand(3, dtype=torch.float64)
+    if bad == -float("inf"):
+        assert sample_token(logits, u, temperature, 0, 1.0)[1] != 2
+    else:
+        with pytest.raises(InputError, match="not finite"):
+            sample_token(logits, u, temperature, 0, 1.0)
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e-20, 1e-38, 1e-45, 1e-300, 5e-324])
+def test_the_smaller_the_temperature_the_greedier(temperature):
+    model = tiny()
+    greedy = generate(model, PROMPTS, 3, 8, temperature=0)
+    assert generate(model, PROMPTS, 3, 8, temperature=temperature) == greedy
+    assert generate(model, PROMPTS, 3, 8, temperature=temperature, top_k=4, top_p=0.9) == greedy
+
+
+def test_every_token_of_a_large_vocabulary_can_be_drawn_as_often_as_it_should():
+    """With 24 random bits a token of 2^-25 of the mass is drawn twice too often, or never."""
+    v = 2**17
+    u = (torch.arange(2**13, dtype=torch.float64) + 0.5) / 2**27  # a stretch of the unit interval
+    token = sample_token(torch.zeros(1, v).expand(2**13, v), u, 1.0, 0, 1.0)
+    assert torch.bincount(token, minlength=8)[:8].tolist() == [1024] * 8
 
 
 def test_the_cache_is_in_the_compute_dtype(monkeypatch):

@@ -51,7 +51,7 @@ def test_each_loss(loss, sft, tmp_path):
     assert first["margin"] == pytest.approx(0, abs=2e-6)
     assert first["kl_ref_policy"] == pytest.approx(0, abs=2e-6)
     assert mean(row["loss"] for row in log[-5:]) < mean(row["loss"] for row in log[:5])
-    assert last["margin"] > 0 and last["accuracy"] > 0.6
+    assert last["margin"] > 0 and mean(row["accuracy"] for row in log[-5:]) > 0.6
     config = read_config(out)
     assert config["beta"] == 0.2 and config["reference"] == str(sft)
     # The reference log-probs beside the run are those of the reference.

@@ -179,18 +179,31 @@ def test_several_updates_of_rloo_are_clipped_ratios(sft, tmp_path):
 
 
 def test_it_samples_a_few_micro_batches_at_a_time(sft, tmp_path, monkeypatch):
-    """In order, and each with random numbers of its own."""
-    calls, generate = [], train_rlhf.generate
+    """In order. How many at a time changes neither the samples nor what is logged."""
+    sizes, samples, generate = [], [], train_rlhf.generate
 
-    def recorded(policy, prompts, k, length, temperature, eos, seed):
-        calls.append((len(prompts), seed))
-        return generate(policy, prompts, k, length, temperature, eos=eos, seed=seed)
+    def recorded(policy, prompts, *rest, **options):
+        sizes.append(len(prompts))
+        responses = generate(policy, prompts, *rest, **options)
+        samples.extend(responses)
+        return responses
 
     monkeypatch.setattr(train_rlhf, "generate", recorded)
-    flags = {"reward": "helpers.runs:brevity", "batch_size": 20, "micro_batch_size": 1, "steps": 1}
-    run(train_rlhf, tmp_path / "out", init=sft, **flags)
-    assert [size for size, _ in calls] == [8, 8, 4]
-    assert len({seed for _, seed in calls}) == 3
+    rule = {"reward": "helpers.runs:brevity", "batch_size": 20, "steps": 3, "updates": 1}
+    logs, drawn = [], []
+    for size in (1, 2, 3, None):
+        flags = rule | ({"micro_batch_size": size} if size else {})
+        logs.append(metrics(run(train_rlhf, tmp_path / f"out{size}", init=sft, **flags)))
+        drawn.append(list(samples))
+        samples.clear()
+    assert sizes == 3 * [8, 8, 4] + 3 * [16, 4] + 3 * [20] + 3 * [20]
+    first_batch = [[list(response) for response in group] for group in drawn[0][:20]]
+    assert len({str(group) for group in first_batch}) > 15  # no two parts have the same random numbers
+    for other, log in zip(drawn, logs, strict=True):
+        assert other == drawn[0]
+        for row, wanted in zip(log, logs[0], strict=True):
+            for name in ("loss", "reward", "kl", "entropy", "length", "grad_norm"):
+                assert row[name] == pytest.approx(wanted[name], rel=1e-4, abs=2e-5), name
 
 
 def test_nothing_waits_for_the_device_within_a_step(sft, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nanoroads.errors import InputError
+from nanoroads.randomness import generator
 from nanoroads.report import figures
 from nanoroads.world import optimum
 from nanoroads.world import roadmap as rm
@@ -223,7 +224,7 @@ def test_labels_of_the_hidden_world_and_of_single_pairs():
     hidden = sorted(rm.hidden_walks()[prompt])
     a, b = rm.route(hidden[:2]), rm.route(hidden[:1])
     gap = 4 / (2 + len(hidden)) - 2 / (1 + len(hidden))
-    rng = np.random.default_rng(0)
+    rng = generator("labels", 0)
     rows = [rm.label(HIDDEN, prompt, a, b, rng) for _ in range(4000)]
     assert abs(np.mean([row["chosen"] == a for row in rows]) - 1 / (1 + math.exp(-15 * gap))) < 0.02
     assert rows[:50] == rm.label_pairs(HIDDEN, [prompt] * 50, [a] * 50, [b] * 50, seed=0)

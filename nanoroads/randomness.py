@@ -1,0 +1,50 @@
+"""Every random number of the project, and what it is drawn from.
+
+A stream of random numbers has a name: its purpose, then the numbers that tell it from others of the
+same purpose, e.g. ("responses", seed, step). It is derived from that name by hashing, so two names
+never share numbers, and a stream does not depend on what was drawn before it, in which order, on
+which device, or by how many processes.
+
+Arithmetic on seeds would not do: torch's generator on a CPU keeps 32 bits of a seed, and seed + 1 of
+one purpose is often the seed of another.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+
+
+def stream_key(purpose: str, *parts: int | str) -> int:
+    """The name of a stream as an integer of 128 bits, which `generate` and `generator` take."""
+    digest = hashlib.sha256(repr((purpose, *parts)).encode()).digest()
+    return int.from_bytes(digest[:16], "little")
+
+
+def generator(purpose: str, *parts: int | str) -> np.random.Generator:
+    """NumPy's generator of a stream: shuffles, choices, labels."""
+    return np.random.default_rng(stream_key(purpose, *parts))
+
+
+def seed_weights(stage: str, seed: int) -> None:
+    """Seed torch's global generators, from which the initial weights of new modules are drawn."""
+    torch.manual_seed(stream_key("weights", stage, seed) % 2**32)
+
+
+def uniform(prompts: list, k: int, length: int, seed: int) -> np.ndarray:
+    """The random numbers that k responses to each of P prompts are sampled with.
+
+    prompts: P token lists. Returns (P*k, length) fp64, uniform in [0, 1) with 53 bits each; row
+    p*k + i is that of sample i of prompt p. A row is the SHAKE-128 hash of (seed, prompt, i) alone,
+    whatever else is in the batch. A prompt that stands there again goes on counting its samples."""
+    drawn = {}  # prompt -> how many of its samples have their numbers
+    rows = []
+    for prompt in prompts:
+        tokens = ",".join(map(str, prompt))
+        first = drawn.get(tokens, 0)
+        drawn[tokens] = first + k
+        for sample in range(first, first + k):
+            name = f"{seed}/{tokens}/{sample}"
+            rows.append(hashlib.shake_128(name.encode()).digest(8 * length))
+    bits = np.frombuffer(b"".join(rows), dtype="<u8").reshape(len(rows), length)
+    return (bits >> 11) * 2.0**-53
