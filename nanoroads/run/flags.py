@@ -117,7 +117,7 @@ def training_parser(doc, out, defaults, parents=()):
     add(
         "--inspect",
         action="store_true",
-        help="print three examples as tokens, with what is trained, and stop",
+        help="print three examples as tokens, count what is wrong in the whole file, and stop",
     )
 
     add = parser.add_argument_group("the optimizer").add_argument
@@ -169,7 +169,9 @@ def row_limits(args, model):
     """--max-prompt-tokens and the like as data.load takes them, with the model's context."""
     context = model.config.block_size
     hint = " (--max-prompt-tokens and --max-response-tokens cut)"
-    return Limits(context, args.max_prompt_tokens, args.max_response_tokens, args.skip_bad_rows, hint)
+    row_hint = " (--skip-bad-rows leaves such rows out, --inspect counts them)"
+    cuts = (args.max_prompt_tokens, args.max_response_tokens)
+    return Limits(context, *cuts, args.skip_bad_rows, hint, row_hint)
 
 
 # ---------------------------------------------------------------- defaults by model

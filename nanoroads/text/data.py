@@ -9,13 +9,17 @@ from typing import NamedTuple
 import tiktoken
 from tqdm import tqdm
 
-from nanoroads.errors import InputError
+from nanoroads.errors import InputError, printable
+from nanoroads.text.columns import Columns
 from nanoroads.text.encode import EncodedRow, cut_prompt, encode_row
-from nanoroads.text.layouts import TextOrMessages
+from nanoroads.text.layouts import Texts
 from nanoroads.text.rows import parse, raw_rows
+from nanoroads.text.split import hold_out, prompt_keys, shared_prompts
 
-# A function of layouts.py: row -> (prompt, answers).
-Layout = Callable[[dict], tuple[TextOrMessages, list[TextOrMessages]]]
+Layout = Callable[[dict], Texts]  # a function of layouts.py
+
+
+SAME_TOKENS = "'chosen' and 'rejected' are the same once encoded and cut"
 
 
 class Limits(NamedTuple):
@@ -27,7 +31,8 @@ class Limits(NamedTuple):
         None  # keep the first max_response tokens, then no EOS; None: only the context limits
     )
     skip_bad_rows: bool = False  # leave out rows that do not fit, and say how many
-    hint: str = ""  # appended to the error, so it begins with a space
+    hint: str = ""  # for rows that are too long; appended to the error, so it begins with a space
+    row_hint: str = ""  # the same for any row that cannot be used
 
 
 @dataclass
@@ -63,12 +68,15 @@ class Rows:
         return [[len(response) for response in group] for group in self.responses]
 
     def unique_prompts(self) -> "Rows":
-        """Each prompt once, where it stands first, without responses: what RL samples from."""
-        first = {}  # prompt as text -> where it stands first
-        for i, text in enumerate(self.texts):
-            first.setdefault(text, i)
-        prompts = [self.prompts[i] for i in first.values()]
-        return Rows(prompts, [[] for _ in prompts], list(first))
+        """Each prompt once, where it stands first, without responses: what RL samples from.
+
+        Two texts are one prompt if the model reads the same tokens."""
+        first = {}  # prompt as bytes -> where it stands first
+        for i, key in enumerate(prompt_keys(self.prompts)):
+            first.setdefault(key, i)
+        places = list(first.values())
+        prompts, _ = self.take(places)
+        return Rows(prompts, [[] for _ in prompts], [self.texts[i] for i in places])
 
 
 # ---------------------------------------------------------------- limits
@@ -84,42 +92,75 @@ def fit(encoding, row, limits):
     if not prompt:
         raise InputError("the prompt is empty")
     if len(responses) == 2 and responses[0] == responses[1]:
-        raise InputError("'chosen' and 'rejected' are the same once encoded and cut")
+        raise InputError(SAME_TOKENS)
     longest_response = max(map(len, responses), default=1)  # a prompt alone: room for one token
     longest = len(prompt) + longest_response
     if longest > limits.context:
         sizes = f"{longest} tokens, the model's context is {limits.context}"
         raise InputError(f"prompt and response take {sizes}{limits.hint}")
-    return EncodedRow(prompt, responses, row.text)
+    return row._replace(prompt=prompt, responses=responses)
 
 
 # ---------------------------------------------------------------- a file
 
 
+class Reading(NamedTuple):
+    """One row of a file, as far as it could be read."""
+
+    number: int  # of its line, from 1
+    row: dict
+    texts: Texts | None
+    whole: EncodedRow | None  # before the limits cut it
+    encoded: EncodedRow | None  # what is trained
+    error: InputError | None  # why the rest is missing
+
+
+def readings(path: str | Path, layout: Layout, encoding: tiktoken.Encoding, limits: Limits):
+    """Yields a Reading of every row of a file, good or bad. Raises InputError for the file itself."""
+    for number, raw_row in tqdm(raw_rows(path), desc=f"reading {path}", unit="row", disable=None):
+        row = {}
+        texts = whole = encoded = error = None
+        try:
+            row = parse(raw_row)
+            texts = layout(row)
+            whole = encode_row(encoding, texts.prompt, texts.answers, tools=texts.tools)
+            encoded = fit(encoding, whole, limits)
+        except InputError as caught:
+            error = caught
+        yield Reading(number, row, texts, whole, encoded, error)
+
+
 def load(path: str | Path, layout: Layout, encoding: tiktoken.Encoding, limits: Limits) -> Rows:
-    """Read a whole file. layout: a function of layouts.py, row -> (prompt, answers).
+    """Read a whole file, and say which of its columns nobody reads. layout: a function of layouts.py.
 
     A row that does not fit raises InputError with file:row; limits.skip_bad_rows leaves it out."""
     loaded = Rows([], [], [])
+    columns = Columns()
     errors = []
-    for number, raw_row in tqdm(raw_rows(path), desc=f"reading {path}", unit="row", disable=None):
-        try:
-            prompt, answers = layout(parse(raw_row))
-            encoded = fit(encoding, encode_row(encoding, prompt, answers), limits)
-        except InputError as error:
-            errors.append(f"{path}:{number}: {error}")
+    for reading in readings(path, layout, encoding, limits):
+        if reading.error:
+            errors.append(f"{path}:{reading.number}: {reading.error}")
             if not limits.skip_bad_rows:
-                raise InputError(errors[0]) from None
+                raise InputError(errors[0] + limits.row_hint) from None
             continue
-        # An array takes 4 bytes per token, a list about 36.
-        loaded.prompts.append(array("i", encoded.prompt))
-        loaded.responses.append([array("i", response) for response in encoded.responses])
-        loaded.texts.append(encoded.text)
+        append(loaded, reading.encoded)
+        columns.add(reading.row, reading.texts)
     if not loaded.prompts:
         raise InputError(f"{path}: no usable row; the first error: {errors[0]}")
     if errors:
-        print(f"{path}: skipped {len(errors):,} bad rows of {number:,}; the first: {errors[0]}")
+        rows = f"{len(errors):,} bad rows of {len(errors) + len(loaded):,}"
+        print(f"{path}: skipped {rows}; the first: {printable(errors[0])}")
+    for line in columns.lines():
+        print(f"{path}: {line}")
     return loaded
+
+
+def append(rows, encoded):
+    """Add an EncodedRow to Rows."""
+    # An array takes 4 bytes per token, a list about 36.
+    rows.prompts.append(array("i", encoded.prompt))
+    rows.responses.append([array("i", response) for response in encoded.responses])
+    rows.texts.append(encoded.text)
 
 
 def load_split(
@@ -131,21 +172,17 @@ def load_split(
 ) -> tuple[Rows, Rows]:
     """(training rows, held-out rows). Raises InputError.
 
-    held_out_path None: the last 5 % of the file, at most 256 rows."""
+    held_out_path None: those of about 5 % of the file, at most 256 rows; see split.py."""
     rows = load(path, layout, encoding, limits)
-    if held_out_path is not None:
-        return rows, load(held_out_path, layout, encoding, limits)
-    return hold_out(rows, path)
+    return split(rows, path, held_out_path, layout, encoding, limits)
 
 
-def hold_out(
-    rows: Rows, path: str | Path = "the data", share: float = 0.05, most: int = 256
-) -> tuple[Rows, Rows]:
-    """(all but the last rows, the last rows for evaluation). Raises InputError for a single row.
-
-    share: the fraction of the rows to hold out, but at least one row and at most `most`."""
-    if len(rows) < 2:
-        raise InputError(f"{path}: holds one row; at least two are needed, one of them to be held out")
-    held_out = max(1, min(most, int(len(rows) * share)))
-    boundary = len(rows) - held_out
-    return rows.slice(0, boundary), rows.slice(boundary, len(rows))
+def split(rows, path, held_out_path, layout, encoding, limits):
+    """The same for a file whose rows are loaded already."""
+    if held_out_path is None:
+        return hold_out(rows, path)
+    test = load(held_out_path, layout, encoding, limits)
+    shared = shared_prompts(rows, test)
+    if shared:
+        print(f"{held_out_path}: {shared:,} of its {len(test.unique_prompts()):,} prompts are also in {path}")
+    return rows, test

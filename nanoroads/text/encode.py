@@ -23,7 +23,10 @@ class EncodedRow(NamedTuple):
 
 
 def encode_row(
-    encoding: tiktoken.Encoding, prompt: TextOrMessages, answers: Sequence[TextOrMessages] = ()
+    encoding: tiktoken.Encoding,
+    prompt: TextOrMessages,
+    answers: Sequence[TextOrMessages] = (),
+    tools: list[dict] | None = None,
 ) -> EncodedRow:
     """A prompt and its answers, all text or all message lists -> tokens. Raises InputError."""
     eos = tokenizer.eos_id(encoding)

@@ -1,9 +1,9 @@
-"""One row of a user's file -> (prompt, answers): one function for each layout that people have.
+"""One row of a user's file -> Texts: one function for each layout that people have.
 
 For SFT, `sft_texts` chooses among
 
     prompt_and_response      {"prompt", "response"} or {"prompt", "completion"}
-    one_message_list         {"messages"}: the last turn is the response
+    one_message_list         {"messages"} or {"conversations"}: the last turn is the response
     templated                any fields, through --prompt-template
 
 For preferences, `preference_texts` chooses among
@@ -15,21 +15,55 @@ For preferences, `preference_texts` chooses among
 
 `prompt_texts` takes any of the above but the templated ones, and leaves the answers out.
 
-A prompt and an answer are text or a message list: [{"role": "user", "content": "Hello"}, ...].
-Every function raises InputError for a row that it cannot read; data.load adds the file and the row.
+Rows are what `rows.parse` gives: what is absent is no key. messages.py says which forms of message
+lists are read, dialogues.py where the prompt ends. A column of another name, such as `system`, is not
+read, as in TRL; data.load says so. Every function raises InputError for a row that it
+cannot read; data.load adds the file and the row.
 """
 
 from string import Formatter
+from typing import NamedTuple
 
 from nanoroads.errors import InputError
+from nanoroads.text.dialogues import (
+    check_answer,
+    pair_at_the_answer,
+    response_at_the_answer,
+    same_turns,
+    turns_of_text,
+)
+from nanoroads.text.messages import list_of_objects, message_list, text_or_messages
 
 TextOrMessages = str | list[dict]
+
+SAME_ANSWERS = "'chosen' and 'rejected' are the same"
+MESSAGES = ("messages", "conversations")
+RESPONSE = ("response", "completion")
+# The same and what other data sets call it, for --prompt-template.
+TEMPLATED_RESPONSE = RESPONSE + ("summary", "output")
+# What other data sets call our fields, for the hint in an error.
+OTHER_NAMES = {
+    "prompt": ("question", "instruction", "query", "input", "post", "document"),
+    "response": ("output", "answer", "summary", "text", "chosen"),
+    "chosen": ("preferred_output", "accepted", "response_chosen", "completion", "response"),
+    "rejected": ("non_preferred_output", "response_rejected"),
+}
+
+
+class Texts(NamedTuple):
+    """What a row says: all text, or all message lists."""
+
+    prompt: TextOrMessages
+    answers: list[TextOrMessages]
+    tools: list[dict] | None = None  # JSON schemas for the chat template; None: no tools
+    fields: tuple[str, ...] = ()  # names of the row's fields that were read
+
 
 # ---------------------------------------------------------------- SFT
 
 
-def sft_texts(row: dict, template: str | None = None) -> tuple[TextOrMessages, list[TextOrMessages]]:
-    """(prompt, [response]). template: a format string over the row's fields, for the prompt."""
+def sft_texts(row: dict, template: str | None = None) -> Texts:
+    """The prompt and [response]. template: a format string over the row's fields, for the prompt."""
     if template:
         return templated(row, template)
     if is_one_message_list(row):
@@ -38,159 +72,244 @@ def sft_texts(row: dict, template: str | None = None) -> tuple[TextOrMessages, l
 
 
 def templated(row, template):
-    """Any fields make the prompt; the response may also be the field `summary`."""
+    """Any fields make the prompt; the response may also be the field `summary` or `output`."""
     try:
         prompt = template.format(**row)
-        names = [name for _, name, _, _ in Formatter().parse(template)]  # None after the last field
-    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        names = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except KeyError as error:
+        raise InputError(f"--prompt-template {template!r} does not fit the row (no field {error})") from None
+    except (IndexError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"--prompt-template {template!r} does not fit the row ({error!r})") from None
     for name in names:
         if name not in row or isinstance(row[name], (int, float)):  # a number can be written out
             continue
         if isinstance(row[name], list):
             raise InputError(f"field {name!r} is a list, not text")
-        field(row, name)
-    return dialogue(prompt, [field(row, "response", "completion", "summary")])
+        if not isinstance(row[name], str) or not row[name]:
+            field(row, name)  # says what it is instead
+    response = field(row, *TEMPLATED_RESPONSE)
+    response_name = name_with_value(row, *TEMPLATED_RESPONSE)
+    if isinstance(response, list):
+        prompt, answer = response_at_the_answer(prompt, response, response_name)
+        return from_messages(row, prompt, [answer], names + [response_name])
+    return Texts(prompt, [response], None, tuple(names) + (response_name,))
 
 
 def is_one_message_list(row):
     """Whether to read "messages", even beside "prompt": UltraChat also has the prompt as text."""
-    return "messages" in row and "response" not in row and "completion" not in row
+    return has_value(row, *MESSAGES) and not has_value(row, *RESPONSE)
 
 
 def one_message_list(row):
     """All turns but the last are the prompt; only the last one is learned."""
-    messages = checked_messages(row["messages"], "messages")
+    name = name_with_value(row, *MESSAGES)
+    messages = messages_in(row, name)
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
-        raise InputError("'messages' must end in an assistant message")
-    return dialogue(messages[:-1], [messages[-1:]])
+        raise InputError(f"{name!r} must end in an assistant message, and hold more than that")
+    check_answer(messages[-1:], name)
+    return from_messages(row, messages[:-1], [messages[-1:]], [name])
 
 
 def prompt_and_response(row):
-    """Both may be text or message lists."""
-    return dialogue(field(row, "prompt"), [field(row, "response", "completion")])
+    """Both may be text or message lists; the response may repeat the prompt."""
+    prompt = field(row, "prompt")
+    response = field(row, *RESPONSE)
+    name = name_with_value(row, *RESPONSE)
+    if isinstance(prompt, str) and isinstance(response, str):
+        return Texts(prompt, [response], None, ("prompt", name))
+    prompt, answer = response_at_the_answer(prompt, as_messages(response, "assistant"), name)
+    return from_messages(row, prompt, [answer], ["prompt", name])
 
 
 # ---------------------------------------------------------------- preferences
 
 
-def preference_texts(row: dict) -> tuple[TextOrMessages, list[TextOrMessages]]:
-    """(prompt, [chosen, rejected])."""
-    if "summaries" in row and "choice" in row:
+def preference_texts(row: dict) -> Texts:
+    """The prompt and [chosen, rejected]."""
+    if has_value(row, "summaries") and not has_value(row, "chosen"):
         return summarize_from_feedback(row)
     chosen, rejected = chosen_and_rejected(row)
-    if isinstance(chosen, list):
-        return message_pair(row, chosen, rejected)
-    if "prompt" in row:
-        return text_pair(row, chosen, rejected)
-    return hh_rlhf(chosen, rejected)
+    prompt_name = name_of_prompt(row)
+    prompt = ""
+    if has_value(row, prompt_name):
+        prompt = field(row, prompt_name)
+    if isinstance(chosen, list) or isinstance(prompt, list):
+        return message_pair(row, prompt_name, prompt, chosen, rejected)
+    if are_whole_dialogues(chosen, rejected, has_prompt=prompt != ""):
+        return hh_rlhf(prompt, chosen, rejected)
+    return text_pair(row, chosen, rejected)
 
 
 def chosen_and_rejected(row):
     """Two texts or two message lists, which differ."""
     chosen = field(row, "chosen")
     rejected = field(row, "rejected")
-    if chosen == rejected:
-        raise InputError("'chosen' and 'rejected' are the same")
     if isinstance(chosen, list) != isinstance(rejected, list):
         raise InputError("of 'chosen' and 'rejected' one is text, the other a message list")
+    chosen_messages = as_messages(chosen, "assistant")
+    if same_turns(chosen_messages, as_messages(rejected, "assistant")):
+        raise InputError(SAME_ANSWERS)
     return chosen, rejected
 
 
+def name_of_prompt(row):
+    """The field of the prompt: "prompt", or a message list that does not end in an answer."""
+    if not has_value(row, "prompt"):
+        for name in MESSAGES:
+            if has_value(row, name) and messages_in(row, name)[-1]["role"] != "assistant":
+                return name
+    return "prompt"
+
+
 def text_pair(row, chosen, rejected):
-    """Two texts; the prompt may also be a message list."""
-    return dialogue(field(row, "prompt"), [chosen, rejected])
+    """Three texts."""
+    if "prompt" not in row:
+        hint = renaming_hint(row, "prompt")
+        raise InputError(f"has no 'prompt', and 'chosen' and 'rejected' do not share a dialogue{hint}")
+    return Texts(field(row, "prompt"), [chosen, rejected], None, ("prompt", "chosen", "rejected"))
 
 
-def message_pair(row, chosen, rejected):
-    """Two message lists. The prompt is the field "prompt", if any, and their shared beginning."""
-    shared = shared_beginning(chosen, rejected)
-    prompt = []
-    if row.get("prompt"):
-        prompt = field(row, "prompt")
-    if isinstance(prompt, str):
-        # UltraFeedback has the prompt twice: as text, and as the first message of both lists.
-        prompt = [] if shared else [{"role": "user", "content": prompt}]
-    if not prompt and not shared:
-        raise InputError("has no 'prompt', and 'chosen' and 'rejected' share no beginning before an answer")
-    return dialogue(prompt + chosen[:shared], [chosen[shared:], rejected[shared:]])
+def message_pair(row, prompt_name, prompt, chosen, rejected):
+    """Message lists, or answers of text to a message list. The prompt may be their shared beginning."""
+    chosen = as_messages(chosen, "assistant")
+    rejected = as_messages(rejected, "assistant")
+    prompt, answers = pair_at_the_answer(prompt, chosen, rejected)
+    return from_messages(row, prompt, answers, [prompt_name, "chosen", "rejected"])
 
 
-def shared_beginning(chosen, rejected):
-    """How many messages stand before the first that differs.
+def are_whole_dialogues(chosen, rejected, has_prompt):
+    """Whether two texts are dialogues as HH-RLHF writes them, not answers alone.
 
-    0 if none differs, but one list ends before the other: its answer would be empty."""
-    for place, (one, other) in enumerate(zip(chosen, rejected, strict=False)):
-        if one != other:
-            return place
-    return 0
+    Beside a prompt they begin alike: two answers may be scripts of dialogues, which are only text."""
+    chosen_turns = turns_of_text(chosen)
+    rejected_turns = turns_of_text(rejected)
+    if not chosen_turns or not rejected_turns or chosen_turns[0]["role"] == "assistant":
+        return False
+    return not has_prompt or same_turns(chosen_turns[:1], rejected_turns[:1])
 
 
-def hh_rlhf(chosen, rejected):
-    """Two dialogues as text, which differ in the assistant's last turn only."""
-    marker = "\n\nAssistant:"
-    marker_begins = chosen.rfind(marker)
-    prompt_ends = marker_begins + len(marker)
-    if marker_begins < 0 or chosen[:prompt_ends] != rejected[:prompt_ends]:
-        raise InputError(
-            "has no 'prompt', and 'chosen' and 'rejected' do not share a dialogue up to the last turn"
-        )
-    return dialogue(chosen[:prompt_ends], [chosen[prompt_ends:], rejected[prompt_ends:]])
+def hh_rlhf(prompt, chosen, rejected):
+    """Two dialogues as text, which differ in the assistant's last turn only. They stay as they are written.
+
+    prompt: a text, perhaps a part of both, or "". TRL cuts such texts at the first character that differs,
+    which may be within a word; here turns are compared, and an answer begins behind its "Assistant:"."""
+    chosen_turns = turns_of_text(chosen)
+    rejected_turns = turns_of_text(rejected)
+    shared, _ = pair_at_the_answer("", chosen_turns, rejected_turns)
+    chosen_begins = chosen_turns[len(shared)]["begins"]
+    rejected_begins = rejected_turns[len(shared)]["begins"]
+    beginning = chosen[:chosen_begins]
+    said = [turn["content"].strip() for turn in shared]
+    if prompt.strip() not in said and not beginning.strip().startswith(prompt.strip()):
+        beginning = prompt + beginning
+    answers = [chosen[chosen_begins:], rejected[rejected_begins:]]
+    return Texts(beginning, answers, None, ("prompt", "chosen", "rejected"))
 
 
 def summarize_from_feedback(row):
     """A Reddit post or news article and two summaries; `choice` is the index of the better one."""
     info = row.get("info") or {}
     summaries = row["summaries"]
-    choice = row["choice"]
-    is_index = choice in (0, 1) and not isinstance(choice, float)  # 1.0 equals 1, but is no index
+    choice = row.get("choice")
+    is_index = choice in (0, 1) and isinstance(choice, int) and not isinstance(choice, bool)
     if not is_index or not isinstance(summaries, list) or len(summaries) != 2:
         raise InputError("'choice' must be 0 or 1 and 'summaries' a list of two")
     post = field(info, "post", "article")
     subreddit = info.get("subreddit") or ""
     title = info.get("title") or ""
     prompt = f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
-    return dialogue(prompt, [field(summaries[choice], "text"), field(summaries[1 - choice], "text")])
+    chosen = field(summaries[choice], "text")
+    rejected = field(summaries[1 - choice], "text")
+    if chosen == rejected:
+        raise InputError("the two 'summaries' are the same")
+    return Texts(prompt, [chosen, rejected], None, ("info", "summaries", "choice"))
 
 
 # ---------------------------------------------------------------- prompts
 
+# What a row of prompts may also hold: answers, which nobody misses.
+KNOWN_FIELDS = MESSAGES + RESPONSE + ("prompt", "chosen", "rejected", "info", "summaries", "choice")
 
-def prompt_texts(row: dict) -> tuple[TextOrMessages, list]:
-    """(prompt, [])."""
-    # Lists may share messages beyond "prompt", which belong to the prompt.
-    only_in_a_pair = "prompt" not in row and ("chosen" in row or "summaries" in row)
-    if only_in_a_pair or isinstance(row.get("chosen"), list):
-        prompt, _ = preference_texts(row)
+
+def prompt_texts(row: dict) -> Texts:
+    """The prompt, and no answers."""
+    if is_read_from_its_answers(row):
+        texts = preference_texts(row)
     elif is_one_message_list(row):
-        prompt, _ = sft_texts(row)
+        texts = unanswered(row)
+    elif has_value(row, *RESPONSE) and isinstance(field(row, *RESPONSE), list):
+        texts = prompt_and_response(row)
+    elif isinstance(field(row, "prompt"), list):
+        texts = from_messages(row, field(row, "prompt"), [], [])
     else:
-        prompt = field(row, "prompt")
-    return prompt, []
+        texts = Texts(field(row, "prompt"), [])
+    return Texts(texts.prompt, [], texts.tools, texts.fields + KNOWN_FIELDS)
+
+
+def is_read_from_its_answers(row):
+    """Whether a row has a pair, of which more than the field "prompt" may be the prompt."""
+    if not has_value(row, "prompt"):
+        return has_value(row, "chosen", "summaries")
+    if not has_value(row, "chosen") or not has_value(row, "rejected"):
+        return False
+    chosen = field(row, "chosen")
+    rejected = field(row, "rejected")
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        return are_whole_dialogues(chosen, rejected, has_prompt=True)
+    return True
+
+
+def unanswered(row):
+    """A message list up to the last answer, or all of it where it ends in the user's turn."""
+    name = name_with_value(row, *MESSAGES)
+    messages = messages_in(row, name)
+    if messages[-1]["role"] == "assistant":
+        return one_message_list(row)
+    return from_messages(row, messages, [], [name])
 
 
 # ---------------------------------------------------------------- what the layouts share
 
 
+def from_messages(row, prompt, answers, fields):
+    """Texts of message lists, with the row's tools. fields: names of those read so far."""
+    tools = None
+    if has_value(row, "tools"):
+        tools = list_of_objects(row["tools"], "tools") or None
+    return Texts(prompt, answers, tools, tuple(fields) + ("tools",))
+
+
+def has_value(row, *names):
+    """Whether one of these fields holds anything: not an empty text, list or object."""
+    return any(row.get(name) not in (None, "", [], {}) for name in names)
+
+
+def name_with_value(row, *names):
+    """The first of `names` that has a value, or else that the row has, or else the first."""
+    present = [name for name in names if name in row]
+    for name in present:
+        if has_value(row, name):
+            return name
+    return (present or names)[0]
+
+
 def field(row, *names):
-    """The value of the first of `names` that the row has: text, not empty, or a message list."""
+    """The value of the first of `names` that has one: text, not empty, or a message list."""
     if not isinstance(row, dict):
         raise InputError(f"{row!r:.40}: an object with the field {either(names)} is wanted")
-    present = [name for name in names if name in row]
-    if not present:
+    name = name_with_value(row, *names)
+    if name not in row:
         having = ", ".join(repr(name) for name in row) or "nothing"
-        raise InputError(f"has no field {either(names)}, only {having}")
-    # Prefer one that has a value: parquet gives every row every column, null where absent.
-    with_value = [name for name in present if row[name] is not None]
-    name = with_value[0] if with_value else present[0]
-    value = row[name]
-    if isinstance(value, list):
-        return checked_messages(value, name)
-    if not isinstance(value, str):
-        raise InputError(f"field {name!r} is {type(value).__name__}, not text")
-    if not value:
-        raise InputError(f"field {name!r} is empty")
-    return value
+        raise InputError(f"has no field {either(names)}, only {having:.300}{renaming_hint(row, names[0])}")
+    return text_or_messages(row[name], name)
+
+
+def messages_in(row, name):
+    """The message list in a field. Raises InputError if it is text."""
+    messages = text_or_messages(row[name], name)
+    if isinstance(messages, str):
+        raise InputError(f"field {name!r} is text, not a message list")
+    return messages
 
 
 def either(names):
@@ -198,45 +317,21 @@ def either(names):
     return " or ".join(repr(name) for name in names)
 
 
-def checked_messages(messages, name="prompt"):
-    """The messages without null values: parquet gives every message every key, null where absent.
-
-    Raises InputError, with the name of their field, unless they are a list of objects with text in
-    both "role" and "content"."""
-    if not isinstance(messages, list) or not messages or not all(is_message(each) for each in messages):
-        wanted = "one or more objects with text in 'role' and 'content'"
-        raise InputError(f"field {name!r}: a message list must hold {wanted}")
-    return [{key: value for key, value in message.items() if value is not None} for message in messages]
-
-
-def is_message(value):
-    """Whether a value is {"role": text, "content": text}, perhaps with more."""
-    if not isinstance(value, dict):
-        return False
-    return isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
-
-
-def dialogue(prompt, answers):
-    """(prompt, answers) as they are if all are text, else all as message lists.
-
-    Raises InputError for an empty answer."""
-    if isinstance(prompt, str) and all(isinstance(answer, str) for answer in answers):
-        if not all(answers):
-            raise InputError("an answer is empty")
-        return prompt, answers
-    prompt = as_messages(prompt, "user")
-    answers = [as_messages(answer, "assistant") for answer in answers]
-    for messages in answers:
-        if not any(message["content"] for message in messages):
-            raise InputError("an answer is empty")
-    return prompt, answers
+def renaming_hint(row, name):
+    """For an error: what the row has that may be the field `name`."""
+    if name in ("chosen", "rejected") and isinstance(row.get("label"), bool):
+        return "; its 'label' marks a single answer as good or bad (as KTO has it), and pairs are wanted"
+    for other in OTHER_NAMES.get(name, ()):
+        if has_value(row, other):
+            return f"; if {other!r} is the {name}, rename it"
+    return ""
 
 
 def as_messages(value, role):
     """Text as the one message of `role`; a message list as it is."""
     if isinstance(value, str):
-        value = [{"role": role, "content": value}]
-    return checked_messages(value)
+        return [{"role": role, "content": value}]
+    return value
 
 
 def chat_text(messages):
@@ -245,7 +340,7 @@ def chat_text(messages):
     If they end in the user's turn, the text asks for the assistant's."""
     speakers = {"user": "Human", "assistant": "Assistant", "system": "System"}
     text = ""
-    for message in checked_messages(messages):
+    for message in message_list(messages):
         speaker = speakers.get(message["role"], message["role"])
         text += f"\n\n{speaker}: {message['content']}"
     if messages[-1]["role"] != "assistant":

@@ -1,6 +1,7 @@
 """Files of rows: `.jsonl`, `.jsonl.gz`, `.parquet`, or `hf:org/name[:split]` -> dicts.
 
-Every error names the file, and the row where there is one. `parse` leaves both to its caller.
+A row's number is that of its line; blank lines are passed over. Every error names the file, and the row
+where there is one. `parse` leaves both to its caller.
 """
 
 import gzip
@@ -10,7 +11,26 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nanoroads.errors import InputError
+from nanoroads.text.values import plain
 from nanoroads.weights.files import write_text
+
+BLANK = b" \t\r\n\0\x1a"  # what a line without a row consists of; zeros stand where a machine crashed
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# How files of other kinds begin, and what to do with them.
+OTHER_KINDS = [
+    (b"[", "a JSON array, not an object a line; jq -c '.[]' makes such lines"),
+    (b"PAR1", "a parquet file; name it .parquet"),
+    (b"\x1f\x8b", "a gzip file; name it .jsonl.gz"),
+    (b"\xff\xfe", "UTF-16; save it as UTF-8"),
+    (b"\xfe\xff", "UTF-16; save it as UTF-8"),
+    (b"PK\x03\x04", "a zip file; unpack it"),
+    (b"BZh", "a bzip2 file; unpack it"),
+    (b"\xfd7zXZ", "an xz file; unpack it"),
+    (b"ARROW1", "an Arrow file; write it as parquet"),
+    (b"\xff\xff\xff\xff", "an Arrow file; write it as parquet"),
+    (b"\x28\xb5\x2f\xfd", "a zstandard file; unpack it"),
+]
+TABLES = (".csv", ".tsv")  # with their many dialects: pandas reads them
 
 
 def write_rows(path: str | Path, rows: Iterable[dict]) -> None:
@@ -25,15 +45,34 @@ def raw_rows(path: str | Path) -> Iterator[tuple[int, bytes | dict]]:
     Raises InputError: no file, no rows, a library is missing."""
     rows = open_rows(path)
     number = 0
+    is_empty = True
     try:
         for number, row in enumerate(rows, 1):
+            if isinstance(row, bytes):
+                if number == 1:
+                    row = row.removeprefix(BYTE_ORDER_MARK)
+                row = row.strip(BLANK)
+                if not row:
+                    continue
+                if is_empty:
+                    refuse_other_kinds(row, path)
+            is_empty = False
             yield number, row
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}:{number + 1}: not a whole gzip file ({error})") from None
     finally:
         rows.close()
-    if number == 0:
+    if is_empty:
         raise InputError(f"{path}: holds no rows")
+
+
+def refuse_other_kinds(line, path):
+    """Raises InputError if a file's first line is that of another kind of file."""
+    for beginning, kind in OTHER_KINDS:
+        if line.startswith(beginning):
+            raise InputError(f"{path}: {kind}")
+    if line == b"{":
+        raise InputError(f"{path}: JSON over several lines, not an object a line; jq -c . makes such lines")
 
 
 def open_rows(path):
@@ -43,6 +82,9 @@ def open_rows(path):
         return hub_rows(name)
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
+    if name.endswith(TABLES):
+        lines = 'pandas.read_csv(FILE).to_json("rows.jsonl", orient="records", lines=True)'
+        raise InputError(f"{path}: a table; {lines} makes rows of it")
     if name.endswith(".parquet"):
         return parquet_rows(path)
     if name.endswith(".gz"):
@@ -59,7 +101,7 @@ def parquet_rows(path):
     try:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(1000):
-                yield from batch.to_pylist()
+                yield from batch.to_pylist(maps_as_pydicts="lossy")
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a whole parquet file ({error})") from None
 
@@ -79,9 +121,13 @@ def hub_rows(path):
 
 
 def parse(row: bytes | dict) -> dict:
-    """A line or a row -> dict. Raises InputError: not JSON, not UTF-8, not an object."""
+    """A line or a row -> dict of plain values without what is absent.
+
+    Raises InputError: not JSON, not UTF-8, not an object."""
     try:
-        parsed = json.loads(row) if isinstance(row, bytes) else row
+        parsed = plain(json.loads(row) if isinstance(row, bytes) else row)
+    except InputError as error:
+        raise InputError(f"not a row ({error})") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"not a JSON object ({error})") from None
     if not isinstance(parsed, dict):

@@ -29,7 +29,7 @@ def test_data_that_is_not_there_or_holds_nothing(refuses, sft, tmp_path):
         ('{"prompt": "WA>FL:", "resp', ["not a JSON object"]),
         ('["WA>FL:"]', ["not a JSON object", "list"]),
         (json.dumps({**ROW, "prompt": "\xff"}), ["no tokens"]),
-        ("", ["not a JSON object"]),
+        ("null", ["not a JSON object"]),
         ('{"answer": ">OR"}', ["no field"]),
         (json.dumps({**ROW, "prompt": 3}), ["'prompt'", "int"]),
         (json.dumps({**ROW, "prompt": ""}), ["'prompt'", "empty"]),
@@ -42,7 +42,8 @@ def test_a_row_that_is_wrong_is_named_by_its_line(second, words, refuses, sft, t
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(ROW) + "\n" + second + "\n")
     for i, (script, flags) in enumerate(stages(sft)):
-        refuses(script, f"{path}:2: ", *words, out=tmp_path / f"out{i}", data=path, **flags)
+        advice = ["--skip-bad-rows", "--inspect"]
+        refuses(script, f"{path}:2: ", *words, *advice, out=tmp_path / f"out{i}", data=path, **flags)
 
 
 def test_a_pair_of_the_same_response(refuses, sft, tmp_path):

@@ -10,6 +10,7 @@ import train_sft
 from nanoroads.run.optim import batch_indices
 from nanoroads.score import sequence_logps
 from nanoroads.text import layouts
+from nanoroads.text.split import hold_out
 from nanoroads.weights.checkpoint import load_model
 from nanoroads.weights.files import read_config
 
@@ -45,7 +46,7 @@ def test_from_a_policy_that_exists(rows, sft, tmp_path):
     """The first loss is that policy's on the first batch, a mean
     over its tokens, and not a new model's."""
     log = metrics(run(train_sft, tmp_path / "more", data=rows / "sft.jsonl", init=sft, steps=3, lr=1e-4))
-    demonstrations = load_rows(rows / "sft.jsonl", layouts.sft_texts)
+    demonstrations, _ = hold_out(load_rows(rows / "sft.jsonl", layouts.sft_texts))
     first = batch_indices(114, 96, 0, 0)  # 120 rows, 5% of them held out; batches for a small model
     logp = sequence_logps(load_model(sft), *demonstrations.take(first))
     nll = -logp.sum().item() / demonstrations.response_tokens(first)
@@ -55,7 +56,7 @@ def test_from_a_policy_that_exists(rows, sft, tmp_path):
 
 def test_the_held_out_loss_is_a_mean_over_tokens(rows, tmp_path):
     out = run(train_sft, tmp_path / "out", data=rows / "sft.jsonl", steps=2)
-    held_out = load_rows(rows / "sft.jsonl", layouts.sft_texts).slice(114, 120)
+    _, held_out = hold_out(load_rows(rows / "sft.jsonl", layouts.sft_texts))
     logp = sequence_logps(load_model(out), held_out.prompts, held_out.responses)
     nll = -logp.sum().item() / held_out.response_tokens(range(6))
     assert metrics(out)[-1]["eval_loss"] == pytest.approx(nll, abs=1e-5)

@@ -1,0 +1,67 @@
+"""Which rows are held out for evaluation: by prompt, so that no prompt is on both sides.
+
+A model that has seen other answers to a prompt is not measured on new ones by that prompt; and in a
+file that holds its rows twice, a row would be measured on itself."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from nanoroads.errors import InputError
+
+
+def hold_out(rows, path: str | Path = "the data", share: float = 0.05, most: int = 256):
+    """data Rows -> (rows for training, rows for evaluation), and says how many. Raises InputError.
+
+    See held_out_rows. A file of one prompt only is split within the prompt, with a line that says so."""
+    if len(rows) < 2:
+        raise InputError(f"{path}: holds one row; at least two are needed, one of them to be held out")
+    keys = prompt_keys(rows.prompts)
+    held_out = held_out_rows(keys, share, most)
+    is_held_out = set(held_out)
+    train = rows.select([i for i in range(len(rows)) if i not in is_held_out])
+    test = rows.select(held_out)
+
+    test_prompts = len({keys[i] for i in held_out})
+    if len(set(keys)) == 1:
+        shared = f"the {len(test):,} held-out rows share it"
+        print(f"{path}: all {len(rows):,} rows have one prompt, so {shared}")
+    else:
+        prompts = f"{test_prompts:,} of {len(set(keys)):,} prompts"
+        print(f"{path}: held out {len(test):,} of {len(rows):,} rows, those of {prompts}")
+    return train, test
+
+
+def prompt_keys(prompts) -> list[bytes]:
+    """Prompts as arrays of tokens -> what they can be compared by: as the model reads them."""
+    return [prompt.tobytes() for prompt in prompts]
+
+
+def held_out_rows(keys: Sequence[bytes], share: float = 0.05, most: int = 256) -> list[int]:
+    """Which rows to hold out, in the order of the file. keys: each row's prompt.
+
+    share: the fraction of the rows, but at least one row and at most `most`. Prompts are taken from the
+    end of the file, each with all its rows, as long as they do not exceed that: where no prompt comes
+    twice, these are the last rows. If every prompt has too many rows, it is the one with the fewest."""
+    wanted = max(1, min(most, int(len(keys) * share)))
+    rows_of = Counter(keys)
+    if len(rows_of) == 1:
+        return list(range(len(keys) - wanted, len(keys)))
+
+    chosen = set()  # keys
+    count = 0  # rows
+    for key in reversed(keys):
+        if key not in chosen and count + rows_of[key] <= wanted:
+            chosen.add(key)
+            count += rows_of[key]
+        if count == wanted:
+            break
+    if not chosen:
+        last_first = list(dict.fromkeys(reversed(keys)))
+        chosen.add(min(last_first, key=rows_of.get))
+    return [i for i, key in enumerate(keys) if key in chosen]
+
+
+def shared_prompts(train, test) -> int:
+    """How many different prompts of `test` (data Rows) are also in `train`."""
+    return len(set(prompt_keys(train.prompts)) & set(prompt_keys(test.prompts)))
