@@ -45,7 +45,7 @@ def flags(argv):
     add = parser.add_argument_group("the pairs and the loss").add_argument
     below_half = non_negative(float, below=0.5)
     add("--init", type=Path, default=Path("out/sft"), help="reference policy (default: %(default)s)")
-    add("--eval-data", type=Path, help="file of held-out pairs (default: the last 5 %% of --data)")
+    add("--eval-data", type=Path, help="file of held-out pairs (default: 5 %% of --data)")
     add("--loss", default="dpo", choices=LOSSES, help="see losses.py (default: dpo)")
     add("--beta", type=positive(float), help="weight of the regulariser (default: 0.3; pretrained 0.1)")
     add("--label-smoothing", type=below_half, default=0.1, help="cdpo: share of wrong labels (default: 0.1)")
@@ -114,7 +114,7 @@ def main(argv=None):
     tokenizer_name, encoding = tokenizer.of(args.init, reference)
     limits = row_limits(args, reference)
     if args.inspect:
-        return inspect(data.load(train_path, layouts.preference_texts, encoding, limits), encoding)
+        return inspect(train_path, test_path, layouts.preference_texts, encoding, limits)
     train, test = data.load_split(train_path, test_path, layouts.preference_texts, encoding, limits)
 
     # 2. The reference never changes, so what it says of the pairs is computed once.

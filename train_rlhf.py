@@ -86,7 +86,7 @@ def flags(argv):
     add("--reward-epochs", type=positive(float), help="passes over the pairs (default: 4; pretrained 1)")
     add("--reward-lr", type=positive(float), help="default: local 1e-4, global 3e-4; pretrained 1e-6, 3e-6")
     add("--reward-batch-size", type=positive(int), help="pairs per optimizer step (default: 32)")
-    add("--eval-data", type=Path, help="file of held-out pairs (default: the last 5 %% of --data)")
+    add("--eval-data", type=Path, help="file of held-out pairs (default: 5 %% of --data)")
     add("--stop-after", choices=["reward"], help="stop when stage 1 is done")
     args = parser.parse_args(argv)
 
@@ -124,9 +124,9 @@ def main(argv=None):
     tokenizer_name, encoding = tokenizer.of(args.init, reference)
     limits = row_limits(args, reference)
     layout = layouts.preference_texts if args.reward in CLASSES else layouts.prompt_texts
-    rows = data.load(train_path, layout, encoding, limits)
     if args.inspect:
-        return inspect(rows, encoding)
+        return inspect(train_path, test_path, layout, encoding, limits)
+    rows = data.load(train_path, layout, encoding, limits)
 
     # What stage 2 could not use is refused now, not after stage 1.
     max_new_tokens = response_length(task, args.max_new_tokens, limits.context, rows.prompts)
@@ -137,10 +137,7 @@ def main(argv=None):
     # Stage 1: pairs -> reward, a run of its own in OUT/reward.
     judge_source = args.reward  # a folder, or module:function
     if args.reward in CLASSES:
-        if test_path:
-            train, test = rows, data.load(test_path, layout, encoding, limits)
-        else:
-            train, test = data.hold_out(rows, train_path)
+        train, test = data.split(rows, train_path, test_path, layout, encoding, limits)
         # Without stage 2's flags, so that changing them keeps the reward model. --reward-lr and the like take
         # the names that the loop reads.
         stage_2_names = vars(stage_2_flags().parse_args([]))

@@ -89,11 +89,11 @@ def main(argv=None):
     policy, tokenizer_name, encoding = build(args, run.compute_dtype)
     policy.to(run.device)  # weights are fp32; products run in run.compute_dtype
     path = task.demonstrations(run.out, args.rows, args.seed)
-    layout = partial(layouts.sft_texts, template=args.prompt_template)  # a row -> (prompt, [response])
+    layout = partial(layouts.sft_texts, template=args.prompt_template)  # a row -> prompt, [response]
     limits = row_limits(args, policy)
     if args.inspect:
-        return inspect(data.load(path, layout, encoding, limits), encoding)
-    train, test = data.load_split(path, None, layout, encoding, limits)  # the last rows are held out
+        return inspect(path, None, layout, encoding, limits)
+    train, test = data.load_split(path, None, layout, encoding, limits)  # 5 % are held out
 
     # 2. Train it. Each step is a function of (seed, step), so a resumed run ends in the same bits.
     run.describe(policy, tokenizer_name)  # config.json

@@ -1,12 +1,35 @@
-"""--inspect: the first rows of a file as tokens, as the loss sees them."""
+"""--inspect: the first rows of a file as tokens, as the loss sees them, and counts over the whole file."""
 
 from nanoroads.batch import pack
+from nanoroads.run.doctor import examine, report
+from nanoroads.text.data import Rows, append, readings
 from nanoroads.text.tokenizer import piece
 
 
-def inspect(rows, encoding, examples=3):
-    """Print the first groups of data Rows as tokens; what stands in [brackets] is trained."""
-    for i in range(min(examples, len(rows))):
+def inspect(path, held_out_path, layout, encoding, limits, examples=3):
+    """Print the first good rows of a file as tokens, then what doctor.py finds in all of them.
+
+    held_out_path: --eval-data, or None. The rest as for data.load. No bad row stops it."""
+    first = Rows([], [], [])
+
+    def keep_first(all_readings):
+        for reading in all_readings:
+            if reading.encoded and len(first) < examples:
+                append(first, reading.encoded)
+            yield reading
+
+    findings = examine(keep_first(readings(path, layout, encoding, limits)), encoding)
+    held_out = None
+    if held_out_path:
+        held_out = examine(readings(held_out_path, layout, encoding, limits), encoding)
+    show_examples(first, encoding)
+    for line in report(findings, path, held_out, held_out_path):
+        print(line)
+
+
+def show_examples(rows, encoding):
+    """Print the groups of data Rows as tokens; what stands in [brackets] is trained."""
+    for i in range(len(rows)):
         prompts, responses = rows.take([i])
         trained = set()  # places in the batch
         if responses[0]:
