@@ -3,6 +3,7 @@
 A model that has seen other answers to a prompt is not measured on new ones by that prompt; and in a
 file that holds its rows twice, a row would be measured on itself."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +34,10 @@ def hold_out(rows, path: str | Path = "the data", share: float = 0.05, most: int
 
 
 def prompt_keys(prompts) -> list[bytes]:
-    """Prompts as arrays of tokens -> what they can be compared by: as the model reads them."""
-    return [prompt.tobytes() for prompt in prompts]
+    """Prompts as arrays of tokens -> what they can be compared by: as the model reads them.
+
+    16 bytes each, however long the prompts are."""
+    return [hashlib.blake2b(prompt.tobytes(), digest_size=16).digest() for prompt in prompts]
 
 
 def held_out_rows(keys: Sequence[bytes], share: float = 0.05, most: int = 256) -> list[int]:
