@@ -47,21 +47,24 @@ def examine(readings, encoding):
 
 
 def special_texts(encoding):
-    """A pattern that finds the special tokens of an encoding in text, as they are spelt."""
-    pattern = getattr(encoding, "special", None)  # of a Hugging Face folder
-    return pattern or re.compile("|".join(map(re.escape, sorted(encoding.special_tokens_set))))
+    """A pattern that finds the special tokens of an encoding in text; None if it has none."""
+    texts = sorted(encoding.special_tokens_set, reverse=True)  # the longer of two that begin alike first
+    if not texts:
+        return None
+    return re.compile("|".join(map(re.escape, texts)))
 
 
 def look(findings, reading, special, stops):
-    """Count one row. special: a pattern. stops: the ids that end a response."""
+    """Count one row. special: a pattern or None. stops: the ids that end a response."""
     findings.rows += 1
-    counts = findings.counts
     if reading.error:
         note_error(findings, reading)
     if reading.texts:
         findings.responses = len(reading.texts.answers)
         findings.columns.add(reading.row, reading.texts)
-        look_at_texts(counts, reading.texts, special)
+        for answer in reading.texts.answers:
+            if special and special.search(said(answer)):
+                findings.counts["special"] += 1
     if reading.whole:
         names = ["prompt", *RESPONSE_NAMES[findings.responses]]
         for name, tokens in zip(names, [reading.whole.prompt, *reading.whole.responses], strict=True):
@@ -79,40 +82,46 @@ def note_error(findings, reading):
     if message == SAME_ANSWERS:
         findings.counts["identical"] += 1
     if message == SAME_TOKENS:
-        was_identical = reading.whole.responses[0] == reading.whole.responses[1]
-        findings.counts["identical tokens" if was_identical else "identical when cut"] += 1
+        if reading.whole.responses[0] == reading.whole.responses[1]:
+            findings.counts["identical tokens"] += 1
+        else:
+            findings.counts["identical when cut"] += 1
 
 
-def look_at_texts(counts, texts, special):
-    """What can be seen before there are tokens."""
-    for answer in texts.answers:
-        messages = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
-        if any(special.search(message["content"]) for message in messages):
-            counts["special"] += 1
+def said(answer):
+    """The text of an answer, which is text or a list of one message."""
+    if isinstance(answer, str):
+        return answer
+    return answer[0]["content"]
 
 
 def look_at_tokens(findings, reading, stops):
     """What is trained of a good row."""
     counts = findings.counts
-    whole, encoded = reading.whole, reading.encoded
-    counts["cut prompts"] += int(len(encoded.prompt) < len(whole.prompt))
-    for response, whole_response in zip(encoded.responses, whole.responses, strict=True):
+    encoded = reading.encoded
+    if len(encoded.prompt) < len(reading.whole.prompt):
+        counts["cut prompts"] += 1
+    for response, whole_response in zip(encoded.responses, reading.whole.responses, strict=True):
         counts["responses"] += 1
-        counts["cut responses"] += int(len(response) < len(whole_response))
-        counts["without EOS"] += int(response[-1] not in stops)
+        if len(response) < len(whole_response):
+            counts["cut responses"] += 1
+        if response[-1] not in stops:
+            counts["without EOS"] += 1
 
     [key] = prompt_keys([array("i", encoded.prompt)])
     findings.keys.append(key)
-    answers = [array("i", response).tobytes() for response in encoded.responses]
-    row = hash((key, *answers))
-    counts["duplicates"] += int(row in findings.seen)
+    row = hash((key, str(encoded.responses)))
+    if row in findings.seen:
+        counts["duplicates"] += 1
     findings.seen.add(row)
-    if len(answers) == 2:
+    if len(encoded.responses) == 2:
         chosen, rejected = encoded.responses
-        counts["chosen longer"] += int(len(chosen) > len(rejected))
-        counts["rejected longer"] += int(len(chosen) < len(rejected))
-        findings.chosen.add(hash((key, answers[0])))
-        findings.rejected.add(hash((key, answers[1])))
+        findings.chosen.add(hash((key, str(chosen))))
+        findings.rejected.add(hash((key, str(rejected))))
+        if len(chosen) > len(rejected):
+            counts["chosen longer"] += 1
+        if len(chosen) < len(rejected):
+            counts["rejected longer"] += 1
 
 
 # ---------------------------------------------------------------- what to say
@@ -229,7 +238,7 @@ def advice(findings):
         lines.append("most responses have no EOS: a model trained on them may not learn to stop")
     if counts["special"]:
         lines.append("special tokens in responses: see the examples; what the chat template writes, remove")
-    if counts["duplicates"]:
+    if counts["duplicates"] and findings.responses:  # RL samples from a prompt that comes twice once
         lines.append("duplicates weigh double: remove them, unless they are meant to")
     if findings.chosen & findings.rejected:
         lines.append("an answer both chosen and rejected: decide, unless your labels are meant to be noisy")
