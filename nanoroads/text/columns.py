@@ -20,7 +20,7 @@ class Columns:
         self.unread = Counter()  # name -> rows that have it
         self.equal = Counter()  # column of scores -> rows in which both answers have the same
         self.inverted = Counter()  # column of scores -> rows in which the rejected answer has more
-        self.small_margins = 0  # rows with a margin of 0 or less
+        self.small_margins = Counter()  # column of margins -> rows in which it is 0 or less
         self.bad_labels = 0  # rows with one answer, and label false
         self.repeated_prompts = 0  # rows in which each answer begins with the prompt
 
@@ -47,8 +47,8 @@ class Columns:
                     self.equal[name] += 1
                 elif row[name] < row[counterpart]:
                     self.inverted[name] += 1
-        if is_number(row.get("margin")) and row["margin"] <= 0:
-            self.small_margins += 1
+            if "margin" in name and is_number(row[name]) and row[name] <= 0:
+                self.small_margins[name] += 1
 
     def lines(self):
         """What to say of them, a list of lines."""
@@ -63,8 +63,8 @@ class Columns:
             counterpart = name.replace("chosen", "rejected")
             counts = f"equal in {self.equal[name]:,}, inverted in {self.inverted[name]:,} {of_rows}"
             lines.append(f"{printable(name)} and {printable(counterpart)}: {counts}")
-        if self.small_margins:
-            lines.append(f"margin: 0 or less in {self.small_margins:,} {of_rows}")
+        for name, count in self.small_margins.items():
+            lines.append(f"{printable(name)}: 0 or less in {count:,} {of_rows}")
         if self.bad_labels:
             marked = f"answers marked as bad (false) in {self.bad_labels:,} {of_rows}"
             lines.append(f"label: {marked}; such rows, KTO's, are imitated like the others")

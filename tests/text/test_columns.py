@@ -70,9 +70,10 @@ def test_scores_that_do_not_agree_with_the_pair_are_counted(chosen, encoding, ro
 
 
 def test_margins_of_nothing_are_counted(encoding, rows, capsys):
-    path = rows(*(PAIR | {"margin": margin} for margin in (5.0, 0.0, -1, 0)))
-    says = ["columns not read: margin", "margin: 0 or less in 3 of 4 rows"]
-    assert said(path, layouts.preference_texts, encoding, capsys) == says
+    for name in ("margin", "reward_margin"):
+        path = rows(*(PAIR | {name: margin} for margin in (5.0, 0.0, -1, 0)))
+        says = [f"columns not read: {name}", f"{name}: 0 or less in 3 of 4 rows"]
+        assert said(path, layouts.preference_texts, encoding, capsys) == says
 
 
 def test_single_answers_with_a_label_are_named(encoding, rows, capsys):
