@@ -213,7 +213,8 @@ def error_lines(findings):
     lines = [count_line("rows that cannot be used", findings.errors.total(), "of which")]
     for kind, count in findings.errors.most_common(MOST_KINDS):
         number, message = findings.first_error[kind]
-        lines.append(f"    {count:>7,}  line {number:,}: {printable(message)[:160]}")
+        in_one_line = " ".join(printable(message).split())  # a template's error may have several
+        lines.append(f"    {count:>7,}  line {number:,}: {in_one_line[:160]}")
     if len(findings.errors) > MOST_KINDS:
         lines.append(f"             and {len(findings.errors) - MOST_KINDS:,} other kinds")
     return lines
