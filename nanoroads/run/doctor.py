@@ -8,7 +8,6 @@ from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 
-from nanoroads.errors import printable
 from nanoroads.text.columns import Columns
 from nanoroads.text.data import SAME_TOKENS
 from nanoroads.text.layouts import SAME_ANSWERS
@@ -213,7 +212,7 @@ def error_lines(findings):
     lines = [count_line("rows that cannot be used", findings.errors.total(), "of which")]
     for kind, count in findings.errors.most_common(MOST_KINDS):
         number, message = findings.first_error[kind]
-        in_one_line = " ".join(printable(message).split())  # a template's error may have several
+        in_one_line = " ".join(message.split())  # a template's error may have several
         lines.append(f"    {count:>7,}  line {number:,}: {in_one_line[:160]}")
     if len(findings.errors) > MOST_KINDS:
         lines.append(f"             and {len(findings.errors) - MOST_KINDS:,} other kinds")

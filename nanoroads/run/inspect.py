@@ -1,6 +1,7 @@
 """--inspect: the first rows of a file as tokens, as the loss sees them, and counts over the whole file."""
 
 from nanoroads.batch import pack
+from nanoroads.errors import printable
 from nanoroads.run.doctor import examine, report
 from nanoroads.text.data import Rows, append, readings
 from nanoroads.text.tokenizer import piece
@@ -24,7 +25,7 @@ def inspect(path, held_out_path, layout, encoding, limits, examples=3):
         held_out = examine(readings(held_out_path, layout, encoding, limits), encoding)
     show_examples(first, encoding)
     for line in report(findings, path, held_out, held_out_path):
-        print(line)
+        print(printable(line))
 
 
 def show_examples(rows, encoding):
@@ -41,7 +42,7 @@ def show_examples(rows, encoding):
         for k, tokens in enumerate([prompts[0], *responses[0]]):
             text = ""
             for token in tokens:
-                text += mark(printable(encoding, token), place in trained)
+                text += mark(token_text(encoding, token), place in trained)
                 place += 1
             label = f"response {k}" if k else "prompt"
             print(f"  {label:<10}  {text}")
@@ -54,6 +55,6 @@ def mark(token, is_trained):
     return f"{token}|"
 
 
-def printable(encoding, token):
+def token_text(encoding, token):
     """One token's text, with backslashes for what has no place in a line."""
     return repr(piece(encoding, token).decode(errors="backslashreplace"))[1:-1]

@@ -5,8 +5,6 @@ prompt, a margin, or scores that say that both answers are equally good."""
 
 from collections import Counter
 
-from nanoroads.errors import printable
-
 # A column of numbers of these kinds for the chosen answer has a counterpart for the rejected one.
 SCORES = ("score", "rating", "reward")
 MOST_NAMES = 12  # of columns that are named in one line
@@ -55,16 +53,16 @@ class Columns:
         lines = []
         of_rows = f"of {self.rows:,} rows"
         if self.unread:
-            names = [printable(name) for name in list(self.unread)[:MOST_NAMES]]
+            names = list(self.unread)[:MOST_NAMES]
             if len(self.unread) > MOST_NAMES:
                 names.append(f"and {len(self.unread) - MOST_NAMES} more")
             lines.append(f"columns not read: {', '.join(names)}")
         for name in self.equal | self.inverted:
             counterpart = name.replace("chosen", "rejected")
             counts = f"equal in {self.equal[name]:,}, inverted in {self.inverted[name]:,} {of_rows}"
-            lines.append(f"{printable(name)} and {printable(counterpart)}: {counts}")
+            lines.append(f"{name} and {counterpart}: {counts}")
         for name, count in self.small_margins.items():
-            lines.append(f"{printable(name)}: 0 or less in {count:,} {of_rows}")
+            lines.append(f"{name}: 0 or less in {count:,} {of_rows}")
         if self.bad_labels:
             marked = f"answers marked as bad (false) in {self.bad_labels:,} {of_rows}"
             lines.append(f"label: {marked}; such rows, KTO's, are imitated like the others")

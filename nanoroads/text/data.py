@@ -117,7 +117,7 @@ class Reading(NamedTuple):
 
 def readings(path: str | Path, layout: Layout, encoding: tiktoken.Encoding, limits: Limits):
     """Yields a Reading of every row of a file, good or bad. Raises InputError for the file itself."""
-    for number, raw_row in tqdm(raw_rows(path), desc=f"reading {path}", unit="row", disable=None):
+    for number, raw_row in tqdm(raw_rows(path), desc=printable(f"reading {path}"), unit="row", disable=None):
         row = {}
         texts = whole = encoded = error = None
         try:
@@ -149,9 +149,9 @@ def load(path: str | Path, layout: Layout, encoding: tiktoken.Encoding, limits: 
         raise InputError(f"{path}: no usable row; the first error: {errors[0]}")
     if errors:
         rows = f"{len(errors):,} bad rows of {len(errors) + len(loaded):,}"
-        print(f"{path}: skipped {rows}; the first: {printable(errors[0])}")
+        print(printable(f"{path}: skipped {rows}; the first: {errors[0]}"))
     for line in columns.lines():
-        print(f"{path}: {line}")
+        print(printable(f"{path}: {line}"))
     return loaded
 
 
@@ -184,5 +184,6 @@ def split(rows, path, held_out_path, layout, encoding, limits):
     test = load(held_out_path, layout, encoding, limits)
     shared = shared_prompts(rows, test)
     if shared:
-        print(f"{held_out_path}: {shared:,} of its {len(test.unique_prompts()):,} prompts are also in {path}")
+        prompts = f"{shared:,} of its {len(test.unique_prompts()):,} prompts"
+        print(printable(f"{held_out_path}: {prompts} are also in {path}"))
     return rows, test

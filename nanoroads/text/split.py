@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from nanoroads.errors import InputError
+from nanoroads.errors import InputError, printable
 
 
 def hold_out(rows, path: str | Path = "the data", share: float = 0.05, most: int = 256):
@@ -26,10 +26,10 @@ def hold_out(rows, path: str | Path = "the data", share: float = 0.05, most: int
     test_prompts = len({keys[i] for i in held_out})
     if len(set(keys)) == 1:
         shared = f"the {len(test):,} held-out rows share it"
-        print(f"{path}: all {len(rows):,} rows have one prompt, so {shared}")
+        print(printable(f"{path}: all {len(rows):,} rows have one prompt, so {shared}"))
     else:
         prompts = f"{test_prompts:,} of {len(set(keys)):,} prompts"
-        print(f"{path}: held out {len(test):,} of {len(rows):,} rows, those of {prompts}")
+        print(printable(f"{path}: held out {len(test):,} of {len(rows):,} rows, those of {prompts}"))
     return train, test
 
 
