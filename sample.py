@@ -141,8 +141,9 @@ def main(argv=None):
 
     # The model, its tokenizer, and what it was trained on: answers of a policy of the map are scored.
     device = pick_device(args.device)
-    pick_kernel(args.kernel, device)
-    model = load_policy(args.model, device, pick_dtype(args.dtype, device))
+    compute_dtype = pick_dtype(args.dtype, device)
+    pick_kernel(args.kernel, device, compute_dtype)
+    model = load_policy(args.model, device, compute_dtype)
     _, encoding = tokenizer.of(args.model, model)
     task = task_of_run(read_config(args.model))  # the map's, or that of a file
 

@@ -1,8 +1,9 @@
 """The public functions.
 
 They check their arguments by name, choose a backend and leave the arithmetic to it. All are
-differentiable and pass torch.compile(fullgraph=True); ops.py says how. On CUDA a target outside
-0..V-1 cannot raise without waiting for the device: its log-prob is NaN instead.
+differentiable and pass torch.compile(fullgraph=True); ops.py says how. What target and cu_seqlens
+hold is checked on a CPU only: on CUDA a target outside 0..V-1 cannot raise without waiting for the
+device. Its log-prob is NaN instead.
 """
 
 import os
@@ -14,11 +15,20 @@ from torch import Tensor
 from kernels import ops, torch_backend
 
 BACKENDS = ("auto", "torch", "triton")
-HAS_TRITON = find_spec("triton") is not None
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint32, torch.uint16, torch.uint8)
 IGNORE = -100  # a target that counts for nothing
+LEAST, MOST = 1e-20, 1e30  # of a temperature or softcap: what fp32 can divide logits by
 _default = "auto"
+
+
+def _finds_triton():
+    """Whether it can be imported. A folder without __init__.py, such as a clone's, is not enough."""
+    spec = find_spec("triton")
+    return spec is not None and spec.origin is not None
+
+
+HAS_TRITON = _finds_triton()
 
 
 def set_backend(name: str) -> None:
@@ -44,16 +54,27 @@ def pick(name: str, x: Tensor | None = None) -> str:
         return "triton" if _suits_triton(x) else "torch"
     if x.dtype == torch.float64:
         raise ValueError("backend is 'triton', which takes fp32, fp16 and bf16, not fp64")
-    interpreted = x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-    if not x.is_cuda and not interpreted:
+    if not x.is_cuda and not (x.device.type == "cpu" and _interprets()):
         raise ValueError(
             f"backend is 'triton', which needs CUDA tensors (or TRITON_INTERPRET=1), not {x.device}"
+        )
+    if x.dtype == torch.bfloat16 and _interprets():
+        raise ValueError(
+            "backend is 'triton', whose interpreter (TRITON_INTERPRET=1) multiplies the bits of bf16 as "
+            "integers: take fp32, fp16 or the torch backend"
         )
     return name
 
 
+def _interprets():
+    """Whether Triton's interpreter executes the kernels."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
 def _suits_triton(x):
     if not HAS_TRITON or not x.is_cuda or torch.version.hip is not None:
+        return False
+    if x.dtype == torch.bfloat16 and _interprets():
         return False
     major, _ = torch.cuda.get_device_capability(x.device)
     return major >= 8 and x.dtype != torch.float64
@@ -74,23 +95,26 @@ def linear_logp(
     """log softmax(z)[target], z = softcap tanh((hidden weight^T + bias) / softcap) / temperature.
 
     Without softcap, z is (hidden weight^T + bias) / temperature. hidden (N, D), weight (V, D) and
-    bias (V,) are fp32, fp16, bf16 or fp64, all three alike, or are cast to autocast's dtype;
-    target (N,) int -> logp (N,) fp32 [, entropy (N,) fp32 in nats]; fp64 for fp64 inputs.
-    A target of -100 gives 0 and no gradient. Differentiable in hidden, weight and bias.
+    bias (V,) are fp32, fp16, bf16 or fp64, all three alike, or, but for fp64, are cast to autocast's
+    dtype; target (N,) int -> logp (N,) fp32 [, entropy (N,) fp32 in nats]; fp64 for fp64 inputs.
+    A target of -100 gives 0 and no gradient, whatever its row holds. Without softcap, a bias of -inf
+    bans a class: its log-prob is -inf, its gradient finite. temperature and softcap: 1e-20 to 1e30.
+    Differentiable in hidden, weight and bias.
     budget: bytes of probabilities that the forward may keep for the backward, which otherwise
     computes them again (default: 4 GiB; in eager mode on CUDA at most a quarter of the free memory).
     Raises ValueError naming the argument."""
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden = hidden.to(dtype)
-        weight = weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    hidden, weight, bias = _autocast(hidden), _autocast(weight), _autocast(bias)
     _check_linear(hidden, weight, target, bias, temperature, softcap)
     backend = pick(backend, hidden)
+    target = target.long()  # before any comparison: in uint8, -100 is 156
+    hidden = _without_ignored(hidden, target)
     if not _takes_gradients(hidden, weight, bias):
         budget = -1  # no backward: nothing is kept
     elif budget is None:
         budget = torch_backend.default_budget(hidden.device)
+    if softcap is not None and softcap < 2 * temperature:
+        # The backward would read tanh off the kept probabilities, whose log-probs are off by 2^-9.
+        budget = min(budget, 0)
     logp, entropy, _, _, _ = ops.linear_op(
         hidden, weight, bias, target,
         float(temperature), float(softcap or 0.0), return_entropy, int(budget), backend,
@@ -126,8 +150,8 @@ def logp_from_logits(logits: Tensor, target: Tensor, *, backend: str = "auto") -
     Raises ValueError naming the argument."""
     if logits.ndim != 2 or not logits.shape[1] or logits.dtype not in FLOATS:
         raise ValueError(f"logits must be (N, V) floats, V > 0, not {tuple(logits.shape)} {logits.dtype}")
-    _check_target(target, logits, logits.shape[1], "logits")
-    logp, _ = ops.logits_op(logits, target, pick(backend, logits))
+    _check_target(target, logits, "logits")
+    logp, _ = ops.logits_op(logits, target.long(), pick(backend, logits))
     return logp
 
 
@@ -144,10 +168,27 @@ def segment_sum(x: Tensor, cu_seqlens: Tensor, *, backend: str = "auto") -> Tens
         )
     if cu_seqlens.device != x.device:
         raise ValueError(f"cu_seqlens is on {cu_seqlens.device}, x on {x.device}")
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        if cu_seqlens[0] != 0 or cu_seqlens[-1] != len(x) or (cu_seqlens.diff() < 0).any():
-            raise ValueError(f"cu_seqlens must rise from 0 to {len(x)}, not {cu_seqlens.tolist()[:8]}...")
     return ops.segments_op(x, cu_seqlens, pick(backend, x))
+
+
+def _autocast(x):
+    """x in autocast's dtype, as F.linear takes it; fp64 stays."""
+    if x is None or x.dtype not in FLOATS or x.dtype == torch.float64:
+        return x
+    if not torch.amp.is_autocast_available(x.device.type) or not torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
+
+
+def _without_ignored(hidden, target):
+    """hidden (N, D) with zeros in the rows of ignored targets.
+
+    These may hold NaN or inf, and 0 NaN = NaN would reach d weight, d bias and, by way of a
+    sequence's sum, the other rows."""
+    ignored = target == IGNORE
+    if target.device.type == "cpu" and not torch.compiler.is_compiling() and not ignored.any():
+        return hidden  # not asked elsewhere, because the device would have to be waited for
+    return hidden.masked_fill(ignored[:, None], 0.0)
 
 
 def _takes_gradients(hidden, weight, bias):
@@ -168,23 +209,19 @@ def _check_linear(hidden, weight, target, bias, temperature, softcap):
             raise ValueError(f"{name} must have hidden's dtype {hidden.dtype}, not {x.dtype}")
         if x is not None and x.device != hidden.device:
             raise ValueError(f"{name} is on {x.device}, hidden on {hidden.device}")
-    _check_target(target, hidden, weight.shape[0], "hidden")
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be positive, not {temperature}")
-    if softcap is not None and not 0 < softcap < float("inf"):
-        raise ValueError(f"softcap must be positive or None, not {softcap}")
+    _check_target(target, hidden, "hidden")
+    if not LEAST <= temperature <= MOST:
+        raise ValueError(f"temperature must be between {LEAST} and {MOST}, not {temperature}")
+    if softcap is not None and not LEAST <= softcap <= MOST:
+        raise ValueError(f"softcap must be None or between {LEAST} and {MOST}, not {softcap}")
 
 
-def _check_target(target, rows, classes, name):
+def _check_target(target, rows, name):
     """target against the rows (N, ...) that it belongs to; name: what the caller calls these."""
     if target.shape != rows.shape[:1] or target.dtype not in INTEGERS:
         raise ValueError(
-            f"target must be ({rows.shape[0]},) integers, not {tuple(target.shape)} {target.dtype}"
+            f"target must be ({rows.shape[0]},) integers that int64 holds, "
+            f"not {tuple(target.shape)} {target.dtype}"
         )
     if target.device != rows.device:
         raise ValueError(f"target is on {target.device}, {name} on {rows.device}")
-    if target.device.type == "cpu" and not torch.compiler.is_compiling() and len(target):
-        low, high = target.masked_fill(target == IGNORE, 0).aminmax()
-        for extreme in (int(low), int(high)):
-            if not 0 <= extreme < classes:
-                raise ValueError(f"target holds {extreme}, outside 0..{classes - 1}")

@@ -17,6 +17,7 @@ gradient.
 """
 
 import ctypes
+import io
 import json
 import platform
 import statistics
@@ -27,7 +28,7 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from kernels.measuring import CHECKED_ROWS, DTYPES, Clock, Parser, one_line, problem, reference
+from kernels.measuring import CHECKED_ROWS, DTYPES, Clock, Parser, one_line, problem, reference, write
 
 HEADS = {"GPT-2": (768, 50257), "Pythia-1.4B": (2048, 50304), "Llama-8B": (4096, 128256)}  # D, V
 CPU_QUICK = [(2000, 64, 98), (512, 768, 8192), (256, 768, 50257)]  # N, D, V
@@ -301,7 +302,9 @@ def draw(results, path):
         axis.set_xscale("log", base=2)
     lines, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower center", ncols=min(4, len(heads)), fontsize=8)
-    figure.savefig(path, dpi=150)
+    image = io.BytesIO()
+    figure.savefig(image, format=path.suffix[1:], dpi=150)
+    write(path, image.getvalue())
 
 
 def device_name(on_cuda):
@@ -329,8 +332,7 @@ def default_rounds(on_cuda, quick):
     return 20 if on_cuda else 7
 
 
-def flags():
-    parser = Parser("kernels.bench", __doc__)
+def flags(parser, device):
     add = parser.add_argument
     add("--quick", action="store_true", help="fewer shapes and rounds")
     add("--shape", type=int, nargs=3, action="append", metavar=("N", "D", "V"), help="shape; may be repeated")
@@ -340,21 +342,27 @@ def flags():
     add("--figure", type=Path, default=Path("out/bench.png"), metavar="FILE",
         help="file for the roofline plot (default: %(default)s)")  # fmt: skip
     args = parser.parse_args()
-    Path("out").mkdir(exist_ok=True)
-    for flag, path in (("--json", args.json), ("--figure", args.figure)):
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            parser.error(f"{flag} {path}: no such folder, or a folder itself")
+    for shape in args.shape or []:
+        parser.check_shape(shape, device, multiplies=True)
     if args.figure.suffix not in (".png", ".pdf", ".svg"):
         parser.error(f"--figure {args.figure}: must end in .png, .pdf or .svg")
-    if any(min(shape) < 1 for shape in args.shape or []):
-        parser.error("--shape takes positive numbers")
+    if args.json.absolute() == args.figure.absolute():
+        parser.error(f"--json and --figure are one file, {args.json}")
+    parser.check_file("--json", args.json)
+    parser.check_file("--figure", args.figure)
     return args
 
 
 def main():
-    args = flags()
+    parser = Parser("kernels.bench", __doc__)
+    with parser.refusing():
+        bench(parser)
+
+
+def bench(parser):
     on_cuda = torch.cuda.is_available()
     device = "cuda" if on_cuda else "cpu"
+    args = flags(parser, device)
     dtype = args.dtype or ("bf16" if on_cuda else "fp32")
     rounds = default_rounds(on_cuda, args.quick)
     header = {
@@ -371,7 +379,8 @@ def main():
         ceiling, rows = measure((n, d, v), DTYPES[dtype], device, functions, rounds)
         show(shape, ceiling, rows)
         results.append({"N": n, "D": d, "V": v, "ceiling_tflops": ceiling, "rows": rows})
-        args.json.write_text(json.dumps(header | {"results": results}, indent=1) + "\n")  # after each shape
+        text = json.dumps(header | {"results": results}, indent=1) + "\n"
+        write(args.json, text.encode())  # after each shape
     draw(results, args.figure)
     print(f"{args.json} and {args.figure} hold these figures")
 

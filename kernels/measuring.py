@@ -1,8 +1,14 @@
-"""What bench, tune and trace share: a problem to measure, a clock, an exact reference, a parser."""
+"""What bench, tune and trace share: a problem to measure, a clock, an exact reference, a parser, and
+files that are written whole or not at all."""
 
 import argparse
+import contextlib
+import errno
+import os
+import shutil
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -22,18 +28,98 @@ class Parser(argparse.ArgumentParser):
         self.program = program
 
     def error(self, message):
-        fail(self.program, message)
+        print(f"{self.program}: {message}", file=sys.stderr)
+        sys.exit(2)
+
+    def check_shape(self, shape, device, multiplies):
+        """Refuses a shape N, D, V whose inputs, in fp32, are larger than the device's memory.
+
+        multiplies: whether the (N, V) logits have to fit as well."""
+        n, d, v = shape
+        if min(shape) < 1:
+            self.error("--shape takes positive numbers")
+        needed = 4 * (n * d + v * d + n + (n * v if multiplies else 0))
+        there_is = memory_of(device)
+        if needed > there_is:
+            least = f"takes {needed >> 30} GiB at the least"
+            self.error(f"--shape {n} {d} {v}: {least}, of {there_is >> 30} GiB on this device")
+
+    def check_file(self, flag, path):
+        """Refuses a file that cannot be written; makes the folder out/, which the defaults name."""
+        folder = path.absolute().parent
+        if path.parent == Path("out") and not folder.exists():
+            folder.mkdir()
+        if path.is_dir():
+            self.error(f"{flag} {path}: is a folder")
+        if not folder.is_dir():
+            what = "is a file" if folder.exists() else "no such folder"
+            self.error(f"{flag} {path}: {path.parent}: {what}")
+        if not os.access(folder, os.W_OK):
+            self.error(f"{flag} {path}: no permission to write there")
+
+    @contextlib.contextmanager
+    def refusing(self):
+        """Says in one line what the machine lacks: room on a disk, memory, permission."""
+        try:
+            yield
+        except (OSError, MemoryError, RuntimeError) as error:
+            is_memory = isinstance(error, MemoryError) or "memory" in str(error)
+            if isinstance(error, RuntimeError) and not is_memory:  # a bug
+                raise
+            hint = "; try a smaller --shape" if is_memory else ""
+            self.error(one_line(error) + hint)
 
 
-def fail(program, message):
-    print(f"{program}: {message}", file=sys.stderr)
-    sys.exit(2)
+def memory_of(device):
+    """In bytes, of "cuda" or of the machine; an exbibyte where it does not say."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[1]
+    if not hasattr(os, "sysconf"):  # Windows
+        return 1 << 60
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def one_line(error):
     """The first line of an exception's message, or its type."""
     message = str(error).strip() or type(error).__name__
-    return message.splitlines()[0][:100]
+    return message.splitlines()[0][:200]
+
+
+# --- files
+
+
+def write(path, content):
+    """Writes bytes: path holds all of them, or what it held before. Raises OSError that names path."""
+    path = Path(os.path.realpath(path))  # a link keeps pointing to its file
+    part = path.with_name(f"{path.name}.part")
+    if path.exists() and not path.is_file():  # such as /dev/stdout, which nothing may replace
+        part = path
+    try:
+        part.write_bytes(content)
+        if part != path:
+            part.replace(path)
+    except OSError as error:
+        if part != path:
+            part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def write_trace(path, profile):
+    """The trace of a torch.profiler.profile, whole or not at all. Raises OSError that names path.
+
+    The profiler says nothing when it cannot write; its file just does not appear."""
+    part = path.with_name(f"part-{path.name}")  # the suffix stays: the profiler compresses for .gz
+    profile.export_chrome_trace(str(part))
+    if part.exists():
+        part.replace(path)
+        return
+    free = shutil.disk_usage(path.absolute().parent).free
+    Path(f"{part}.tmp").unlink(missing_ok=True)  # where the profiler writes first
+    code = errno.ENOSPC if free < 1 << 20 else errno.EIO
+    raise OSError(code, os.strerror(code), str(path))
+
+
+# --- a problem, a clock
 
 
 class Clock:

@@ -47,6 +47,27 @@ def _device_of(x):
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
+# What tensors hold is checked here, where torch.compile's graphs pass, too.
+
+
+def _check_classes(target, classes):
+    """Raises ValueError, on a CPU, for a target (N,) int64 outside 0..classes-1 that is not -100."""
+    if target.device.type != "cpu" or not len(target):
+        return
+    low, high = target.masked_fill(target == -100, 0).aminmax()
+    for extreme in (int(low), int(high)):
+        if not 0 <= extreme < classes:
+            raise ValueError(f"target holds {extreme}, outside 0..{classes - 1}")
+
+
+def _check_offsets(cu_seqlens, rows):
+    """Raises ValueError, on a CPU, unless cu_seqlens (B+1,) rises from 0 to rows."""
+    if cu_seqlens.device.type != "cpu":
+        return
+    if cu_seqlens[0] != 0 or cu_seqlens[-1] != rows or (cu_seqlens.diff() < 0).any():
+        raise ValueError(f"cu_seqlens must rise from 0 to {rows}, not {cu_seqlens.tolist()[:8]}...")
+
+
 # --- linear_logp: hidden, weight, bias, target -> logp, entropy
 
 
@@ -64,6 +85,7 @@ def _linear_forward(
     """-> logp, entropy, and what the backward needs: lse (N,), peak and store.
 
     softcap 0: none. budget -1: there will be no backward."""
+    _check_classes(target, weight.shape[0])
     module = _forward_module(backend)
     with _device_of(hidden):
         return module.forward(hidden, weight, bias, target, temperature, softcap, with_entropy, budget)
@@ -203,6 +225,7 @@ def linear_op(*inputs):
 
 def _logits_forward(logits: Tensor, target: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     """-> logp, and lse (N,) for the backward."""
+    _check_classes(target, logits.shape[1])
     module = _forward_module(backend)
     with _device_of(logits):
         return module.logits_forward(logits, target)
@@ -275,6 +298,7 @@ def logits_op(*inputs):
 
 
 def _segments_forward(x: Tensor, cu_seqlens: Tensor, backend: str) -> Tensor:
+    _check_offsets(cu_seqlens, x.shape[0])
     module = _forward_module(backend)
     with _device_of(x):
         return module.segment_sum(x, cu_seqlens)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 FP32_BYTES = 8 << 20  # up to this size E is kept in fp32
+LOG_ZERO = -1e30  # stands for log 0: unlike -inf, it can be subtracted from itself
 FP16_SCALE = 2.0**15  # E, at most 1, is kept in fp16 times this, so that rare classes are normal numbers
 # (elements of a tile, to fit the L2 cache; its fewest columns, for few launches)
 TILE = {"cpu": (1 << 20, 1024), "cuda": (1 << 25, 8192)}
@@ -119,11 +120,9 @@ def put_target(x, index, col0, v, value):
 
 
 def masked(logp, ignored, index, target):
-    """0 where the target is ignored; on CUDA, NaN where it is outside the vocabulary."""
-    logp.masked_fill_(ignored, 0.0)
-    if target.is_cuda:
-        logp.masked_fill_((index != target) & ~ignored, float("nan"))
-    return logp
+    """0 where the target is ignored, NaN where it is outside the vocabulary."""
+    logp.masked_fill_(index != target, float("nan"))
+    return logp.masked_fill_(ignored, 0.0)
 
 
 # --- linear_logp
@@ -138,18 +137,26 @@ def logits_(z, x, w, bias, temperature, softcap):
     else:
         torch.mm(x.to(z.dtype), w.to(z.dtype).T, out=z)
     if bias is not None:
-        z += bias.to(z.dtype).clamp_min(-1e30)  # -inf bans a class
+        z += bias.to(z.dtype)
     if softcap:
         z.div_(softcap).tanh_().mul_(softcap)
     if temperature != 1.0:
         z.div_(temperature)
+    if bias is not None:
+        z.clamp_min_(LOG_ZERO)  # -inf bans a class, at any temperature
     return z
+
+
+def softcap_slope(z, temperature, softcap):
+    """d/du softcap tanh(u / softcap) = 1 - tanh^2, from the logits z."""
+    return 1 - (z * (temperature / softcap)) ** 2
 
 
 def merge(target_logit, peak, total, moment):
     """A row's tiles (n, tiles) -> logp, lse, entropy (n, 1) each; entropy is None without moment.
 
-    target_logit: z[target], -inf in tiles without it; total: sum E; moment: sum E log E."""
+    target_logit: z[target], -inf in tiles without it; total: sum E; moment: sum E log E. All are NaN
+    for a row whose every class is banned: it has no distribution."""
     if peak.shape[1] > 1:  # fold the tiles into one, relative to the peak of the whole row
         row_peak = peak.amax(1, keepdim=True)
         share = (peak - row_peak).exp_()
@@ -158,8 +165,9 @@ def merge(target_logit, peak, total, moment):
         total = (share * total).sum(1, keepdim=True)
         target_logit = target_logit.amax(1, keepdim=True)
         peak = row_peak
-    log_total = total.log()
+    log_total = total.log().masked_fill_(peak == LOG_ZERO, float("nan"))
     logp = target_logit - peak - log_total
+    logp.masked_fill_((target_logit == LOG_ZERO) & (peak > LOG_ZERO), -float("inf"))
     lse = peak + log_total
     if moment is None:
         return logp, lse, None
@@ -200,8 +208,6 @@ def forward(hidden, weight, bias, target, temperature, softcap, with_entropy, bu
         entropies.append(entropy)
 
     logp, lse = join(logps, 0)[:, 0], join(lses, 0)[:, 0]
-    if bias is not None:
-        logp.masked_fill_(logp < -1e29, -float("inf"))  # a target whose bias is -inf
     entropy = lse.new_empty(0)
     if with_entropy:
         entropy = join(entropies, 0)[:, 0].masked_fill_(ignored, 0.0)
@@ -242,18 +248,23 @@ def row_terms(g_logp, g_entropy, target, logp, entropy, lse, share, v, temperatu
     )
 
 
-def logits_gradient_(e, terms, rows, tile_index, col0, v, temperature, softcap):
-    """E of a tile, of the rows in slice `rows` and columns from col0 on -> dz, in place."""
+def logits_gradient_(e, slope, terms, rows, tile_index, col0, v, temperature, softcap):
+    """E of a tile, of the rows in slice `rows` and columns from col0 on -> dz, in place.
+
+    slope: softcap_slope of the tile, None to derive it from E, which is coarse for a small softcap
+    (api.py keeps no E then)."""
     index = terms.index[rows]
     if terms.minus_h is not None or softcap:
         p = e * terms.share[rows, tile_index, None]
         log_p = p.clamp_min(1e-38).log_()
-        log_p = put_target(log_p, index, col0, v, terms.logp[rows].clamp_min(-1e30))
+        log_p = put_target(log_p, index, col0, v, terms.logp[rows].clamp_min(LOG_ZERO))
     dz = put_target(e.mul_(terms.factor[rows, tile_index, None]), index, col0, v, terms.target_dz[rows])
     if terms.minus_h is not None:  # dH/dz = -p (log p + H)
         dz += terms.minus_h[rows] * p * (log_p + terms.entropy[rows])
-    if softcap:  # d/du softcap tanh(u / softcap) = 1 - tanh^2
-        dz *= 1 - ((log_p + terms.lse[rows]) * (temperature / softcap)) ** 2
+    if softcap:
+        if slope is None:
+            slope = softcap_slope(log_p + terms.lse[rows], temperature, softcap)
+        dz *= slope
 
 
 def backward(
@@ -288,12 +299,16 @@ def backward(
         db = x.new_zeros(col1 - col0 if need_bias else 0)
         for row0, row1 in spans(n, tile_rows):
             dz = workspace(store, scratch, row0, row1, col0, col1)  # holds E at first
+            slope = None
             if not is_kept:
                 logits_(dz, hidden[row0:row1], weight[col0:col1], tile_bias, temperature, softcap)
+                if softcap:
+                    slope = softcap_slope(dz, temperature, softcap)
                 dz.sub_(lse[row0:row1, None]).exp_()
             elif scratch is not None:
                 dz.copy_(store[row0:row1, col0:col1])
-            logits_gradient_(dz, terms, slice(row0, row1), tile_index, col0, v, temperature, softcap)
+            rows = slice(row0, row1)
+            logits_gradient_(dz, slope, terms, rows, tile_index, col0, v, temperature, softcap)
             if need_weight:
                 dw.addmm_(dz.T, x[row0:row1], beta=0 if row0 == 0 else 1)
             if need_hidden:
@@ -333,7 +348,8 @@ def logits_backward(g_logp, logits, target, logp, lse):
     for row0, row1 in row_spans(logits):
         p = (logits[row0:row1].to(lse.dtype) - lse[row0:row1, None]).exp_()
         target_dz = g[row0:row1] * -torch.expm1(logp[row0:row1, None])  # g (1 - p) without cancellation
-        d_logits[row0:row1] = p.mul_(-g[row0:row1]).scatter_(1, index[row0:row1, None], target_dz)
+        dz = p.mul_(-g[row0:row1]).scatter_(1, index[row0:row1, None], target_dz)
+        d_logits[row0:row1] = dz.masked_fill_(ignored[row0:row1, None], 0.0)  # also if such a row holds NaN
     return d_logits
 
 

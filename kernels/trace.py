@@ -15,16 +15,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import kernels
-from kernels.measuring import DTYPES, Parser, problem
+from kernels.measuring import DTYPES, Parser, problem, write_trace
 
 PASSES = 3  # forward and backward, in the trace
 NCU = "ncu --set full --clock-control none --profile-from-start off -o ncu python -m kernels.trace --bare"
 
 
-def flags(on_cuda):
+def flags(parser, on_cuda):
+    device = "cuda" if on_cuda else "cpu"
     shape = [8192, 4096, 128256] if on_cuda else [256, 768, 50257]
     dtype = "bf16" if on_cuda else "fp32"
-    parser = Parser("kernels.trace", __doc__)
     add = parser.add_argument
     add("--shape", type=int, nargs=3, metavar=("N", "D", "V"), default=shape, help="rows, width, classes")
     add("--dtype", choices=DTYPES, default=dtype, help="dtype of hidden and weight")
@@ -34,12 +34,9 @@ def flags(on_cuda):
         help="file for the trace (default: %(default)s)")  # fmt: skip
     add("--bare", action="store_true", help="one pass after the mark that ncu waits for, no trace")
     args = parser.parse_args()
-    if min(args.shape) < 1:
-        parser.error("--shape takes positive numbers")
-    Path("out").mkdir(exist_ok=True)
-    if args.out.is_dir() or not args.out.absolute().parent.is_dir():
-        parser.error(f"--out {args.out}: no such folder, or a folder itself")
-    example = torch.empty(0, dtype=DTYPES[args.dtype], device="cuda" if on_cuda else "cpu")
+    parser.check_shape(args.shape, device, multiplies=False)
+    parser.check_file("--out", args.out)
+    example = torch.empty(0, dtype=DTYPES[args.dtype], device=device)
     try:
         kernels.pick(args.backend, example)
     except ValueError as error:
@@ -48,8 +45,14 @@ def flags(on_cuda):
 
 
 def main():
+    parser = Parser("kernels.trace", __doc__)
+    with parser.refusing():
+        trace(parser)
+
+
+def trace(parser):
     on_cuda = torch.cuda.is_available()
-    args = flags(on_cuda)
+    args = flags(parser, on_cuda)
     hidden, weight, target = problem(*args.shape, DTYPES[args.dtype], "cuda" if on_cuda else "cpu")
 
     def one_pass():
@@ -69,12 +72,12 @@ def main():
     activities = [ProfilerActivity.CPU]
     if on_cuda:
         activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as trace:
+    with profile(activities=activities) as profiled:
         for _ in range(PASSES):
             one_pass()
-    trace.export_chrome_trace(str(args.out))
+    write_trace(args.out, profiled)
     order = "self_cuda_time_total" if on_cuda else "self_cpu_time_total"
-    print(trace.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=60))
+    print(profiled.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=60))
     print(f"{PASSES} passes; the trace is in {args.out}, for https://ui.perfetto.dev.")
     print("The counters of each kernel, on a GPU:")
     print(NCU, shlex.join(sys.argv[1:]))

@@ -22,6 +22,7 @@ import triton.language as tl
 from kernels.tiles import tile_for
 from kernels.triton_forward import (
     FUSE,
+    IGNORE,
     LN2,
     LOG2E,
     LOG_ZERO,
@@ -50,28 +51,24 @@ def dlogits(
     # of a tile
     log2_p, p, rows, cols,
     # pointers to the rows' data
-    target, lse, entropy, g_and_rest, h,
+    target, entropy, g_and_rest, h,
     # sizes
     N, slice_start,
-    # numbers: ratio = temperature / softcap
-    ratio,
     # meta-parameters
-    SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr,
+    ENTROPY: tl.constexpr,
 ):  # fmt: skip
-    """log2 p and p of a tile -> dz, fp32. cols count from column slice_start of the vocabulary."""
+    """log2 p and p of a tile -> dz, fp32, before the slope of a softcap. cols count from column
+    slice_start of the vocabulary."""
     live = rows < N
     row_g = tl.load(g_and_rest + rows, mask=live, other=0.0)
     targets = (tl.load(target + rows, mask=live, other=-1) - slice_start).to(tl.int32)
     is_target = cols[None, :] == targets[:, None]
     row_rest = tl.load(g_and_rest + N + rows, mask=live, other=0.0)
     dz = row_g[:, None] * tl.where(is_target, row_rest[:, None], -p)
-    log_p = log2_p * LN2
     if ENTROPY:
         row_h = tl.load(h + rows, mask=live, other=0.0)
-        dz -= row_h[:, None] * p * (log_p + tl.load(entropy + rows, mask=live, other=0.0)[:, None])
-    if SOFTCAP:
-        tanh = (log_p + tl.load(lse + rows, mask=live, other=0.0)[:, None]) * ratio
-        dz *= 1 - tanh * tanh
+        row_entropy = tl.load(entropy + rows, mask=live, other=0.0)
+        dz -= row_h[:, None] * p * (log2_p * LN2 + row_entropy[:, None])
     return dz
 
 
@@ -83,7 +80,7 @@ def kept_kernel(
     N, V,
     # strides
     peak_stride, store_stride,
-    # numbers
+    # numbers: ratio = temperature / softcap
     ratio,
     # meta-parameters; WIDTH: columns that share a row of peak2
     SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr,
@@ -97,14 +94,19 @@ def kept_kernel(
     inside = (rows < N)[:, None] & (cols < store_stride)[None, :]
     e = tl.load(address, mask=inside, other=0.0).to(tl.float32)
     log2_share = tl.load(peak2 + slot.to(tl.int64) * peak_stride + rows, mask=rows < N, other=0.0)
-    log2_share -= tl.load(lse + rows, mask=rows < N, other=0.0) * LOG2E
+    row_lse = tl.load(lse + rows, mask=rows < N, other=0.0)
+    log2_share -= row_lse * LOG2E
     p = e * tl.exp2(log2_share)[:, None]
-    log2_p = tl.log2(tl.maximum(e, 1e-38)) + log2_share[:, None]
+    # The bound is a normal fp32 number: Triton 3.6 would compute in fp64 with a smaller one.
+    log2_p = tl.log2(tl.maximum(e, 1.2e-38)) + log2_share[:, None]
     is_target = cols[None, :] == tl.load(target + rows, mask=rows < N, other=-1).to(tl.int32)[:, None]
     # The target's own log-prob, for where e is 0. A banned target has p log p = 0.
     target_logp = tl.maximum(tl.load(logp + rows, mask=rows < N, other=0.0), LOG_ZERO)
     log2_p = tl.where(is_target, target_logp[:, None] * LOG2E, log2_p)
-    dz = dlogits(log2_p, p, rows, cols, target, lse, entropy, g_and_rest, h, N, 0, ratio, SOFTCAP, ENTROPY)
+    dz = dlogits(log2_p, p, rows, cols, target, entropy, g_and_rest, h, N, 0, ENTROPY)
+    if SOFTCAP:  # e is too coarse for this where the softcap is small: api.py keeps nothing then
+        tanh = (log2_p * LN2 + row_lse[:, None]) * ratio
+        dz *= 1 - tanh * tanh
     # Columns V .. stride too, so that stores are whole vectors.
     tl.store(address, dz.to(store.dtype.element_ty), mask=inside)
 
@@ -129,14 +131,15 @@ def write_tile(
 ):  # fmt: skip
     """The product of half a tile -> its dz, in out."""
     rows, cols = row + tl.arange(0, BLOCK_N), col + tl.arange(0, WIDTH)
-    log2_p = logits_of(z, bias, cols, V, scale, softcap, BIAS, SOFTCAP)
-    log2_p -= tl.load(lse + rows, mask=rows < N, other=0.0)[:, None] * LOG2E
+    z2 = logits_of(z, bias, cols, V, scale, softcap, BIAS, SOFTCAP)
+    log2_p = z2 - tl.load(lse + rows, mask=rows < N, other=0.0)[:, None] * LOG2E
     if BIAS:  # a banned token: p log p = 0
         log2_p = tl.maximum(log2_p, LOG_ZERO, propagate_nan=tl.PropagateNan.ALL)
     p = tl.exp2(log2_p)
-    dz = dlogits(
-        log2_p, p, rows, cols, target, lse, entropy, g_and_rest, h, N, slice_start, ratio, SOFTCAP, ENTROPY
-    )
+    dz = dlogits(log2_p, p, rows, cols, target, entropy, g_and_rest, h, N, slice_start, ENTROPY)
+    if SOFTCAP:  # d/du softcap tanh(u / softcap) = 1 - tanh^2
+        tanh = z2 * (LN2 * ratio)
+        dz *= 1 - tanh * tanh
     address = out + rows.to(tl.int64)[:, None] * out_stride + cols[None, :]
     inside = (rows < N)[:, None] & (cols < out_stride)[None, :]
     tl.store(address, dz.to(out.dtype.element_ty), mask=inside)
@@ -188,8 +191,10 @@ def row_grad_kernel(
     cols = tl.program_id(0) % blocks * BLOCK_V + tl.arange(0, BLOCK_V)
     z = tl.load(logits + row.to(tl.int64) * stride + cols, mask=cols < V, other=0.0).to(tl.float32)
     p = tl.exp2((z - tl.load(lse + row)) * LOG2E)
-    is_target = cols == tl.load(target + row).to(tl.int32)
+    true_class = tl.load(target + row)
+    is_target = cols == true_class.to(tl.int32)
     dz = tl.load(g + row) * tl.where(is_target, tl.load(rest + row), -p)
+    dz = tl.where(true_class == IGNORE, 0.0, dz)  # also if such a row holds NaN
     tl.store(out + row.to(tl.int64) * out_stride + cols, dz.to(out.dtype.element_ty), mask=cols < V)
 
 

@@ -15,8 +15,11 @@ from itertools import product
 
 import torch
 
-from kernels import tiles, torch_backend, triton_backward, triton_forward
-from kernels.measuring import DTYPES, Clock, Parser, one_line, problem
+from kernels import api, tiles, torch_backend
+from kernels.measuring import DTYPES, Clock, Parser, one_line, problem, write
+
+if api.HAS_TRITON:
+    from kernels import triton_backward, triton_forward
 
 SHAPES = [(8192, 768, 50257), (8192, 4096, 50257)]  # N, D, V
 SWEEPS = [  # the numbers of a tile that are searched together
@@ -128,10 +131,7 @@ def timed(function, clock):
 
 
 def save():
-    """Writes tiles.json, whole or not at all."""
-    part = tiles.PATH.with_suffix(".part")
-    part.write_text(one_tile_per_line(tiles.table()))
-    part.replace(tiles.PATH)
+    write(tiles.PATH, one_tile_per_line(tiles.table()).encode())
 
 
 def one_tile_per_line(table):
@@ -145,12 +145,12 @@ def main():
     parser = Parser("kernels.tune", __doc__)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="dtype of hidden and weight")
     args = parser.parse_args()
+    if not api.HAS_TRITON:
+        parser.error("triton is not installed; pip install triton, on Linux")
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device")
-    try:
+    with parser.refusing():
         tune(DTYPES[args.dtype], args.dtype)
-    except OSError as error:
-        parser.error(one_line(error))
 
 
 if __name__ == "__main__":

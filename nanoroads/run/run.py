@@ -63,7 +63,7 @@ class Run:
         self.stage = stage
         self.device = pick_device(args.device)
         self.compute_dtype = pick_dtype(args.dtype, self.device)
-        pick_kernel(args.kernel, self.device)
+        pick_kernel(args.kernel, self.device, self.compute_dtype)
         self.out = temporary_folder() if args.inspect else args.out
         open_folder(self.out, args, stage)
         self.finished = checkpoint.is_finished(self.out)
@@ -228,11 +228,11 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype | None:
     return None
 
 
-def pick_kernel(name: str, device: torch.device):
-    """--kernel. Raises InputError if that backend cannot work on the device."""
+def pick_kernel(name: str, device: torch.device, compute_dtype: torch.dtype | None = None):
+    """--kernel. Raises InputError if that backend cannot work on the device, or in --dtype."""
     try:
         kernels.set_backend(name)
-        kernels.pick("auto", torch.empty(0, device=device))  # raises if it cannot run on this device
+        kernels.pick("auto", torch.empty(0, device=device, dtype=compute_dtype))  # raises if it cannot
     except ValueError as error:
         raise InputError(f"--kernel {name}: {error}") from None
 

@@ -27,11 +27,18 @@ ERRORS = {
     "bias: device": ("bias", {"bias": torch.zeros(37, device="meta")}),
     "target: shape": ("target", {"target": T[1:]}),
     "target: dtype": ("target", {"target": T.float()}),
+    "target: uint64": ("target", {"target": T.to(torch.uint64)}),
+    "target: 156 is not -100": ("target holds 156", {"target": (T + 156).to(torch.uint8)}),
+    "target: beyond 32 bits": (f"target holds {2**32}", {"target": T + 2**32}),
     "target: bool": ("target", {"target": T.bool()}),
     "target: device": ("target", {"target": T.to("meta")}),
     "target: too large": ("target holds 37", {"target": T + 37}),
     "target: negative": ("target holds -1", {"target": T - 1}),
     "temperature: 0": ("temperature", {"temperature": 0.0}),
+    "temperature: too small": ("temperature", {"temperature": 1e-38}),
+    "temperature: infinite": ("temperature", {"temperature": float("inf")}),
+    "softcap: too small": ("softcap", {"softcap": 1e-40}),
+    "softcap: too large": ("softcap", {"softcap": 1e39}),
     "temperature: nan": ("temperature", {"temperature": float("nan")}),
     "softcap: negative": ("softcap", {"softcap": -1.0}),
     "softcap: 0": ("softcap", {"softcap": 0.0}),
@@ -75,3 +82,23 @@ def test_errors_of_the_rest():
             kernels.logp_from_logits(logits, target, backend="torch")
     with pytest.raises(ValueError, match="^backend"):
         kernels.set_backend("fast")
+
+
+def test_compiled_code_refuses_as_well():
+    """What tensors hold is checked when the compiled function runs, where it knows them."""
+
+    def function(hidden, target, cu_seqlens):
+        sums, token = kernels.sequence_logp(hidden, torch.ones(37, 20), target, cu_seqlens, backend="torch")
+        return sums, token, kernels.logp_from_logits(hidden, target, backend="torch")
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    hidden, cu_seqlens = torch.zeros(11, 20), torch.tensor([0, 4, 11])
+    compiled(hidden, T, cu_seqlens)
+    for wrong_class in (37, -1, -101, 2**32 + 5):
+        with pytest.raises(ValueError, match=f"^target holds {wrong_class}"):
+            compiled(hidden, T + wrong_class, cu_seqlens)
+    with pytest.raises(ValueError, match=r"^target holds 20, outside 0\.\.19"):
+        compiled(hidden, T + 20, cu_seqlens)  # in the vocabulary of the first, not of the second
+    for offsets in ([0, 4, 99], [1, 4, 11], [-5, 4, 11], [0, 12, 11]):
+        with pytest.raises(ValueError, match="^cu_seqlens must rise from 0 to 11"):
+            compiled(hidden, T, torch.tensor(offsets))

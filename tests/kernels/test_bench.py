@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -122,7 +123,10 @@ def test_without_a_gpu(results, capsys):
     assert "no CUDA device" in refusal(capsys, tune)
 
 
-WRONG = "--dtype int8, --shape 1 2 0, --json no/such.json, --json ., --figure x.gif, --fast".split(", ")
+WRONG = (
+    "--dtype int8, --shape 1 2 0, --shape 99999999999 8 8, --shape 99999999 8 99999999, --shape 8 8 1e9, "
+    "--json no/such.json, --json ., --figure x.gif, --figure out.png --json out.png, --fast"
+).split(", ")
 
 
 @pytest.mark.parametrize("arguments", [wrong.split() for wrong in WRONG])
@@ -153,3 +157,88 @@ def test_trace(tmp_path):
 def test_trace_refuses(tmp_path, capsys):
     assert "no such folder" in refusal(capsys, trace, "--out", tmp_path / "no" / "trace.json")
     assert "--shape" in refusal(capsys, trace, "--shape", 9, 0, 70)
+    message = refusal(capsys, trace, "--shape", 99999999999, 8, 8)
+    assert "--shape 99999999999 8 8: takes 3352 GiB" in message
+
+
+@pytest.mark.parametrize("module", [bench, trace])
+def test_out_is_a_file(module, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("out").write_text("a user's")
+    assert "out: is a file" in refusal(capsys, module, "--shape", 9, 16, 70)
+    assert Path("out").read_text() == "a user's"
+
+
+# ---------------------------------------------------------------- a full disk
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full, which Linux has")
+def test_a_full_disk_for_the_figures(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "CONTENDERS", ["naive logits"])
+    for flag, name in (("--json", "bench.json"), ("--figure", "bench.png")):
+        (tmp_path / name).symlink_to("/dev/full")
+        other = {"--json": "--figure", "--figure": "--json"}[flag], tmp_path / "other.png"
+        message = refusal(capsys, bench, "--shape", 9, 16, 70, flag, tmp_path / name, *other)
+        assert "No space left on device" in message and "/dev/full" in message
+    assert Path("/dev/full").is_char_device()
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path, link = tmp_path / "results.json", tmp_path / "link.json"
+    path.write_text("earlier results")
+    link.symlink_to(path)
+
+    def half(part, content):
+        part.open("wb").write(content[:3])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left on device: .*results"):
+        patch.setattr(Path, "write_bytes", half)
+        measuring.write(path, b"later results")
+    assert path.read_text() == "earlier results"
+    measuring.write(link, b"later results")
+    assert path.read_text() == "later results" and link.is_symlink()
+    assert sorted(tmp_path.iterdir()) == [link, path]
+
+
+class SilentProfiler:
+    """Whose disk is full: no error, no file but half of the one that it would rename."""
+
+    def export_chrome_trace(self, path):
+        Path(f"{path}.tmp").write_text("{")
+
+
+@pytest.mark.parametrize("free, message", [(0, "No space left on device"), (1 << 40, "Input/output error")])
+def test_a_trace_that_does_not_appear(free, message, tmp_path, monkeypatch):
+    """An earlier trace stays, and does not pass for this one."""
+    path = tmp_path / "trace.json"
+    path.write_text("an earlier trace")
+    monkeypatch.setattr(measuring.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    with pytest.raises(OSError, match=f"{message}: .*trace.json"):
+        measuring.write_trace(path, SilentProfiler())
+    assert list(tmp_path.iterdir()) == [path] and path.read_text() == "an earlier trace"
+
+
+FULL = """
+import resource, signal, sys
+from kernels import measuring, trace
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # a trace is larger
+measuring.shutil.disk_usage = lambda path: type("", (), {"free": 0})
+sys.argv = ["trace", "--shape", "9", "16", "70", "--out", sys.argv[1]]
+trace.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")
+def test_a_full_disk_for_the_trace(tmp_path):
+    path = tmp_path / "trace.json"
+    path.write_text("an earlier trace")
+    command = [sys.executable, "-c", FULL, path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert f"kernels.trace: [Errno 28] No space left on device: '{path}'" in done.stderr
+    assert "the trace is in" not in done.stdout and "Traceback" not in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["trace.json"]
+    assert path.read_text() == "an earlier trace"

@@ -1,7 +1,7 @@
 """Every Triton kernel compiled for the chips of kernels/tiles.json, without a GPU.
 
-No register is spilled, shared memory is within the chip's limit, and matrix products are on the
-tensor cores. Triton ships the compiler and the disassembler."""
+No register is spilled, nothing is computed in fp64, shared memory is within the chip's limit, and
+matrix products are on the tensor cores. Triton ships the compiler and the disassembler."""
 
 import os
 import re
@@ -79,6 +79,9 @@ def built(kernel, chip, dtype, tile, **constants):
 def gate(kernel, chip, dtype, tile, **constants):
     sass, shared = built(kernel, chip, dtype, tile, **constants)
     assert not re.search(r"\b(STL|LDL)\b", sass), "registers spill"
+    assert not re.search(r"\bD(FMA|ADD|MUL|SETP)\b", sass), (
+        "fp64, at a 64th of the speed of fp32 on many chips"
+    )
     assert shared <= SHARED[chip] * 1024
     return sass
 
