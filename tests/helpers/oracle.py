@@ -1,0 +1,312 @@
+"""The three training loops written a second time, plainly, to compare the scripts with.
+
+fp64, one sequence after the other: no packing, no cache, no kernel, no micro-batch. A log-prob is
+log_softmax(logits / T) of a causal forward pass, the formulas are those of the papers, AdamW and the
+clipping are written out. Nothing comes from losses.py, batch.py, score.py or run/optim.py but the
+order of the data.
+"""
+
+import math
+from statistics import fmean
+
+import torch
+
+from nanoroads.run.optim import batch_indices
+
+BETAS, EPSILON = (0.9, 0.95), 1e-8  # of AdamW
+
+
+def number(tensor):
+    return tensor.detach().item()
+
+
+# ---------------------------------------------------------------- a sequence
+
+
+def token_logps(model, prompt, response, temperature=1.0):
+    """log pi of each response token, (T,); prompt and response as token lists."""
+    tokens = torch.tensor([*prompt, *response])[None]  # (1, P + T)
+    logits = model.logits(tokens)[0]  # (P + T, V)
+    predictors = logits[len(prompt) - 1 : -1]  # (T, V): what comes before each response token
+    log_p = torch.log_softmax(predictors / temperature, -1)
+    return log_p[torch.arange(len(response)), torch.tensor(response)]
+
+
+def scalar_reward(model, prompt, response):
+    """What the scalar head says at the last token, or of all response tokens together."""
+    tokens = torch.tensor([*prompt, *response])[None]  # (1, P + T)
+    position = torch.arange(tokens.shape[1])[None]
+    hidden = model.trunk(tokens, position)[0]  # (P + T, D)
+    head = model.scalar_head.weight[0]  # (D,)
+    if model.config.readout == "last":
+        return hidden[-1] @ head
+    return (hidden[len(prompt) :] @ head).sum()
+
+
+# ---------------------------------------------------------------- an optimizer step
+
+
+class Optimizer:
+    """AdamW (Loshchilov and Hutter, 1711.05101) after clipping by the global norm, with a linear
+    warm-up and half a cosine. It also keeps each step's gradient, before clipping."""
+
+    def __init__(self, model, args, total):
+        self.model = model
+        self.args = args
+        self.total = total
+        self.gradients = []  # {parameter's name: gradient} of each step
+        self.first = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+        self.second = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+
+    def step(self, loss):
+        """One step on the gradient of `loss`, a number -> the gradient's norm."""
+        parameters = dict(self.model.named_parameters())
+        values = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        gradients = {}
+        for (name, parameter), value in zip(parameters.items(), values, strict=True):
+            gradients[name] = torch.zeros_like(parameter) if value is None else value
+        self.gradients.append(gradients)
+        norm = math.sqrt(sum(number((value**2).sum()) for value in gradients.values()))
+        shrink = min(1.0, self.args.clip / (norm + 1e-6))
+
+        done = len(self.gradients)
+        warm = min(1.0, done / (self.args.warmup + 1))
+        lr = self.args.lr * warm * 0.5 * (1 + math.cos(math.pi * (done - 1) / self.total))
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                gradient = gradients[name] * shrink
+                self.first[name] = BETAS[0] * self.first[name] + (1 - BETAS[0]) * gradient
+                self.second[name] = BETAS[1] * self.second[name] + (1 - BETAS[1]) * gradient**2
+                mean = self.first[name] / (1 - BETAS[0] ** done)
+                variance = self.second[name] / (1 - BETAS[1] ** done)
+                if parameter.ndim > 1:  # biases and norms do not decay
+                    parameter -= lr * self.args.weight_decay * parameter
+                parameter -= lr * mean / (variance.sqrt() + EPSILON)
+        return norm
+
+
+# ---------------------------------------------------------------- SFT
+
+
+def sft_loss(model, rows):
+    """Negative log-likelihood per response token."""
+    tokens = torch.cat([token_logps(model, prompt, response) for prompt, (response,) in rows])
+    return -tokens.sum() / len(tokens)
+
+
+def sft(model, args, train, test, total):
+    """Rows are (prompt, [response]) as tokens -> a dict of metrics per step, and the Optimizer."""
+    optimizer, log = Optimizer(model, args, total), []
+    for step in range(total):
+        loss = sft_loss(
+            model, [train[i] for i in batch_indices(len(train), args.batch_size, step, args.seed)]
+        )
+        log.append({"loss": number(loss), "grad_norm": optimizer.step(loss)})
+        log[-1]["eval_loss"] = number(sft_loss(model, test))
+    return log, optimizer
+
+
+# ---------------------------------------------------------------- pairs
+
+
+def preference_loss(args, policy, reference, lengths):
+    """The loss of one pair. policy, reference: sums of log-probs, (chosen, rejected)."""
+    win = policy[0] - reference[0]  # log pi / pi_ref
+    lose = policy[1] - reference[1]
+    beta = args.beta
+    if args.loss == "dpo":  # Rafailov et al., eq. 7
+        return -log_sigmoid(beta * win - beta * lose)
+    if args.loss == "cdpo":  # Mitchell, 2023: labels are wrong with this probability
+        wrong = args.label_smoothing
+        right_label, wrong_label = log_sigmoid(beta * (win - lose)), log_sigmoid(beta * (lose - win))
+        return -(1 - wrong) * right_label - wrong * wrong_label
+    if args.loss == "ipo":  # Azar et al., eq. 17
+        return (win - lose - 1 / (2 * beta)) ** 2
+    if args.loss == "hinge":  # Zhao et al., normalised as in Liu et al., 2309.06657
+        return torch.clamp(1 - beta * (win - lose), min=0)
+    if args.loss == "simpo":  # Meng et al., eq. 6
+        means = policy[0] / lengths[0], policy[1] / lengths[1]
+        return -log_sigmoid(beta * means[0] - beta * means[1] - args.gamma)
+    assert args.loss == "reference-free"  # Swamy et al., section 2
+    return -log_sigmoid(beta * (policy[0] - policy[1]))
+
+
+def log_sigmoid(x):
+    return -torch.log1p(torch.exp(-x))
+
+
+def accuracy(margin):
+    return 1.0 if margin > 1e-5 else 0.0 if margin < -1e-5 else 0.5
+
+
+def dpo_pairs(model, reference, args, pairs):
+    """pairs: (prompt, [chosen, rejected]) -> the mean loss, and the means that are logged."""
+    losses, rows = [], []
+    for prompt, responses in pairs:
+        policy = [token_logps(model, prompt, response).sum() for response in responses]
+        with torch.no_grad():
+            ref = [token_logps(reference, prompt, response).sum() for response in responses]
+        lengths = [len(response) for response in responses]
+        losses.append(preference_loss(args, policy, ref, lengths))
+        ratios = [number(policy[i] - ref[i]) for i in range(2)]
+        margin = args.beta * (ratios[0] - ratios[1])
+        rows.append(
+            {
+                "loss": number(losses[-1]),
+                "accuracy": accuracy(margin),
+                "margin": margin,
+                "chosen_logp": number(policy[0]),
+                "rejected_logp": number(policy[1]),
+                "kl_ref_policy": -fmean(ratios),
+            }
+        )
+    return torch.stack(losses).mean(), means(rows)
+
+
+def means(rows):
+    return {name: fmean(row[name] for row in rows) for name in rows[0]}
+
+
+def dpo(model, reference, args, train, test, total):
+    """-> a dict of metrics per step, and the Optimizer."""
+    optimizer, log = Optimizer(model, args, total), []
+    for step in range(total):
+        pairs = [train[i] for i in batch_indices(len(train), args.batch_size, step, args.seed)]
+        loss, row = dpo_pairs(model, reference, args, pairs)
+        row["grad_norm"] = optimizer.step(loss)
+        with torch.no_grad():
+            _, held_out = dpo_pairs(model, reference, args, test)
+        row.update({f"eval_{name}": value for name, value in held_out.items()})
+        log.append(row)
+    return log, optimizer
+
+
+def reward_pairs(model, reference, args, pairs):
+    """Bradley-Terry, 1952, of either class of rewards -> the mean loss, and loss and accuracy."""
+    losses, right = [], []
+    for prompt, responses in pairs:
+        rewards = []
+        for response in responses:
+            if args.reward == "global":
+                rewards.append(scalar_reward(model, prompt, response))
+                continue
+            with torch.no_grad():
+                ref = token_logps(reference, prompt, response).sum()
+            rewards.append(args.beta * (token_logps(model, prompt, response).sum() - ref))
+        losses.append(-log_sigmoid(rewards[0] - rewards[1]))
+        right.append(accuracy(rewards[0] - rewards[1]))
+    loss = torch.stack(losses).mean()
+    return loss, {"loss": number(loss), "accuracy": fmean(right)}
+
+
+def reward(model, reference, args, train, test, total):
+    """-> a dict of metrics per step, and the Optimizer."""
+    optimizer, log = Optimizer(model, args, total), []
+    for step in range(total):
+        pairs = [train[i] for i in batch_indices(len(train), args.batch_size, step, args.seed)]
+        loss, row = reward_pairs(model, reference, args, pairs)
+        row["grad_norm"] = optimizer.step(loss)
+        with torch.no_grad():
+            _, held_out = reward_pairs(model, reference, args, test)
+        row.update({f"eval_{name}": value for name, value in held_out.items()})
+        log.append(row)
+    return log, optimizer
+
+
+# ---------------------------------------------------------------- RL
+
+
+def pessimistic(log_ratio, advantage):
+    """PPO's objective (Schulman et al., 1707.06347, eq. 7), clip 0.2 -> objective, whether clipped."""
+    ratio = torch.exp(log_ratio)
+    bounded = torch.clamp(ratio, 0.8, 1.2) * advantage
+    return torch.minimum(ratio * advantage, bounded), float(bounded < ratio * advantage)
+
+
+def standardised(values):
+    """GRPO's advantages (Shao et al., section 4.1.2); 0 where all rewards are the same."""
+    if len(set(values)) == 1:
+        return [0.0] * len(values)
+    mean = fmean(values)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return [(value - mean) / (deviation + 1e-4) for value in values]
+
+
+def grpo_loss(kl, tokens, old, ref, advantage):
+    """Of one response (Shao et al., eq. 3 and 4), and whether each token was clipped."""
+    terms, clipped = [], []
+    for t in range(len(tokens)):
+        objective, is_clipped = pessimistic(tokens[t] - old[t], advantage)
+        ratio_to_ref = torch.exp(ref[t] - tokens[t])
+        terms.append(objective - kl * (ratio_to_ref - torch.log(ratio_to_ref) - 1))
+        clipped.append(is_clipped)
+    return -torch.stack(terms).mean(), clipped
+
+
+def rl_losses(args, kl, now, old, ref, rewards):
+    """The losses of the step, whose mean is minimised, and 1 or 0 for what was clipped.
+
+    now, old, ref: a tensor of token log-probs for each response, k in a row for each prompt.
+    rewards: numbers."""
+    k, count = args.samples, len(rewards)
+    sums = [tokens.sum() for tokens in now]
+    old_sums, ref_sums = ([number(tokens.sum()) for tokens in lists] for lists in (old, ref))
+    regularised = [rewards[i] - kl * (old_sums[i] - ref_sums[i]) for i in range(count)]
+    losses, clipped = [], []
+    for first in range(0, count, k):
+        group = range(first, first + k)
+        if args.algo == "online-dpo":  # Guo et al., 2402.04792: the best against the worst
+            best = max(group, key=lambda i: rewards[i])
+            worst = min(group, key=lambda i: rewards[i])
+            margin = kl * (sums[best] - ref_sums[best]) - kl * (sums[worst] - ref_sums[worst])
+            tied = rewards[best] == rewards[worst]
+            losses.append(0 * margin if tied else -log_sigmoid(margin))
+        elif args.algo == "rebel":  # Gao et al., 2404.16767, algorithm 1, eta = 1
+            for a in range(first, first + k, 2):
+                b = a + 1
+                difference = (sums[a] - old_sums[a]) - (sums[b] - old_sums[b])
+                losses.append((difference - (regularised[a] - regularised[b])) ** 2)
+        elif args.algo == "grpo":
+            advantages = standardised([rewards[i] for i in group])
+            for i, advantage in zip(group, advantages, strict=True):
+                loss, of_tokens = grpo_loss(kl, now[i], old[i], ref[i], advantage)
+                losses.append(loss)
+                clipped += of_tokens
+        else:  # rloo: Kool et al., 2019; reinforce: Williams, 1992
+            for i in group:
+                others = [regularised[j] for j in group if j != i]
+                baseline = fmean(others) if args.algo == "rloo" else fmean(regularised)
+                advantage = regularised[i] - baseline
+                if args.updates == 1:
+                    losses.append(-advantage * sums[i])
+                else:
+                    objective, is_clipped = pessimistic(sums[i] - old_sums[i], advantage)
+                    losses.append(-objective)
+                    clipped.append(is_clipped)
+    return losses, clipped or [0.0]
+
+
+def rl(policy, reference, judge, args, kl, batches, total):
+    """batches: [(prompts, k responses to each)], as many as are sampled; judge: a function of
+    (prompt, response) as tokens -> reward. -> a dict of metrics per step, and the Optimizer."""
+    optimizer, log = Optimizer(policy, args, total), []
+    for step in range(total):
+        prompts, groups = batches[step // args.updates]
+        samples = []
+        for prompt, responses in zip(prompts, groups, strict=True):
+            samples += [(prompt, response) for response in responses]
+        now = [token_logps(policy, *sample, args.temperature) for sample in samples]
+        if step % args.updates == 0:
+            old = [tokens.detach() for tokens in now]
+            with torch.no_grad():
+                ref = [token_logps(reference, *sample, args.temperature) for sample in samples]
+                rewards = [float(judge(*sample)) for sample in samples]
+        losses, clipped = rl_losses(args, kl, now, old, ref, rewards)
+        loss = torch.stack(losses).mean()
+        row = {"loss": number(loss), "reward": fmean(rewards), "clip_fraction": fmean(clipped)}
+        row["kl"] = fmean(number((old[i] - ref[i]).sum()) for i in range(len(samples)))
+        row["entropy"] = -number(torch.cat(old).mean())
+        row["length"] = fmean(len(response) for _, response in samples)
+        row["grad_norm"] = optimizer.step(loss)
+        log.append(row)
+    return log, optimizer
