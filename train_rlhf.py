@@ -100,6 +100,8 @@ def flags(argv):
     # Refuse what does not go together.
     if args.algo != "reinforce" and args.samples < 2:
         parser.error(f"--samples {args.samples}: --algo {args.algo} takes at least 2")
+    if not 1e-20 <= args.temperature <= 1e30:
+        parser.error(f"--temperature {args.temperature}: fp32 logits take 1e-20 to 1e30")
     if args.algo == "rebel" and args.samples % 2:
         parser.error(f"--samples {args.samples}: --algo rebel takes an even number")
     if args.algo == "reinforce" and args.micro_batch_size and args.micro_batch_size < args.batch_size:

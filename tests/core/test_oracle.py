@@ -185,8 +185,12 @@ def quick_and_slow(quick, cases):
 MICRO_BATCHES = [None, 1, 3]  # of 4 rows, so 3 leaves an uneven rest
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("micro", MICRO_BATCHES)
+SFT_CASES = quick_and_slow(
+    [(3, torch.float64), (3, torch.float32)], itertools.product(MICRO_BATCHES, [torch.float64, torch.float32])
+)
+
+
+@pytest.mark.parametrize("micro, dtype", SFT_CASES)
 def test_sft(micro, dtype, world, recorded, tmp_path):
     flags = {"init": world / "init", "data": world / "sft.jsonl", "steps": 3, "micro_batch_size": micro}
     structure = dict.fromkeys(("n_layer", "n_head", "n_embd", "block_size", "rows"))  # --init has them
@@ -218,7 +222,7 @@ def check_dpo(loss, micro, dtype, world, recorded, out):
     args = SimpleNamespace(**read_config(out)["args"])
     train, test = (tokens_of(path, layouts.preference_texts) for path in files.values())
     policy, reference = model_of(world / "init"), model_of(world / "init")
-    log, optimizer = oracle.dpo(policy, reference, args, train, test, 3)
+    log, optimizer = oracle.on_pairs(oracle.dpo_pairs, policy, reference, args, train, test, 3)
     compare(seen, out, log, optimizer, dtype)
 
 
@@ -247,7 +251,8 @@ def test_reward_model(reward, readout, micro, world, recorded, tmp_path):
     args = SimpleNamespace(**read_config(out)["args"])
     train, test = (tokens_of(path, layouts.preference_texts) for path in files.values())
     model = seen.loaded[0] if reward == "global" else model_of(world / "init")  # a new head is random
-    log, optimizer = oracle.reward(model, model_of(world / "init"), args, train, test, 3)
+    reference = model_of(world / "init")
+    log, optimizer = oracle.on_pairs(oracle.reward_pairs, model, reference, args, train, test, 3)
     compare(seen, out, log, optimizer)
 
 

@@ -98,9 +98,8 @@ def sft(model, args, train, test, total):
     """Rows are (prompt, [response]) as tokens -> a dict of metrics per step, and the Optimizer."""
     optimizer, log = Optimizer(model, args, total), []
     for step in range(total):
-        loss = sft_loss(
-            model, [train[i] for i in batch_indices(len(train), args.batch_size, step, args.seed)]
-        )
+        indices = batch_indices(len(train), args.batch_size, step, args.seed)
+        loss = sft_loss(model, [train[i] for i in indices])
         log.append({"loss": number(loss), "grad_norm": optimizer.step(loss)})
         log[-1]["eval_loss"] = number(sft_loss(model, test))
     return log, optimizer
@@ -136,20 +135,21 @@ def log_sigmoid(x):
 
 
 def accuracy(margin):
-    return 1.0 if margin > 1e-5 else 0.0 if margin < -1e-5 else 0.5
+    if abs(margin) < 1e-5:  # a tie
+        return 0.5
+    return float(margin > 0)
 
 
 def dpo_pairs(model, reference, args, pairs):
     """pairs: (prompt, [chosen, rejected]) -> the mean loss, and the means that are logged."""
     losses, rows = [], []
-    for prompt, responses in pairs:
-        policy = [token_logps(model, prompt, response).sum() for response in responses]
+    for prompt, (chosen, rejected) in pairs:
+        policy = token_logps(model, prompt, chosen).sum(), token_logps(model, prompt, rejected).sum()
         with torch.no_grad():
-            ref = [token_logps(reference, prompt, response).sum() for response in responses]
-        lengths = [len(response) for response in responses]
-        losses.append(preference_loss(args, policy, ref, lengths))
-        ratios = [number(policy[i] - ref[i]) for i in range(2)]
-        margin = args.beta * (ratios[0] - ratios[1])
+            ref = token_logps(reference, prompt, chosen).sum(), token_logps(reference, prompt, rejected).sum()
+        losses.append(preference_loss(args, policy, ref, (len(chosen), len(rejected))))
+        win, lose = number(policy[0] - ref[0]), number(policy[1] - ref[1])  # log pi / pi_ref
+        margin = args.beta * (win - lose)
         rows.append(
             {
                 "loss": number(losses[-1]),
@@ -157,28 +157,13 @@ def dpo_pairs(model, reference, args, pairs):
                 "margin": margin,
                 "chosen_logp": number(policy[0]),
                 "rejected_logp": number(policy[1]),
-                "kl_ref_policy": -fmean(ratios),
+                "kl_ref_policy": -(win + lose) / 2,
             }
         )
-    return torch.stack(losses).mean(), means(rows)
-
-
-def means(rows):
-    return {name: fmean(row[name] for row in rows) for name in rows[0]}
-
-
-def dpo(model, reference, args, train, test, total):
-    """-> a dict of metrics per step, and the Optimizer."""
-    optimizer, log = Optimizer(model, args, total), []
-    for step in range(total):
-        pairs = [train[i] for i in batch_indices(len(train), args.batch_size, step, args.seed)]
-        loss, row = dpo_pairs(model, reference, args, pairs)
-        row["grad_norm"] = optimizer.step(loss)
-        with torch.no_grad():
-            _, held_out = dpo_pairs(model, reference, args, test)
-        row.update({f"eval_{name}": value for name, value in held_out.items()})
-        log.append(row)
-    return log, optimizer
+    means = {}
+    for name in rows[0]:
+        means[name] = fmean(row[name] for row in rows)
+    return torch.stack(losses).mean(), means
 
 
 def reward_pairs(model, reference, args, pairs):
@@ -199,16 +184,17 @@ def reward_pairs(model, reference, args, pairs):
     return loss, {"loss": number(loss), "accuracy": fmean(right)}
 
 
-def reward(model, reference, args, train, test, total):
-    """-> a dict of metrics per step, and the Optimizer."""
+def on_pairs(of_pairs, model, reference, args, train, test, total):
+    """of_pairs: dpo_pairs or reward_pairs -> a dict of metrics per step, and the Optimizer."""
     optimizer, log = Optimizer(model, args, total), []
     for step in range(total):
-        pairs = [train[i] for i in batch_indices(len(train), args.batch_size, step, args.seed)]
-        loss, row = reward_pairs(model, reference, args, pairs)
+        indices = batch_indices(len(train), args.batch_size, step, args.seed)
+        loss, row = of_pairs(model, reference, args, [train[i] for i in indices])
         row["grad_norm"] = optimizer.step(loss)
         with torch.no_grad():
-            _, held_out = reward_pairs(model, reference, args, test)
-        row.update({f"eval_{name}": value for name, value in held_out.items()})
+            _, held_out = of_pairs(model, reference, args, test)
+        for name, value in held_out.items():
+            row[f"eval_{name}"] = value
         log.append(row)
     return log, optimizer
 
@@ -223,24 +209,38 @@ def pessimistic(log_ratio, advantage):
     return torch.minimum(ratio * advantage, bounded), float(bounded < ratio * advantage)
 
 
-def standardised(values):
-    """GRPO's advantages (Shao et al., section 4.1.2); 0 where all rewards are the same."""
-    if len(set(values)) == 1:
-        return [0.0] * len(values)
-    mean = fmean(values)
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return [(value - mean) / (deviation + 1e-4) for value in values]
+def standardised(rewards):
+    """GRPO's advantages (Shao et al., 2402.03300, section 4.1.2); 0 where all rewards are the same."""
+    rewards = torch.tensor(rewards, dtype=torch.float64)
+    if (rewards == rewards[0]).all():
+        return torch.zeros_like(rewards)
+    return (rewards - rewards.mean()) / (rewards.std() + 1e-4)  # std divides by k - 1
 
 
 def grpo_loss(kl, tokens, old, ref, advantage):
     """Of one response (Shao et al., eq. 3 and 4), and whether each token was clipped."""
     terms, clipped = [], []
-    for t in range(len(tokens)):
-        objective, is_clipped = pessimistic(tokens[t] - old[t], advantage)
-        ratio_to_ref = torch.exp(ref[t] - tokens[t])
-        terms.append(objective - kl * (ratio_to_ref - torch.log(ratio_to_ref) - 1))
+    for now_t, old_t, ref_t in zip(tokens, old, ref, strict=True):
+        objective, is_clipped = pessimistic(now_t - old_t, advantage)
+        ratio = torch.exp(ref_t - now_t)
+        terms.append(objective - kl * (ratio - torch.log(ratio) - 1))
         clipped.append(is_clipped)
     return -torch.stack(terms).mean(), clipped
+
+
+def online_dpo_loss(beta, sums, ref_sums, rewards):
+    """Of one prompt: the best response against the worst (Guo et al., 2402.04792)."""
+    best, worst = rewards.index(max(rewards)), rewards.index(min(rewards))
+    margin = beta * (sums[best] - ref_sums[best]) - beta * (sums[worst] - ref_sums[worst])
+    if rewards[best] == rewards[worst]:  # says nothing
+        return 0 * margin
+    return -log_sigmoid(margin)
+
+
+def rebel_loss(now, old, rewards):
+    """Of two responses to a prompt, eta = 1 (Gao et al., 2404.16767, algorithm 1)."""
+    difference = (now[0] - old[0]) - (now[1] - old[1])
+    return (difference - (rewards[0] - rewards[1])) ** 2
 
 
 def rl_losses(args, kl, now, old, ref, rewards):
@@ -248,41 +248,42 @@ def rl_losses(args, kl, now, old, ref, rewards):
 
     now, old, ref: a tensor of token log-probs for each response, k in a row for each prompt.
     rewards: numbers."""
-    k, count = args.samples, len(rewards)
+    k = args.samples
     sums = [tokens.sum() for tokens in now]
-    old_sums, ref_sums = ([number(tokens.sum()) for tokens in lists] for lists in (old, ref))
-    regularised = [rewards[i] - kl * (old_sums[i] - ref_sums[i]) for i in range(count)]
+    old_sums = [number(tokens.sum()) for tokens in old]
+    ref_sums = [number(tokens.sum()) for tokens in ref]
+    regularised = []
+    for reward_of_one, old_sum, ref_sum in zip(rewards, old_sums, ref_sums, strict=True):
+        regularised.append(reward_of_one - kl * (old_sum - ref_sum))
     losses, clipped = [], []
-    for first in range(0, count, k):
-        group = range(first, first + k)
-        if args.algo == "online-dpo":  # Guo et al., 2402.04792: the best against the worst
-            best = max(group, key=lambda i: rewards[i])
-            worst = min(group, key=lambda i: rewards[i])
-            margin = kl * (sums[best] - ref_sums[best]) - kl * (sums[worst] - ref_sums[worst])
-            tied = rewards[best] == rewards[worst]
-            losses.append(0 * margin if tied else -log_sigmoid(margin))
-        elif args.algo == "rebel":  # Gao et al., 2404.16767, algorithm 1, eta = 1
-            for a in range(first, first + k, 2):
-                b = a + 1
-                difference = (sums[a] - old_sums[a]) - (sums[b] - old_sums[b])
-                losses.append((difference - (regularised[a] - regularised[b])) ** 2)
+    for first in range(0, len(rewards), k):
+        group = slice(first, first + k)
+        if args.algo == "online-dpo":
+            losses.append(online_dpo_loss(kl, sums[group], ref_sums[group], rewards[group]))
+        elif args.algo == "rebel":
+            for start in range(first, first + k, 2):
+                pair = slice(start, start + 2)
+                losses.append(rebel_loss(sums[pair], old_sums[pair], regularised[pair]))
         elif args.algo == "grpo":
-            advantages = standardised([rewards[i] for i in group])
-            for i, advantage in zip(group, advantages, strict=True):
-                loss, of_tokens = grpo_loss(kl, now[i], old[i], ref[i], advantage)
+            advantages = standardised(rewards[group])
+            for i in range(k):
+                of_one = now[first + i], old[first + i], ref[first + i]
+                loss, of_tokens = grpo_loss(kl, *of_one, advantages[i])
                 losses.append(loss)
                 clipped += of_tokens
-        else:  # rloo: Kool et al., 2019; reinforce: Williams, 1992
-            for i in group:
-                others = [regularised[j] for j in group if j != i]
-                baseline = fmean(others) if args.algo == "rloo" else fmean(regularised)
+        else:
+            for i in range(first, first + k):
+                if args.algo == "rloo":  # Kool et al., 2019: the mean of the prompt's other responses
+                    baseline = (sum(regularised[group]) - regularised[i]) / (k - 1)
+                else:  # reinforce, Williams, 1992: of the whole batch
+                    baseline = fmean(regularised)
                 advantage = regularised[i] - baseline
                 if args.updates == 1:
                     losses.append(-advantage * sums[i])
-                else:
-                    objective, is_clipped = pessimistic(sums[i] - old_sums[i], advantage)
-                    losses.append(-objective)
-                    clipped.append(is_clipped)
+                    continue
+                objective, is_clipped = pessimistic(sums[i] - old_sums[i], advantage)
+                losses.append(-objective)
+                clipped.append(is_clipped)
     return losses, clipped or [0.0]
 
 
@@ -291,12 +292,12 @@ def rl(policy, reference, judge, args, kl, batches, total):
     (prompt, response) as tokens -> reward. -> a dict of metrics per step, and the Optimizer."""
     optimizer, log = Optimizer(policy, args, total), []
     for step in range(total):
-        prompts, groups = batches[step // args.updates]
-        samples = []
-        for prompt, responses in zip(prompts, groups, strict=True):
-            samples += [(prompt, response) for response in responses]
+        samples = []  # (prompt, response)
+        for prompt, responses in zip(*batches[step // args.updates], strict=True):
+            for response in responses:
+                samples.append((prompt, response))
         now = [token_logps(policy, *sample, args.temperature) for sample in samples]
-        if step % args.updates == 0:
+        if step % args.updates == 0:  # the policy that sampled; its KL and entropy are logged
             old = [tokens.detach() for tokens in now]
             with torch.no_grad():
                 ref = [token_logps(reference, *sample, args.temperature) for sample in samples]
@@ -304,9 +305,9 @@ def rl(policy, reference, judge, args, kl, batches, total):
         losses, clipped = rl_losses(args, kl, now, old, ref, rewards)
         loss = torch.stack(losses).mean()
         row = {"loss": number(loss), "reward": fmean(rewards), "clip_fraction": fmean(clipped)}
-        row["kl"] = fmean(number((old[i] - ref[i]).sum()) for i in range(len(samples)))
+        row["kl"] = number(torch.cat(old).sum() - torch.cat(ref).sum()) / len(samples)
         row["entropy"] = -number(torch.cat(old).mean())
-        row["length"] = fmean(len(response) for _, response in samples)
+        row["length"] = len(torch.cat(old)) / len(samples)
         row["grad_norm"] = optimizer.step(loss)
         log.append(row)
     return log, optimizer
