@@ -183,8 +183,7 @@ def _autocast(x):
 def _without_ignored(hidden, target):
     """hidden (N, D) with zeros in the rows of ignored targets.
 
-    These may hold NaN or inf, and 0 NaN = NaN would reach d weight, d bias and, by way of a
-    sequence's sum, the other rows."""
+    These may hold NaN or inf, and 0 times NaN is NaN, which would reach d weight and d bias."""
     ignored = target == IGNORE
     if target.device.type == "cpu" and not torch.compiler.is_compiling() and not ignored.any():
         return hidden  # not asked elsewhere, because the device would have to be waited for

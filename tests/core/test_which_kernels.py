@@ -46,6 +46,13 @@ def test_another_package_is_noticed(name, tmp_path):
     assert "run from the checkout" in line and str(tmp_path / "kernels") in line or "__init__.py" in line
 
 
+def test_a_file_of_that_name_is_noticed(tmp_path):
+    """In the working directory, which `python -c` and `python -m` look into first."""
+    (tmp_path / "nanoroads").symlink_to(ROOT / "nanoroads")
+    (tmp_path / "kernels.py").write_text("import torch\n")
+    assert str(tmp_path / "kernels.py") in last_line_of(tmp_path, "import nanoroads.losses")
+
+
 @pytest.mark.parametrize("module", IMPORTS)
 def test_wherever_the_import_begins(module, tmp_path):
     installed(tmp_path, FOUND["theirs"])
