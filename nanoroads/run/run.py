@@ -33,7 +33,7 @@ from nanoroads.weights.files import (
     write_safetensors,
     write_text,
 )
-from nanoroads.weights.hf import TOKENIZER_FILES, save_hf
+from nanoroads.weights.hf import TOKENIZER_FILES, copy_tokenizer_files, save_hf
 
 # Flags that a --resume may change. They say where and how often to write, which leaves the result as it is;
 # another --device changes only the rounding.
@@ -201,9 +201,7 @@ class Run:
         name = read_config(self.out)["tokenizer"]
         folder.mkdir(parents=True, exist_ok=True)
         if Path(name).is_dir():
-            for path in Path(name).glob("*"):
-                if path.name.startswith(TOKENIZER_FILES):
-                    shutil.copy(path, folder)
+            copy_tokenizer_files(name, folder)
         save_hf(folder, checkpoint.load_model(self.out), tokenizer.eos_id(tokenizer.get(name)))
         print(f"{folder}: {self.out} for transformers, vLLM and others")
 

@@ -10,16 +10,19 @@ from pathlib import Path
 import torch
 
 from nanoroads.errors import InputError
-from nanoroads.model import GPT, GPTConfig
+from nanoroads.model import GPTConfig
 from nanoroads.weights.files import (
     all_finite,
+    check_weight,
     cpu_weights,
     local_folder,
     read_config,
     read_safetensors,
     write_safetensors,
 )
-from nanoroads.weights.hf import load_hf
+from nanoroads.weights.folder import own_file
+from nanoroads.weights.hf import load_hf, plan
+from nanoroads.weights.hf_config import check_type, field_type, llama3_scaling
 
 # ---------------------------------------------------------------- saving and resuming
 
@@ -148,18 +151,16 @@ def load_model(folder, dtype=None, device="cpu", compute_dtype=None, head=None, 
         model_config, tensors, path = load_run(folder, config)
     model_config.head = head or model_config.head
     model_config.readout = readout or model_config.readout
-    try:
-        with torch.device("meta"):  # no time or memory for initial values, which the file replaces
-            model = GPT(model_config).to(dtype or torch.float32)
-    except (TypeError, RuntimeError) as error:  # an invalid size
-        raise InputError(f"{folder}/config.json: {error}") from None
+    # No time for initial values, which the file replaces, and no memory before the shapes are right.
+    model = plan(model_config, tensors, path).to(dtype or torch.float32)
+    may_be_new = ["scalar_head.weight"] if head == "scalar" else []
+    tensors = fitting(model, tensors, path, may_be_new)
     model.to_empty(device="cpu")
     if model_config.head == "scalar":
         model.init_scalar_head()
     elif model_config.tied:
         model.lm_head.weight = model.embedding.weight
-    may_be_new = ["scalar_head.weight"] if head == "scalar" else []
-    fill(model, tensors, path, may_be_new)
+    model.load_state_dict(tensors, strict=False)
     model.compute_dtype = compute_dtype
     return model.to(device)
 
@@ -168,25 +169,45 @@ def load_run(folder, config):
     """One of our finished runs, its config.json as a dict -> (GPTConfig, {name: tensor}, path).
 
     path: of the weights, for error messages. Raises InputError."""
-    path = folder / "model.safetensors"
     if "model" not in config:
         raise InputError(f"{folder}/config.json: neither a run of nanoroads nor a Hugging Face model")
-    if not path.exists():
+    model_config = run_model_config(config["model"], folder / "config.json")
+    path = own_file(folder, "model.safetensors")
+    if path is None:
+        path = folder / "model.safetensors"
         unfinished = (folder / "resume.safetensors").exists()
         hint = " (the run is not finished; --resume it)" if unfinished else ""
         raise InputError(f"{path}: no such file{hint}")
-    try:
-        model_config = GPTConfig(**config["model"])
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{folder}/config.json: {error}") from None
     tensors, _ = read_safetensors(path)
+    for name, tensor in tensors.items():
+        check_weight(tensor, name, path)
     return model_config, tensors, path
 
 
-def fill(model, tensors, path, may_be_new=()):
-    """Load {name: tensor} into the model. Raises InputError naming the file and the tensor.
+def run_model_config(shape, path):
+    """The "model" of a run's config.json -> GPTConfig. Raises InputError naming the field."""
+    shape = dict(shape)
+    for field, value in shape.items():
+        if field == "rope_scaling" and isinstance(value, dict):
+            llama3_scaling(value, path)
+        elif field in GPTConfig.__annotations__ and value is not None:
+            check_type(field, value, field_type(field), path)
+    try:
+        return GPTConfig(**shape)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from None
 
-    Names in may_be_new may be missing; these tensors stay as they are initialised."""
+
+def fill(model, tensors, path, may_be_new=()):
+    """Load {name: tensor} into the model; arguments and errors as those of `fitting`."""
+    model.load_state_dict(fitting(model, tensors, path, may_be_new), strict=False)
+
+
+def fitting(model, tensors, path, may_be_new=()):
+    """The tensors of {name: tensor} that the model takes, whose shapes are right.
+
+    Names in may_be_new may be missing; the model keeps these as they are initialised. Raises
+    InputError naming the file `path` and the tensor."""
     expected = model.state_dict()
     if model.config.tied and "lm_head.weight" in expected and "lm_head.weight" not in tensors:
         # Without an embedding the loop below names it.
@@ -202,5 +223,4 @@ def fill(model, tensors, path, may_be_new=()):
     for name in tensors:
         if name not in expected and name not in heads:
             raise InputError(f"{path}: holds a tensor {name} that the config has no place for")
-    known = {name: tensor for name, tensor in tensors.items() if name in expected}
-    model.load_state_dict(known, strict=False)
+    return {name: tensor for name, tensor in tensors.items() if name in expected}

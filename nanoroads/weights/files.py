@@ -4,6 +4,7 @@ They are written beside their place and renamed into it. Nothing is ever unpickl
 """
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -12,9 +13,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from nanoroads.errors import InputError
+from nanoroads.weights.folder import check_regular, own_file, read_json_object
 
 UMASK = os.umask(0)  # the only way to read it is to set it
 os.umask(UMASK)
+# What a model's weights may be in a file. Smaller types are quantised: they need scales that GPT has no
+# place for.
+WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Keys that our config.json may hold, and their types.
 CONFIG_TYPES = {"args": dict, "model": dict, "tokenizer": str, "reference": str, "beta": (int, float)}
 
@@ -40,7 +45,7 @@ def write_atomic(path, write):
 
 def write_text(path, text):
     """A text file, whole or not at all."""
-    write_atomic(path, lambda temporary: temporary.write_text(text))
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path, value):
@@ -63,25 +68,25 @@ def delete_half_written(folder):
 # ---------------------------------------------------------------- reading
 
 
-def read_json_object(path):
-    """The JSON object in a file, as a dict. Raises InputError."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        raise InputError(f"{path}: not JSON") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object, but {type(value).__name__}")
-    return value
-
-
 def read_safetensors(path):
     """({name: tensor}, {name: text} of its metadata). Raises InputError."""
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             return tensors, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def check_weight(tensor, name, path):
+    """Raises InputError unless a file's tensor can be a weight: of WEIGHT_DTYPES, and finite."""
+    if tensor.dtype not in WEIGHT_DTYPES:
+        raise InputError(
+            f"{path}: holds no floating-point tensor {name} of 16 bits or more, but {tensor.dtype}"
+        )
+    if not torch.isfinite(tensor).all():
+        raise InputError(f"{path}: {name} holds NaN or infinity; the file is damaged, or its model diverged")
 
 
 def local_folder(folder):
@@ -103,16 +108,23 @@ def local_folder(folder):
 
 
 def read_config(folder):
-    """config.json of one of our runs or of a Hugging Face folder, as a dict. Raises InputError."""
-    path = local_folder(folder) / "config.json"
-    if not path.exists():
+    """config.json of one of our runs or of a Hugging Face folder, as a dict. Raises InputError.
+
+    Of the second without the keys that mean something in ours."""
+    path = own_file(local_folder(folder), "config.json")
+    if path is None:
         raise InputError(f"{folder}: no such run (it has no config.json)")
     config = read_json_object(path)
     if "model_type" in config:  # Hugging Face's; weights/hf_config.py checks it
-        return config
+        return {name: value for name, value in config.items() if name not in CONFIG_TYPES}
     for name, kind in CONFIG_TYPES.items():
         if name in config and not isinstance(config[name], kind):
             raise InputError(f"{path}: {name} is {config[name]!r}")
+    data = config.get("args", {}).get("data", "")
+    if not isinstance(data, str):
+        raise InputError(f"{path}: its args name the data {data!r}")
+    if not 0 < config.get("beta", 1.0) < math.inf:
+        raise InputError(f"{path}: beta is {config['beta']!r}, not a positive number")
     return config
 
 

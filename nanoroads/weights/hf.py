@@ -5,16 +5,25 @@ for the config. Only safetensors files are read; nothing is unpickled. `kind` is
 model_type: gpt2, gpt_neox, llama, mistral or qwen2.
 """
 
-import json
+import functools
 import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from nanoroads.errors import InputError
+from nanoroads.errors import InputError, printable
 from nanoroads.model import GPT
-from nanoroads.weights.files import cpu_weights, read_safetensors, write_json, write_safetensors
+from nanoroads.weights.files import (
+    check_weight,
+    cpu_weights,
+    read_safetensors,
+    write_atomic,
+    write_json,
+    write_safetensors,
+)
+from nanoroads.weights.folder import is_name_inside, own_file, read_json_object
 from nanoroads.weights.hf_config import column, nearest_family, to_gpt_config, to_hf_config
 
 # Names of modules, after the prefix that all but lm_head carry; # is the layer's number. Mistral
@@ -37,6 +46,7 @@ lm_head                 lm_head          embed_out                           lm_
 
 # Beginnings of the names of files that an export copies from the folder the run started from.
 TOKENIZER_FILES = ("tokenizer", "special_tokens", "chat_template", "vocab", "merges", "generation_config")
+MOST_LAYERS = 1000  # the largest public models have some 130
 # Constants that older files carry among the weights: causal masks and rotary frequencies.
 BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
 
@@ -85,10 +95,8 @@ def load_hf(folder, hf_config):
     config = to_gpt_config(hf_config, folder / "config.json")
     found, path = read_folder(folder)
     found = with_prefix(found, column(MODULES, kind)["prefix"])
-    with torch.device("meta"):  # for its names alone
-        wanted = GPT(config).state_dict()
     tensors = {}
-    for name in wanted:
+    for name in plan(config, found, path).state_dict():
         if name == "lm_head.weight" and config.tied and their_names(name, kind)[0] not in found:
             continue
         tensors[name] = take_tensor(found, name, kind, config, path)
@@ -107,26 +115,61 @@ def read_folder(folder):
     """{their name: tensor} of model.safetensors or of the shards in its index, and the file's path.
 
     Raises InputError, also where there are only pickles."""
-    path = folder / "model.safetensors"
-    index = folder / "model.safetensors.index.json"
-    if path.exists():
+    path = own_file(folder, "model.safetensors")
+    if path is not None:
         tensors, _ = read_safetensors(path)
         return tensors, path
-    if not index.exists():
-        pickles = [*folder.glob("*.bin"), *folder.glob("*.pt*")]
-        if pickles:
-            raise InputError(f"{pickles[0]}: a pickle is never read; convert it to {path.name}")
-        raise InputError(f"{path}: no such file")
+    index = own_file(folder, "model.safetensors.index.json")
+    if index is not None:
+        return read_shards(folder, index), index
+    pickles = [*folder.glob("*.bin"), *folder.glob("*.pt*")]
+    if pickles:
+        raise InputError(f"{pickles[0]}: a pickle is never read; convert it to model.safetensors")
+    raise InputError(f"{folder}/model.safetensors: no such file")
+
+
+def read_shards(folder, index):
+    """{their name: tensor} of the files that an index names. Raises InputError."""
     try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]  # {tensor's name: file's name}
-        shards = sorted({folder / name for name in weight_map.values()})
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{index}: not an index of safetensors files") from None
+        weight_map = read_json_object(index)["weight_map"]  # {tensor's name: file's name}
+        shards = list(dict.fromkeys(weight_map.values()))  # each once
+    except (InputError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index}: not an index of safetensors files ({error})") from None
     tensors = {}
-    for shard in shards:
+    shard_of = {}
+    for name in shards:
+        if not is_name_inside(name):
+            raise InputError(f"{index}: not an index of safetensors files of this folder, but of {name!r}")
+        shard = own_file(folder, name)
+        if shard is None:
+            raise InputError(f"{folder}/{name}: no such file, though {index.name} names it")
         part, _ = read_safetensors(shard)
+        for tensor_name in part:
+            if tensor_name in tensors:
+                raise InputError(f"{shard}: holds {tensor_name}, which is in {shard_of[tensor_name]} too")
+            shard_of[tensor_name] = name
         tensors.update(part)
-    return tensors, index
+    return tensors
+
+
+def plan(config, found, path):
+    """The GPT of a config without its memory, on the meta device: it has names and shapes.
+
+    found: the tensors of the file `path`, which bound the layers that are built. Raises InputError
+    for a config that no GPT can have."""
+    config_path = path.parent / "config.json"
+    if config.n_layer > min(len(found), MOST_LAYERS):
+        raise InputError(
+            f"{config_path}: asks for {config.n_layer:,} layers, {path} holds {len(found):,} tensors"
+        )
+    rotated = int(config.head_size * config.rotary_pct)  # channels of a head
+    if config.position == "rotary" and (rotated < 2 or rotated % 2 or rotated > config.head_size):
+        raise InputError(f"{config_path}: rotates {rotated} of the {config.head_size} channels of a head")
+    try:
+        with torch.device("meta"):
+            return GPT(config)
+    except (TypeError, RuntimeError) as error:  # an invalid size
+        raise InputError(f"{config_path}: {error}") from None
 
 
 def with_prefix(found, prefix):
@@ -147,12 +190,13 @@ def with_prefix(found, prefix):
 def take_tensor(found, name, kind, config, path):
     """Take out of `found` what makes up our tensor `name`, and return that, in our layout.
 
-    Raises InputError: one is missing, holds integers, or cannot be rearranged into our layout;
-    `fill` checks the shapes."""
+    Raises InputError: one is missing, is no weight, or cannot be rearranged into our layout;
+    `fitting` checks the shapes."""
     names = their_names(name, kind)
     for their_name in names:
-        if their_name not in found or not found[their_name].is_floating_point():
+        if their_name not in found:
             raise InputError(f"{path}: holds no floating-point tensor {their_name}")
+        check_weight(found[their_name], their_name, path)
     parts = [found.pop(their_name) for their_name in names]
     try:
         whole = torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -163,6 +207,22 @@ def take_tensor(found, name, kind, config, path):
 
 
 # ---------------------------------------------------------------- writing a folder
+
+
+def copy_tokenizer_files(source, folder):
+    """Copy the files that TOKENIZER_FILES names from one model's folder into another.
+
+    What is no file of the source's own, a link to elsewhere or a folder, is left out, with a word."""
+    for path in sorted(Path(source).iterdir()):
+        if not path.name.startswith(TOKENIZER_FILES):
+            continue
+        try:
+            own_file(source, path.name)
+        except InputError as error:
+            print(printable(f"not copied into {folder}: {error}"))
+            continue
+        # Renamed into its place: a link that has this name there is replaced, and not written through.
+        write_atomic(Path(folder) / path.name, functools.partial(shutil.copyfile, path))
 
 
 def save_hf(folder, model, eos=None):

@@ -215,9 +215,11 @@ def check_options(hf_config, fields, keys, path):
         check_type("sliding_window", hf_config["sliding_window"], int, path)
         if hf_config["sliding_window"] < fields["block_size"]:
             raise not_supported(kind, "sliding_window", hf_config["sliding_window"], path)
-    all_full = ["full_attention"] * fields["n_layer"]
-    if hf_config.get("layer_types") is not None and hf_config["layer_types"] != all_full:
-        raise not_supported(kind, "layer_types", hf_config["layer_types"], path)
+    layer_types = hf_config.get("layer_types")
+    if layer_types is not None:
+        is_list = isinstance(layer_types, list) and len(layer_types) == fields["n_layer"]
+        if not is_list or any(layer_type != "full_attention" for layer_type in layer_types):
+            raise not_supported(kind, "layer_types", layer_types, path)
     if fields["mlp"] not in ACTIVATIONS[kind]:
         raise not_supported(kind, keys["mlp"], fields["mlp"], path)
 
