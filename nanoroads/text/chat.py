@@ -17,7 +17,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nanoroads.errors import InputError
 from nanoroads.text import tokenizer
+from nanoroads.text.bounds import OutOfBounds, bounded
 from nanoroads.text.tokenizer_json import FolderEncoding, split_at_matches, text_of_token
+from nanoroads.weights.folder import own_file, read_bytes
+
+# What a template may take to be compiled, or to write one conversation: real ones take milliseconds.
+MOST_SECONDS = 3
+MOST_BYTES = 2**29  # of memory
+MOST_CHARACTERS = 2**24  # of its text, and of what it writes
 
 # Unicode gives these code points no meaning, so hardly any text holds them.
 PRIVATE_USE = range(0xE000, 0xF900)
@@ -71,21 +78,27 @@ def template(encoding: tiktoken.Encoding) -> jinja2.Template | None:
     environment.globals["strftime_now"] = strftime_now
     try:
         source = template_source(folder, encoding.config)
-        return None if source is None else environment.from_string(source)
-    except (jinja2.TemplateError, ValueError, KeyError, TypeError) as error:
-        # A ValueError may be bytes that are not UTF-8, a TypeError a template that is not text.
+        with bounded(MOST_SECONDS, MOST_BYTES):  # jinja2 computes what is constant while it compiles
+            return None if source is None else environment.from_string(source)
+    except InputError:
+        raise
+    except Exception as error:
+        # A ValueError may be bytes that are not UTF-8, a TypeError a template that is not text, a
+        # RecursionError or a SyntaxError what is nested too deep.
         raise InputError(f"{folder}: its chat template cannot be read ({error})") from None
 
 
 def template_source(folder, config):
     """The template's text, or None. A folder may name several; then "default" is the one."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
+    path = own_file(folder, "chat_template.jinja")
+    if path is not None:
+        return read_bytes(path, MOST_CHARACTERS).decode("utf-8")
     source = config.get("chat_template")
     if isinstance(source, list):
         by_name = {named["name"]: named["template"] for named in source}
-        return by_name.get("default")
+        source = by_name.get("default")
+    if source is not None and len(source) > MOST_CHARACTERS:
+        raise ValueError(f"more than {MOST_CHARACTERS:,} characters")
     return source
 
 
@@ -97,17 +110,29 @@ def render(encoding: FolderEncoding, messages: list[dict], add_generation_prompt
     for key, value in encoding.config.items():
         if key.endswith("_token") and value:
             special_names[key] = text_of_token(value)
+    program = template(encoding)
+    if encoding.template_stopped:  # with --skip-bad-rows every row would take as long
+        raise InputError(encoding.template_stopped)
     try:
-        return template(encoding).render(
-            messages=messages,
-            tools=None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **special_names,
-        )
+        with bounded(MOST_SECONDS, MOST_BYTES):
+            text = program.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **special_names,
+            )
+    except OutOfBounds as error:
+        encoding.template_stopped = f"{encoding.folder}: its chat template was stopped ({error})"
+        raise InputError(encoding.template_stopped) from None
     except Exception as error:
         # A template is a program: whatever it raises, it could not read the messages.
-        raise InputError(f"the chat template refuses the messages ({error})") from None
+        raise InputError(f"{encoding.folder}: the chat template refuses the messages ({error})") from None
+    if not text:
+        raise InputError(f"{encoding.folder}: its chat template writes nothing for the messages")
+    if len(text) > MOST_CHARACTERS:
+        raise InputError(f"{encoding.folder}: its chat template writes {len(text):,} characters")
+    return text
 
 
 # ---------------------------------------------------------------- tokens

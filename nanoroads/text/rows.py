@@ -5,15 +5,22 @@ where there is one. `parse` leaves both to its caller.
 """
 
 import gzip
+import itertools
 import json
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nanoroads.errors import InputError
+from nanoroads.text.bounds import OutOfBounds, bounded
 from nanoroads.text.values import plain
 from nanoroads.weights.files import write_text
+from nanoroads.weights.folder import check_regular, parse_json
 
+MOST_LINE_BYTES = 2**26
+# What a thousand rows of a parquet file may take while they are read.
+MOST_BATCH_SECONDS = 60
+MOST_BATCH_BYTES = 2**31
 BLANK = b" \t\r\n\0\x1a"  # what a line without a row consists of; zeros stand where a machine crashed
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # How files of other kinds begin, and what to do with them.
@@ -80,16 +87,31 @@ def open_rows(path):
     name = str(path)
     if name.startswith("hf:"):
         return hub_rows(name)
-    if not Path(path).is_file():
+    if not Path(path).exists() or Path(path).is_dir():
         raise InputError(f"{path}: no such file")
     if name.endswith(TABLES):
         lines = 'pandas.read_csv(FILE).to_json("rows.jsonl", orient="records", lines=True)'
         raise InputError(f"{path}: a table; {lines} makes rows of it")
+    check_regular(path)  # a pipe could be read only once, and --resume reads the rows again
     if name.endswith(".parquet"):
         return parquet_rows(path)
     if name.endswith(".gz"):
-        return gzip.open(path)
-    return open(path, "rb")
+        return lines(gzip.open(path), path)
+    return lines(open(path, "rb"), path)
+
+
+def lines(file, path):
+    """Yields the lines of an open file of bytes, and closes it.
+
+    Raises InputError for a line that does not end: a small gzip file may hold a very long one."""
+    with file:
+        for number in itertools.count(1):
+            line = file.readline(MOST_LINE_BYTES + 1)
+            if not line:
+                return
+            if len(line) > MOST_LINE_BYTES:
+                raise InputError(f"{path}:{number}: a line of more than {MOST_LINE_BYTES:,} bytes")
+            yield line
 
 
 def parquet_rows(path):
@@ -100,10 +122,24 @@ def parquet_rows(path):
         raise InputError(f"{path}: to read it, pip install 'nanoroads[parquet]'") from None
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(1000):
-                yield from batch.to_pylist(maps_as_pydicts="lossy")
+            batches = file.iter_batches(1000)
+            rows = next_rows(batches)
+            while rows is not None:
+                yield from rows
+                rows = next_rows(batches)
+    except OutOfBounds as error:
+        raise InputError(f"{path}: was stopped while it was read ({error})") from None
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a whole parquet file ({error})") from None
+
+
+def next_rows(batches):
+    """The rows of the next batch as dicts; None behind the last one. Raises OutOfBounds.
+
+    A parquet file of a few KB can hold one long text in a million rows."""
+    with bounded(MOST_BATCH_SECONDS, MOST_BATCH_BYTES):
+        batch = next(batches, None)
+        return None if batch is None else batch.to_pylist(maps_as_pydicts="lossy")
 
 
 def hub_rows(path):
@@ -125,7 +161,7 @@ def parse(row: bytes | dict) -> dict:
 
     Raises InputError: not JSON, not UTF-8, not an object."""
     try:
-        parsed = plain(json.loads(row) if isinstance(row, bytes) else row)
+        parsed = plain(parse_json(row) if isinstance(row, bytes) else row)
     except InputError as error:
         raise InputError(f"not a row ({error})") from None
     except (ValueError, RecursionError) as error:

@@ -4,6 +4,7 @@ The encodings: the map's own `roadmap`, `gpt2`, or the tokenizer.json of a Huggi
 """
 
 import functools
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import tiktoken
 
 from nanoroads.errors import InputError
+from nanoroads.text.bounds import bounded
 from nanoroads.text.tokenizer_json import FolderEncoding
 from nanoroads.weights.files import local_folder, read_config
 from nanoroads.world import roadmap
@@ -30,13 +32,17 @@ def get(name: str) -> tiktoken.Encoding:
             return tiktoken.get_encoding(name)
         except OSError as error:
             raise InputError(f"tokenizer gpt2: its files are not in TIKTOKEN_CACHE_DIR ({error})") from None
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # Path.is_dir raises OSError for a very long name
         try:
-            return FolderEncoding(Path(name))
+            with bounded(seconds=60, more_bytes=2**33):
+                return FolderEncoding(Path(name))
         except InputError:
             raise
-        except Exception as error:
-            # A value is missing or of another type, a pattern is invalid: the file's fault.
+        except BaseException as error:
+            # A value is missing or of another type, a pattern is invalid: the file's fault. tiktoken's
+            # PanicException is no Exception.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise InputError(f"{name}/tokenizer.json: not a tokenizer that can be read ({error!r})") from None
     raise InputError(f"tokenizer {str(name)!r} is neither roadmap nor gpt2 nor a folder")
 

@@ -6,7 +6,6 @@ other normalizers, ...) is refused by name, never approximated.
 """
 
 import functools
-import json
 import re
 import unicodedata
 from pathlib import Path
@@ -15,7 +14,13 @@ import regex
 import tiktoken
 
 from nanoroads.errors import InputError
+from nanoroads.text.bounds import check_pattern_lengths, check_token_lengths
+from nanoroads.weights.folder import own_file, parse_json, read_bytes, read_optional_json
 
+MOST_SECONDS = 5  # of a pattern on one text
+WHOLE_PIECE = "(?s:.+)"  # a pattern that cuts nothing
+BACK_REFERENCE = re.compile(r"\\[1-9k]|\(\?P=")
+PROBE = " ".join(map(chr, range(256))) + "".join(map(chr, range(256)))  # to see what a pattern matches in
 # What ByteLevel splits at.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # How ByteLevel writes bytes: a visible Latin-1 character as itself, the others as the characters
@@ -55,6 +60,8 @@ class FolderEncoding(tiktoken.Encoding):
     unreached   {id: bytes} of tokens that no text encodes to
     n_ids       one more than the largest id; ids from here on are stand-ins that encode_ordinary
                 takes out
+    template_stopped
+                why its chat template is not run any more, or None
     bos         the ids that start a text
     eos         the id that ends a response, or None
     """
@@ -102,6 +109,7 @@ class FolderEncoding(tiktoken.Encoding):
 
         # What stands around and inside a text.
         self.folder = folder
+        self.template_stopped = None
         self.set_added_patterns(added_tokens)
         self.bos = start_of_text(specification.get("post_processor"), self.ids)
         self.config = read_optional_json(folder / "special_tokens_map.json")
@@ -149,8 +157,12 @@ class FolderEncoding(tiktoken.Encoding):
     def encode_between_added(self, text):
         """Text without added tokens -> list of ids. tiktoken makes the last cut, and merges."""
         pieces = [text]
-        for pattern in self.stages:
-            pieces = [part for piece in pieces for part, _ in split_at_matches(piece, pattern)]
+        try:
+            for pattern in self.stages:
+                pieces = cut(pieces, pattern)
+        except TimeoutError:
+            slow = f"its pattern takes more than {MOST_SECONDS} s to cut a text"
+            raise InputError(f"{self.folder}/tokenizer.json: {slow}") from None
         ids = []
         for piece in pieces:
             ids += super().encode_ordinary(piece)
@@ -161,23 +173,12 @@ class FolderEncoding(tiktoken.Encoding):
 
 
 def read_specification(path):
-    """What tokenizer.json holds. Raises InputError if there is no such file."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such file; of Hugging Face tokenizers only this form can be read"
-        ) from None
-
-
-def read_optional_json(path):
-    """The object in a file that need not be there. Raises InputError."""
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError):
-        raise InputError(f"{path}: not a JSON object") from None
+    """What tokenizer.json holds. Raises InputError if there is no such file, or a much too large one."""
+    if own_file(path.parent, path.name) is None:
+        raise InputError(f"{path}: no such file; of Hugging Face tokenizers only this form can be read")
+    specification = parse_json(read_bytes(path))
+    check_token_lengths(path, specification)
+    return specification
 
 
 def read_merges(model):
@@ -251,7 +252,18 @@ def split_patterns(path, node):
         raise InputError(
             f"{path}: its pre-tokenizer does not end in ByteLevel, so it is not a byte-level BPE"
         )
-    return patterns or ["(?s:.+)"]  # nothing cuts: the text is one piece
+    check_pattern_lengths(path, patterns)
+    # The last one is tiktoken's, which panics at a match without a character, and stands twice in what
+    # tiktoken gets (pattern_without_gaps), so that the numbers of groups would change.
+    if not patterns or has_empty_match(patterns[-1]) or BACK_REFERENCE.search(patterns[-1]):
+        patterns.append(WHOLE_PIECE)
+    return patterns
+
+
+def has_empty_match(pattern):
+    """Whether a pattern is seen to match between two characters, as "", "a*" and "(?=a)" do."""
+    matches = regex.compile(pattern).finditer(PROBE, timeout=MOST_SECONDS)
+    return any(match.end() == match.start() for match in matches)
 
 
 def pattern_without_gaps(pattern):
@@ -267,12 +279,12 @@ def pattern_of_any(tokens):
     return re.compile("|".join(re.escape(token) for token in longest_first))
 
 
-def split_at_matches(text, pattern):
+def split_at_matches(text, pattern, **options):
     """Yields (piece, whether it is a match); the pieces make up the text.
 
-    pattern: compiled, or None, which matches nothing."""
+    pattern: compiled, or None, which matches nothing. options: of its finditer."""
     begin = 0
-    matches = pattern.finditer(text) if pattern else ()
+    matches = pattern.finditer(text, **options) if pattern else ()
     for match in matches:
         if match.start() > begin:
             yield text[begin : match.start()], False
@@ -280,6 +292,15 @@ def split_at_matches(text, pattern):
         begin = match.end()
     if begin < len(text):
         yield text[begin:], False
+
+
+def cut(pieces, pattern):
+    """The pieces of a text, each cut at every match. Raises TimeoutError for a very slow pattern."""
+    parts = []
+    for piece in pieces:
+        for part, _ in split_at_matches(piece, pattern, timeout=MOST_SECONDS):
+            parts.append(part)
+    return parts
 
 
 def plain_texts(added_tokens, normalized):
