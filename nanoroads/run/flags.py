@@ -1,6 +1,7 @@
 """What the scripts' command lines share: number types, common flags, defaults, errors in one line."""
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -8,10 +9,11 @@ from pathlib import Path
 
 import torch
 
-from nanoroads.errors import InputError
+from nanoroads.errors import InputError, printable
 from nanoroads.text.data import Limits
 from nanoroads.weights.files import read_config
 
+LONGEST_ERROR = 500  # characters
 SMALL_MODEL = 10_000_000  # parameters; the map's model has 117,000, the smallest pretrained ones 14 million
 
 # ---------------------------------------------------------------- running a script
@@ -21,6 +23,7 @@ def run_script(main, resumes=True):
     """Run main(); what a user can cause becomes one line on stderr and exit code 2.
 
     resumes: whether the script has --resume, which Ctrl-C then names."""
+    write_any_text()
     try:
         main()
     except BrokenPipeError:  # the reader has gone, as `| head` does
@@ -30,14 +33,36 @@ def run_script(main, resumes=True):
         out_of_memory = is_out_of_memory(error)
         if isinstance(error, RuntimeError) and not out_of_memory:
             raise
-        text = " ".join(str(error).split()) or "out of memory"
         hint = " (try a smaller --micro-batch-size)" if out_of_memory else ""
-        print(f"error: {text}{hint}", file=sys.stderr)
+        print_error(f"{message_of(error) or 'out of memory'}{hint}")
         sys.exit(2)
     except KeyboardInterrupt:
         hint = "; a run goes on from its last checkpoint with the same command and --resume"
         print(f"\nstopped{hint if resumes else ''}", file=sys.stderr)
         sys.exit(130)
+
+
+def write_any_text():
+    r"""Let stdout write what its encoding cannot, half a character or an é in ASCII, as \udc80 or \xe9.
+
+    stderr does so anyway."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it may also be None, or what a notebook puts there
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def print_error(message):
+    """Print one line to stderr, whatever the message holds: a name or a value of a file may be long."""
+    line = " ".join(printable(message).split())
+    if len(line) > LONGEST_ERROR:
+        line = f"{line[: LONGEST_ERROR - 200]} ... {line[-195:]}"  # what to do next is said at the end
+    print(f"error: {line}", file=sys.stderr)
+
+
+def message_of(error):
+    """What an exception says; of an OSError: the file, then what happened to it."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def is_out_of_memory(error):
@@ -54,7 +79,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message):
-        print(f"error: {Path(self.prog).name}: {message} (--help lists the flags)", file=sys.stderr)
+        print_error(f"{Path(self.prog).name}: {message} (--help lists the flags)")
         raise SystemExit(2)
 
 
