@@ -15,7 +15,7 @@ from nanoroads.errors import InputError
 from nanoroads.text.bounds import OutOfBounds, bounded
 from nanoroads.text.values import plain
 from nanoroads.weights.files import write_text
-from nanoroads.weights.folder import check_regular, parse_json
+from nanoroads.weights.folder import check_regular
 
 MOST_LINE_BYTES = 2**26
 # What a thousand rows of a parquet file may take while they are read.
@@ -96,11 +96,11 @@ def open_rows(path):
     if name.endswith(".parquet"):
         return parquet_rows(path)
     if name.endswith(".gz"):
-        return lines(gzip.open(path), path)
-    return lines(open(path, "rb"), path)
+        return bounded_lines(gzip.open(path), path)
+    return bounded_lines(open(path, "rb"), path)
 
 
-def lines(file, path):
+def bounded_lines(file, path):
     """Yields the lines of an open file of bytes, and closes it.
 
     Raises InputError for a line that does not end: a small gzip file may hold a very long one."""
@@ -161,7 +161,7 @@ def parse(row: bytes | dict) -> dict:
 
     Raises InputError: not JSON, not UTF-8, not an object."""
     try:
-        parsed = plain(parse_json(row) if isinstance(row, bytes) else row)
+        parsed = plain(json.loads(row) if isinstance(row, bytes) else row)
     except InputError as error:
         raise InputError(f"not a row ({error})") from None
     except (ValueError, RecursionError) as error:
