@@ -204,7 +204,7 @@ class Run:
             for path in Path(name).glob("*"):
                 if path.name.startswith(TOKENIZER_FILES):
                     shutil.copy(path, folder)
-        save_hf(folder, checkpoint.load_model(self.out), tokenizer.eos_id(tokenizer.get(name)))
+        save_hf(folder, checkpoint.load_model(self.out), tokenizer.stop_ids(tokenizer.get(name)))
         print(f"{folder}: {self.out} for transformers, vLLM and others")
 
 
