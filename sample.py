@@ -130,7 +130,7 @@ def read_prompts(args, task, encoding, context):
         rows = data.load(args.prompts, layouts.prompt_texts, encoding, data.Limits(context))
         return rows.texts, rows.prompts
     text = task.default_prompt() if args.prompt is None else args.prompt  # --prompt '' is refused later
-    prompt = data.encode_row(encoding, text).prompt
+    prompt = data.encode_row(encoding, text, typed=True).prompt
     return [text], [prompt]
 
 

@@ -12,7 +12,7 @@ from nanoroads.text.columns import Columns
 from nanoroads.text.data import SAME_TOKENS
 from nanoroads.text.layouts import SAME_ANSWERS
 from nanoroads.text.split import held_out_rows, prompt_keys
-from nanoroads.text.tokenizer import stop_ids
+from nanoroads.text.tokenizer import special_pattern, stop_ids
 
 MOST_KINDS = 6  # of errors that are shown
 RESPONSE_NAMES = {0: [], 1: ["response"], 2: ["chosen", "rejected"]}  # by the number of responses in a row
@@ -38,19 +38,11 @@ class Findings:
 def examine(readings, encoding):
     """Data Readings of a file -> Findings. Of a row it keeps little more than the prompt, as tokens."""
     findings = Findings()
-    special = special_texts(encoding)
+    special = special_pattern(encoding)
     stops = set(stop_ids(encoding))
     for reading in readings:
         look(findings, reading, special, stops)
     return findings
-
-
-def special_texts(encoding):
-    """A pattern that finds the special tokens of an encoding in text; None if it has none."""
-    texts = sorted(encoding.special_tokens_set, reverse=True)  # the longer of two that begin alike first
-    if not texts:
-        return None
-    return re.compile("|".join(map(re.escape, texts)))
 
 
 def look(findings, reading, special, stops):

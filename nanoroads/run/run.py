@@ -202,7 +202,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         if Path(name).is_dir():
             copy_tokenizer_files(name, folder)
-        save_hf(folder, checkpoint.load_model(self.out), tokenizer.eos_id(tokenizer.get(name)))
+        save_hf(folder, checkpoint.load_model(self.out), tokenizer.stop_ids(tokenizer.get(name)))
         print(f"{folder}: {self.out} for transformers, vLLM and others")
 
 

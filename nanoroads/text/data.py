@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from nanoroads.errors import InputError, printable
 from nanoroads.text.columns import Columns
-from nanoroads.text.encode import EncodedRow, cut_prompt, encode_row
+from nanoroads.text.encode import EncodedRow, cut_prompt, encode_row, left_out_line
 from nanoroads.text.layouts import Texts
 from nanoroads.text.rows import parse, raw_rows
 from nanoroads.text.split import hold_out, prompt_keys, shared_prompts
@@ -137,6 +137,7 @@ def load(path: str | Path, layout: Layout, encoding: tiktoken.Encoding, limits: 
     loaded = Rows([], [], [])
     columns = Columns()
     errors = []
+    left_out = ""  # of the generation prompt, in the first row where the template drops some of it
     for reading in readings(path, layout, encoding, limits):
         if reading.error:
             errors.append(f"{path}:{reading.number}: {reading.error}")
@@ -145,11 +146,14 @@ def load(path: str | Path, layout: Layout, encoding: tiktoken.Encoding, limits: 
             continue
         append(loaded, reading.encoded)
         columns.add(reading.row, reading.texts)
+        left_out = left_out or reading.whole.left_out
     if not loaded.prompts:
         raise InputError(f"{path}: no usable row; the first error: {errors[0]}")
     if errors:
         rows = f"{len(errors):,} bad rows of {len(errors) + len(loaded):,}"
         print(printable(f"{path}: skipped {rows}; the first: {errors[0]}"))
+    if left_out:
+        print(printable(f"{path}: {left_out_line(left_out)}"))
     for line in columns.lines():
         print(printable(f"{path}: {line}"))
     return loaded

@@ -13,7 +13,7 @@ import tiktoken
 
 from nanoroads.errors import InputError
 from nanoroads.text.bounds import bounded
-from nanoroads.text.tokenizer_json import FolderEncoding
+from nanoroads.text.tokenizer_json import FolderEncoding, pattern_of_any, split_at_matches
 from nanoroads.weights.files import local_folder, read_config
 from nanoroads.world import roadmap
 
@@ -60,11 +60,35 @@ def of(folder: str | Path, model) -> tuple[str, tiktoken.Encoding]:
     return name, encoding
 
 
+# ---------------------------------------------------------------- special tokens
+
+
+def special_texts(encoding: tiktoken.Encoding) -> set[str]:
+    """The texts that spell a special token."""
+    if isinstance(encoding, FolderEncoding):
+        return encoding.special_texts  # its special_tokens_set also holds added tokens that are not special
+    return encoding.special_tokens_set
+
+
+@functools.cache
+def special_pattern(encoding: tiktoken.Encoding) -> re.Pattern | None:
+    """A pattern of the texts that spell a special token; None if the encoding has none."""
+    if isinstance(encoding, FolderEncoding):
+        return encoding.special
+    return pattern_of_any(encoding.special_tokens_set)
+
+
+def special_id(encoding, text):
+    """The id of the special token that a text spells."""
+    if isinstance(encoding, FolderEncoding):
+        return encoding.ids[text]  # tiktoken would prefer a token of plain text with the same characters
+    return encoding.encode_single_token(text)
+
+
 def eos_id(encoding: tiktoken.Encoding) -> int:
     """The id of the token that ends a response. Raises InputError if the encoding has none."""
-    eos = getattr(encoding, "eos", None)  # a FolderEncoding has one if its folder names one
-    if eos is not None:
-        return eos
+    if isinstance(encoding, FolderEncoding) and encoding.stops:
+        return encoding.stops[0]
     for token in EOS_TEXTS:
         if token in encoding.special_tokens_set:
             return encoding.encode_single_token(token)
@@ -73,7 +97,12 @@ def eos_id(encoding: tiktoken.Encoding) -> int:
 
 def stop_ids(encoding: tiktoken.Encoding) -> tuple[int, ...]:
     """The ids that end a sampled response, eos_id first. Raises what `eos_id` raises."""
+    if isinstance(encoding, FolderEncoding) and encoding.stops:
+        return encoding.stops
     return (eos_id(encoding),)
+
+
+# ---------------------------------------------------------------- text -> ids
 
 
 def encode(encoding: tiktoken.Encoding, text: str) -> list[int]:
@@ -82,7 +111,7 @@ def encode(encoding: tiktoken.Encoding, text: str) -> list[int]:
     tiktoken silently drops what its pattern does not match, so the ids are decoded again and
     compared: raises InputError with the text that was lost."""
     refuse_long_whitespace(text)
-    ids = encoding.encode_ordinary(text)
+    ids = encode_ordinary(encoding, text)
     decoded = encoding.decode(ids)
     if isinstance(encoding, FolderEncoding):
         # It normalizes each piece between added tokens; NFC of the whole text may change more.
@@ -94,6 +123,43 @@ def encode(encoding: tiktoken.Encoding, text: str) -> list[int]:
             f"tokenizer {encoding.name!r} has no tokens for {text[lost : lost + 20]!r} (character {lost + 1})"
         )
     return ids
+
+
+def encode_with_special(encoding: tiktoken.Encoding, text: str) -> list[int]:
+    """Text -> ids, with one id for whatever spells a special token, as transformers reads text.
+
+    For the text of training files and for what a model said; a user's text goes through `encode`.
+    Raises InputError."""
+    return encode_pieces(encoding, list(split_at_matches(text, special_pattern(encoding))))
+
+
+def encode_pieces(encoding, pieces):
+    """Pieces of a text, [(piece, whether it is a special token), ...] -> ids."""
+    ids = []
+    swallow = False  # whether the whitespace that begins the next piece belongs to a token before it
+    for place, (piece, is_special) in enumerate(pieces):
+        if is_special:
+            ids.append(special_id(encoding, piece))
+            swallow = piece in getattr(encoding, "rstrip", ())
+            continue
+        if swallow:
+            piece = piece.lstrip()
+        following = pieces[place + 1][0] if place + 1 < len(pieces) else ""
+        if following in getattr(encoding, "lstrip", ()):
+            piece = piece.rstrip()
+        ids += encode(encoding, piece)
+    return ids
+
+
+def encode_ordinary(encoding, text):
+    """tiktoken's encode_ordinary. Raises InputError where its regex engine gives up."""
+    try:
+        return encoding.encode_ordinary(text)
+    except BaseException as error:
+        # A panic of tiktoken's Rust is a BaseException, of a class that cannot be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"tokenizer {encoding.name!r} cannot read the text ({error})") from None
 
 
 def refuse_long_whitespace(text):
@@ -115,6 +181,9 @@ def first_difference(text, decoded):
     return len(decoded)
 
 
+# ---------------------------------------------------------------- ids -> text
+
+
 def piece(encoding: tiktoken.Encoding, token: int) -> bytes:
     """The bytes of one token; empty for an id that only pads the vocabulary to a round size."""
     try:
@@ -129,6 +198,14 @@ def decode(encoding: tiktoken.Encoding, ids: Iterable[int]) -> str:
 
 
 def decode_all(encoding: tiktoken.Encoding, responses: Iterable[Iterable[int]]) -> list[str]:
-    """Responses as token lists -> strings, without EOS."""
-    eos = eos_id(encoding)
-    return [decode(encoding, [token for token in response if token != eos]) for response in responses]
+    """Responses as token lists -> strings, without the token that ended them.
+
+    Special tokens before it are written out: a rule may ask for <think>."""
+    stops = stop_ids(encoding)
+    texts = []
+    for response in responses:
+        ids = list(response)
+        if ids and ids[-1] in stops:
+            ids.pop()
+        texts.append(decode(encoding, ids))
+    return texts

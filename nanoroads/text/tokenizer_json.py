@@ -14,15 +14,23 @@ import regex
 import tiktoken
 
 from nanoroads.errors import InputError
+from nanoroads.text import named_tokens
 from nanoroads.text.bounds import check_pattern_lengths, check_token_lengths
-from nanoroads.weights.folder import own_file, parse_json, read_bytes, read_optional_json
+from nanoroads.weights.folder import own_file, parse_json, read_bytes
 
 MOST_SECONDS = 5  # of a pattern on one text
 WHOLE_PIECE = "(?s:.+)"  # a pattern that cuts nothing
 BACK_REFERENCE = re.compile(r"\\[1-9k]|\(\?P=")
 PROBE = " ".join(map(chr, range(256))) + "".join(map(chr, range(256)))  # to see what a pattern matches in
+# Part of every refusal, since a folder with another tokenizer is no fault of its owner.
+READABLE = (
+    "only a byte-level BPE in tokenizer.json can be read (GPT-2, Pythia, Llama 3, Qwen2, SmolLM2), "
+    "no SentencePiece (Llama 2, Mistral v0.1)"
+)
 # What ByteLevel splits at.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# Characters that are left to tiktoken to cut.
+MOST_AT_ONCE = 100_000
 # How ByteLevel writes bytes: a visible Latin-1 character as itself, the others as the characters
 # from U+0100 on.
 VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -39,6 +47,7 @@ SUPPORTED = {
         "byte_fallback": False,
     },
     "normalizer": {"type": "NFC"},
+    "special token": {"single_word": False},
     "added token": {"single_word": False, "lstrip": False, "rstrip": False},
     "pre-tokenizer Split": {"behavior": "Isolated", "invert": False},
     "pre-tokenizer ByteLevel": {"add_prefix_space": False},
@@ -50,20 +59,27 @@ class FolderEncoding(tiktoken.Encoding):
 
     folder      the Hugging Face folder
     config      its special_tokens_map.json and tokenizer_config.json, as one dict
+    names       {name: text} of the special tokens that it names, such as bos_token
     normalize   text -> text: NFC, or nothing
     ids         {text: id} of the added tokens, special or not
-    special     a pattern of the special ones, which stay text where they stand in plain text
+    special_texts, special
+                the texts of the special ones, and a pattern of them; they stay text in plain text
+    lstrip, rstrip
+                the texts of the special ones that take the whitespace before, or after, with them
     added_before_nfc, added_after_nfc
                 patterns of the other added tokens, which plain text may hold (NeoX: runs of
                 spaces): looked for before the text is normalized, and after; None without any
     stages      the patterns that cut a text before tiktoken's own does
+    last_pattern
+                tiktoken's own
     unreached   {id: bytes} of tokens that no text encodes to
     n_ids       one more than the largest id; ids from here on are stand-ins that encode_ordinary
                 takes out
     template_stopped
                 why its chat template is not run any more, or None
     bos         the ids that start a text
-    eos         the id that ends a response, or None
+    stops       the ids that end a response; empty if none is named
+    eos         the first of them, which is the one that is trained, or None
     """
 
     def __init__(self, folder: Path):
@@ -71,14 +87,16 @@ class FolderEncoding(tiktoken.Encoding):
         # InputError.
         path = folder / "tokenizer.json"
         specification = read_specification(path)
-        check_settings(path, specification)
+        check_supported(path, "model", specification["model"])
+        self.config = named_tokens.read_names(folder)
+        added_tokens = named_tokens.all_added_tokens(folder, specification, self.config)
+        check_settings(path, specification, added_tokens)
         model = specification["model"]
-        added_tokens = specification.get("added_tokens") or []
         merges = read_merges(model)
         vocab = dict(model["vocab"])
 
         # Where a text is cut: the last pattern is tiktoken's, those before it are ours.
-        *early_patterns, last_pattern = split_patterns(path, specification.get("pre_tokenizer"))
+        *early_patterns, self.last_pattern = split_patterns(path, specification.get("pre_tokenizer"))
         has_normalizer = bool(components(specification.get("normalizer"), "normalizers"))
         # str leaves a text as it is.
         self.normalize = functools.partial(unicodedata.normalize, "NFC") if has_normalizer else str
@@ -101,7 +119,7 @@ class FolderEncoding(tiktoken.Encoding):
             special_tokens[f"{token}\0"] = vocab[token]
         super().__init__(
             str(folder),
-            pat_str=pattern_without_gaps(last_pattern),
+            pat_str=pattern_without_gaps(self.last_pattern),
             mergeable_ranks=ranks,
             special_tokens=special_tokens,
         )
@@ -110,16 +128,20 @@ class FolderEncoding(tiktoken.Encoding):
         # What stands around and inside a text.
         self.folder = folder
         self.template_stopped = None
+        self.names = named_tokens.named_texts(self.config)
         self.set_added_patterns(added_tokens)
-        self.bos = start_of_text(specification.get("post_processor"), self.ids)
-        self.config = read_optional_json(folder / "special_tokens_map.json")
-        self.config.update(read_optional_json(folder / "tokenizer_config.json"))
-        self.eos = find_eos(folder, self.config, self.ids, self.n_ids)
+        post_processor = components(specification.get("post_processor"), "processors")
+        self.bos = named_tokens.start_of_text(post_processor, self.ids)
+        self.stops = named_tokens.find_stops(folder, self.config, self.ids, self.n_ids)
+        self.eos = self.stops[0] if self.stops else None
 
     def set_added_patterns(self, added_tokens):
-        """Set the patterns of the added tokens: special, added_before_nfc, added_after_nfc."""
-        special = [token["content"] for token in added_tokens if token.get("special")]
-        self.special = pattern_of_any(special) or re.compile("(?!)")  # (?!) matches nothing
+        """Sort the added tokens: the special ones, and patterns of those that plain text may hold."""
+        special = [token for token in added_tokens if token.get("special")]
+        self.special_texts = {token["content"] for token in special}
+        self.special = pattern_of_any(self.special_texts) or re.compile("(?!)")  # (?!) matches nothing
+        self.lstrip = {token["content"] for token in special if token.get("lstrip")}
+        self.rstrip = {token["content"] for token in special if token.get("rstrip")}
         self.added_before_nfc = pattern_of_any(plain_texts(added_tokens, normalized=False))
         self.added_after_nfc = pattern_of_any(plain_texts(added_tokens, normalized=True))
 
@@ -165,7 +187,12 @@ class FolderEncoding(tiktoken.Encoding):
             raise InputError(f"{self.folder}/tokenizer.json: {slow}") from None
         ids = []
         for piece in pieces:
-            ids += super().encode_ordinary(piece)
+            if len(piece) <= MOST_AT_ONCE:
+                ids += super().encode_ordinary(piece)
+                continue
+            # Its regex engine would run out of stack where the pattern leaves a long run over.
+            for part, _ in split_at_matches(piece, regex.compile(self.last_pattern)):
+                ids += self._encode_single_piece(part)
         return [i for i in ids if i < self.n_ids]
 
 
@@ -175,7 +202,7 @@ class FolderEncoding(tiktoken.Encoding):
 def read_specification(path):
     """What tokenizer.json holds. Raises InputError if there is no such file, or a much too large one."""
     if own_file(path.parent, path.name) is None:
-        raise InputError(f"{path}: no such file; of Hugging Face tokenizers only this form can be read")
+        raise InputError(f"{path}: no such file; {READABLE}")
     specification = parse_json(read_bytes(path))
     check_token_lengths(path, specification)
     return specification
@@ -191,20 +218,20 @@ def read_merges(model):
     return merges
 
 
-def check_settings(path, specification):
-    """Raises InputError if tiktoken cannot represent model, normalizer or added tokens."""
-    check_supported(path, "model", specification["model"])
+def check_settings(path, specification, added_tokens):
+    """Raises InputError if tiktoken cannot represent normalizer or added tokens."""
     for normalizer in components(specification.get("normalizer"), "normalizers"):
         check_supported(path, "normalizer", normalizer)
-    for token in specification.get("added_tokens") or []:
-        check_supported(path, "added token", token)
+    for token in added_tokens:
+        check_supported(path, "special token" if token.get("special") else "added token", token)
 
 
 def check_supported(path, what, node):
     """Raises InputError if the node differs from SUPPORTED[what]; absent and null are fine."""
     for key, value in SUPPORTED[what].items():
         if node.get(key) not in (value, None):
-            raise InputError(f"{path}: {what} with {key} {node[key]!r} is not supported, only {value!r}")
+            wrong = f"{what} with {key} {node[key]!r} is not supported, only {value!r}"
+            raise InputError(f"{path}: {wrong}; {READABLE}")
 
 
 def components(node, key):
@@ -246,12 +273,10 @@ def split_patterns(path, node):
             if part.get("use_regex", True):
                 patterns.append(GPT2_PATTERN)
         else:
-            raise InputError(f"{path}: pre-tokenizer {kind} is not supported")
+            raise InputError(f"{path}: pre-tokenizer {kind} is not supported; {READABLE}")
     kinds = [part["type"] for part in parts]
     if kinds.count("ByteLevel") != 1 or kinds[-1] != "ByteLevel":
-        raise InputError(
-            f"{path}: its pre-tokenizer does not end in ByteLevel, so it is not a byte-level BPE"
-        )
+        raise InputError(f"{path}: its pre-tokenizer does not end in ByteLevel; {READABLE}")
     check_pattern_lengths(path, patterns)
     # The last one is tiktoken's, which panics at a match without a character, and stands twice in what
     # tiktoken gets (pattern_without_gaps), so that the numbers of groups would change.
@@ -306,7 +331,8 @@ def cut(pieces, pattern):
 def plain_texts(added_tokens, normalized):
     """The texts of the added tokens that plain text may hold, with this value of "normalized"."""
     plain = [token for token in added_tokens if not token.get("special")]
-    return [token["content"] for token in plain if token["normalized"] == normalized]
+    # Absent where only added_tokens_decoder names the token; transformers takes it as true then.
+    return [token["content"] for token in plain if token.get("normalized", True) == normalized]
 
 
 # ---------------------------------------------------------------- tokens and their ranks
@@ -366,47 +392,3 @@ def give_each_byte_a_rank(ranks, first_free):
     """Add stand-ins from id `first_free` on: tiktoken would crash at a byte that has no token."""
     for value in range(256):
         ranks.setdefault(bytes([value]), first_free + value)
-
-
-# ---------------------------------------------------------------- the tokens around a text
-
-
-def start_of_text(post_processor, added_ids):
-    """The ids that the post-processor puts before a text: BOS if the family has one, as Llama 3."""
-    for part in components(post_processor, "processors"):
-        if part.get("type") == "TemplateProcessing":
-            return ids_before_the_text(part, added_ids)
-    return []
-
-
-def ids_before_the_text(template, added_ids):
-    """The ids of what stands before the text in a TemplateProcessing. Raises ValueError."""
-    ids = []
-    for piece in template["single"]:
-        if "Sequence" in piece:  # here stands the text
-            return ids
-        special = template["special_tokens"][piece["SpecialToken"]["id"]]
-        ids += [added_ids[token] for token in special["tokens"]]
-    raise ValueError("the post-processor has no place for the text")
-
-
-def find_eos(folder, config, added_ids, n_ids):
-    """The id that ends a response, by the first file that names a valid one, or None.
-
-    config: the tokenizer's own, whose eos_token is a text; in the model's files eos_token_id is an
-    id or a list of ids, of which the first counts. Raises InputError."""
-    eos = added_ids.get(text_of_token(config.get("eos_token")))
-    if eos is not None:
-        return eos
-    for name in ("generation_config.json", "config.json"):
-        eos = read_optional_json(folder / name).get("eos_token_id")
-        if isinstance(eos, list) and eos:
-            eos = eos[0]
-        if type(eos) is int and 0 <= eos < n_ids:  # bool is an int, too, and not an id
-            return eos
-    return None
-
-
-def text_of_token(token):
-    """A special token's text; the file gives it directly or in an object."""
-    return token.get("content") if isinstance(token, dict) else token

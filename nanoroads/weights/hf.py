@@ -228,7 +228,8 @@ def copy_tokenizer_files(source, folder):
 def save_hf(folder, model, eos=None):
     """Write config.json and model.safetensors, which transformers loads with the same logits.
 
-    eos: a token's id. Raises InputError naming the field that no family has, e.g. a scalar head."""
+    eos: the id that ends a response, or a tuple of several, or None. Raises InputError naming the field
+    that no family has, e.g. a scalar head."""
     folder = Path(folder)
     config = model.config
     kind = nearest_family(config)

@@ -253,5 +253,7 @@ def to_hf_config(model, kind, eos):
     hf_config["architectures"] = [ARCHITECTURES[kind]]
     hf_config["torch_dtype"] = str(model.embedding.weight.dtype).removeprefix("torch.")
     hf_config["bos_token_id"] = None
+    if isinstance(eos, tuple):  # transformers writes one as itself, and several as a list
+        eos = eos[0] if len(eos) == 1 else list(eos)
     hf_config["eos_token_id"] = eos
     return hf_config

@@ -25,11 +25,8 @@ def test_exactly_one_eos(encoding, rows):
     loaded = data.load(path, layouts.preference_texts, encoding, Limits(50))
     [[chosen, rejected]] = loaded.responses
     assert EOS not in loaded.prompts[0]
-    for ids, answer in (
-        (chosen, "yes<|endoftext|>"),
-        (rejected, "no"),
-    ):  # a special token in the text stays text
-        assert list(ids).count(EOS) == 1 and ids[-1] == EOS and encoding.decode(ids[:-1]) == answer
+    # The EOS that a training file spells is EOS, and no second one follows.
+    assert list(chosen) == [*b"yes", EOS] and list(rejected) == [*b"no", EOS]
 
 
 def test_a_cut_response_has_no_eos(encoding, rows):
@@ -125,10 +122,12 @@ def test_bos_of_text(rows, tmp_path):
     """A family with a BOS has exactly one in front of a prompt of text, and none in a response."""
     folder = chat_folder(tmp_path)
     folder.bos = [folder.ids["<s>"]]
-    loaded = data.load(rows({"prompt": "abc", "response": "<s>"}), layouts.sft_texts, folder, Limits(99))
-    [prompt], [[response]] = loaded.prompts, loaded.responses
-    assert folder.decode(prompt) == "<s>abc" and folder.decode(response) == "<s><e>"
-    assert list(prompt).count(folder.ids["<s>"]) == 1 and folder.ids["<s>"] not in response
+    path = rows({"prompt": "abc", "response": "x"}, {"prompt": "<s>abc", "response": "x"})
+    loaded = data.load(path, layouts.sft_texts, folder, Limits(99))
+    assert loaded.prompts[0] == loaded.prompts[1] and loaded.responses[0] == loaded.responses[1]
+    [prompt, _], [[response], _] = loaded.prompts, loaded.responses
+    assert folder.decode(prompt) == "<s>abc" and folder.decode(response) == "x<e>"
+    assert list(prompt).count(folder.ids["<s>"]) == 1
     cut = data.load(rows({"prompt": "abc"}), layouts.prompt_texts, folder, Limits(99, max_prompt=3))
     assert folder.decode(cut.prompts[0]) == "<s>bc"
 

@@ -134,3 +134,33 @@ def test_whitespace_just_under_the_limit_takes_no_time():
     tokenizer.refuse_long_whitespace(("a" + "\n" * 99_999) * 20)
     with pytest.raises(InputError, match="100,000 whitespace characters or more in a row .character 100002"):
         tokenizer.refuse_long_whitespace("a" + "\n" * 99_999 + "a" + " \n" * 50_000)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfff", "\ud83d x", "\ude00\ud83d"])
+@pytest.mark.parametrize("name", ["gpt2", "roadmap"])
+def test_half_a_surrogate_pair_is_refused(name, text):
+    """JSON may hold one ("\\ud800"); no bytes stand for it."""
+    with pytest.raises(InputError, match="has no tokens for") as caught:
+        tokenizer.encode(tokenizer.get(name), text)
+    str(caught.value).encode()  # the line itself can be printed
+
+
+def test_a_panic_of_tiktoken_is_an_input_error(monkeypatch, encoding):
+    """Rust's panics are BaseExceptions, which no `except Exception` sees."""
+
+    class PanicException(BaseException):
+        pass
+
+    def panic(text):
+        raise PanicException("RuntimeError(StackOverflow)")
+
+    monkeypatch.setattr(encoding, "encode_ordinary", panic)
+    with pytest.raises(InputError, match="cannot read the text .RuntimeError.StackOverflow"):
+        tokenizer.encode(encoding, "WA")
+
+    def interrupt(text):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(encoding, "encode_ordinary", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.encode(encoding, "WA")

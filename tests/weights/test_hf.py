@@ -273,6 +273,18 @@ def test_any_float_dtype_in_and_out(dtype, copy, folders, tmp_path):
     same(GPT.from_pretrained(tmp_path / "out", dtype=dtype), model)
 
 
+@pytest.mark.parametrize("eos, written", [(7, 7), ((7,), 7), ((7, 3), [7, 3]), (None, None)])
+def test_all_that_ends_a_response_is_saved(tmp_path, eos, written):
+    save_hf(tmp_path, tiny("gqa"), eos=eos)
+    transformers = pytest.importorskip("transformers")
+    assert (
+        transformers.GenerationConfig.from_model_config(
+            transformers.AutoConfig.from_pretrained(tmp_path)
+        ).eos_token_id
+        == written
+    )
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
