@@ -1,5 +1,7 @@
 """Sampling: greedy against the uncached forward, the supports of top-k and top-p, frequencies, EOS, seeds."""
 
+import math
+
 import pytest
 import torch
 from helpers.tiny import SHAPES, tiny
@@ -303,11 +305,15 @@ def test_the_smaller_the_temperature_the_greedier(temperature):
 
 
 def test_every_token_of_a_large_vocabulary_can_be_drawn_as_often_as_it_should():
-    """With 24 random bits a token of 2^-25 of the mass is drawn twice too often, or never."""
+    """With 24 random bits, and cumulative sums in fp32, a token of 2^-26 of the mass is drawn four times too
+    often, or never."""
     v = 2**17
-    u = (torch.arange(2**13, dtype=torch.float64) + 0.5) / 2**27  # a stretch of the unit interval
-    token = sample_token(torch.zeros(1, v).expand(2**13, v), u, 1.0, 0, 1.0)
-    assert torch.bincount(token, minlength=8)[:8].tolist() == [1024] * 8
+    logits = torch.zeros(1, v)
+    logits[0, : v // 2] = -9 * math.log(2)  # the first half: 2^-26 each, and a little more
+    chance = logits[0].double().softmax(-1)
+    u = 2000.25 * chance[0] + torch.arange(256, dtype=torch.float64) * chance[0] / 32
+    token = sample_token(logits.expand(256, v), u, 1.0, 0, 1.0)
+    assert torch.bincount(token - 2000, minlength=9).tolist() == [24] + [32] * 7 + [8]
 
 
 def test_the_cache_is_in_the_compute_dtype(monkeypatch):
