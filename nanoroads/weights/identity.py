@@ -14,6 +14,7 @@ from pathlib import Path
 
 from nanoroads.errors import InputError
 from nanoroads.weights.files import local_folder, read_config
+from nanoroads.weights.folder import own_file
 
 # What decides how a Hugging Face folder reads text: the beginnings of the files' names.
 TEXT_FILES = ("tokenizer", "special_tokens", "chat_template", "generation_config")
@@ -68,7 +69,7 @@ def of_tokenizer(folder: Path) -> dict[str, str]:
     """{"tokenizer": hash} of a folder's tokenizer files; {} where there are none."""
     if not folder.is_dir():  # roadmap or gpt2
         return {}
-    files = [path for path in folder.iterdir() if path.name.startswith(TEXT_FILES) and path.is_file()]
+    files = own_files(folder, [path.name for path in folder.iterdir() if path.name.startswith(TEXT_FILES)])
     return {"tokenizer": of_files(files)} if files else {}
 
 
@@ -81,10 +82,23 @@ def say_if_large(name, paths):
 
 def weight_files(folder):
     """The files with a model's weights: one, or the shards and their index."""
-    whole = folder / "model.safetensors"
-    if whole.is_file():
-        return [whole]
-    return [path for path in folder.glob("*.safetensors*") if path.is_file()]
+    whole = own_files(folder, ["model.safetensors"])
+    if whole:
+        return whole
+    return own_files(folder, [path.name for path in folder.glob("*.safetensors*")])
+
+
+def own_files(folder, names):
+    """The paths of these files of a folder, without those that lie outside of it: nobody reads them."""
+    paths = []
+    for name in names:
+        try:
+            path = own_file(folder, name)
+        except InputError:  # whoever needs the file says so
+            continue
+        if path is not None:
+            paths.append(path)
+    return paths
 
 
 def of_module(name: str) -> dict[str, str]:

@@ -20,6 +20,7 @@ import train_sft
 from nanoroads.errors import InputError
 from nanoroads.run.run import Run
 from nanoroads.text import tokenizer
+from nanoroads.weights import identity
 from nanoroads.weights.checkpoint import load_model, save_model
 from nanoroads.weights.files import read_config, read_safetensors, write_json
 
@@ -222,6 +223,18 @@ def test_other_threads_are_worth_a_word(inputs, tmp_path, monkeypatch, capsys):
         torch.set_num_threads(1)
     said = [line for line in capsys.readouterr().out.splitlines() if " before, " in line]
     assert len(said) == 1 and "threads 1 before, 2 now" in said[0] and "last bits" in said[0]
+
+
+def test_only_a_models_own_files_are_hashed(sft, tmp_path):
+    """A link out of the folder is not followed, a pipe not opened; both say so where they are loaded."""
+    folder = copy(sft, tmp_path / "model")
+    before = identity.of_model(folder)
+    (folder / "tokenizer.json").symlink_to("/etc/hostname")
+    os.mkfifo(folder / "more.safetensors")
+    assert identity.of_model(folder) == before
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("/etc/hostname")
+    assert identity.of_model(folder)["weights"] == identity.of_files([])
 
 
 # ---------------------------------------------------------------- where things are
