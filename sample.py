@@ -16,10 +16,11 @@ from nanoroads.errors import InputError
 from nanoroads.generate import generate, stream
 from nanoroads.run.flags import SEED, Parser, add_machine_flags, non_negative, positive, run_script
 from nanoroads.run.run import pick_device, pick_dtype, pick_kernel
-from nanoroads.score import check_fitted, rewards
+from nanoroads.score import check_fitted, check_reference, rewards
 from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy, load_reward_model
 from nanoroads.weights.files import read_config
+from nanoroads.weights.identity import find
 from nanoroads.world.task import task_of_run
 
 
@@ -83,11 +84,14 @@ def best_of(args, model, encoding, texts, prompts, settings):
     # Either class of reward: a scalar head, or the log-ratio of a policy to the reference it was fitted with.
     config = read_config(args.reward)
     device = model.embedding.weight.device
+    tokenizer.check_same(args.reward, encoding, args.model)
     reward_model = load_reward_model(args.reward, device, model.compute_dtype, like=model)
     reference = None
     if reward_model.config.head == "lm":
         check_fitted(args.reward)
-        reference = load_policy(config["reference"], device, model.compute_dtype, like=model)
+        reference_folder = find(args.reward, config, "reference")
+        check_reference(args.reward, reference_folder)  # it may have been trained again
+        reference = load_policy(reference_folder, device, model.compute_dtype, like=model)
 
     eos = tokenizer.eos_id(encoding)
     for text, prompt in zip(texts, prompts, strict=True):

@@ -135,6 +135,7 @@ def main(argv=None):
     for folder in (args.start, args.compare):
         if folder:
             load_policy(folder, like=reference)
+            tokenizer.check_same(folder, encoding, args.init)
 
     # Stage 1: pairs -> reward, a run of its own in OUT/reward.
     judge_source = args.reward  # a folder, or module:function

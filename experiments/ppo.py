@@ -184,6 +184,8 @@ def main(argv=None):
 
     reference = load_policy(args.init, run.device, run.compute_dtype).requires_grad_(False)
     reward_model = load_scalar(args.reward, reference).requires_grad_(False)
+    for folder in (args.init, args.reward):
+        tokenizer.check_same(folder, tokenizer.get("roadmap"), "the map")
     train_policy(run, task, reference, reward_model)
     rloo = f"python train_rlhf.py --init {args.init} --reward {args.reward}"  # the same with RLOO
     print(f"next: {rloo}    or: python sample.py --model {run.out}")

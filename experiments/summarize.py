@@ -45,8 +45,9 @@ from nanoroads.losses import kl_k1
 from nanoroads.report.phases import Phase, run_phases
 from nanoroads.report.summaries import summaries_report, with_error
 from nanoroads.run.flags import SEED, Parser, run_script
+from nanoroads.run.folder import read_metrics
 from nanoroads.run.optim import chunks
-from nanoroads.run.run import pick_device, pick_dtype, read_metrics
+from nanoroads.run.run import pick_device, pick_dtype
 from nanoroads.score import mean_se, sequence_logps
 from nanoroads.text import tokenizer
 from nanoroads.text.rouge import rouge_l, words

@@ -13,7 +13,7 @@ from pathlib import Path
 from nanoroads.report.phases import new_phase, run_phases
 from nanoroads.report.write import table
 from nanoroads.run.flags import Parser, run_script
-from nanoroads.run.run import read_metrics
+from nanoroads.run.folder import read_metrics
 from nanoroads.weights.files import write_text
 from nanoroads.world.roadmap import WORLDS, prompts
 

@@ -19,6 +19,7 @@ from nanoroads.model import GPT
 from nanoroads.text import tokenizer
 from nanoroads.weights.checkpoint import load_policy, load_reward_model
 from nanoroads.weights.files import local_folder, read_config
+from nanoroads.weights.identity import find, of_model
 
 GROUPS_PER_PASS = 64  # prompts in a forward pass, where the caller does not say
 
@@ -194,6 +195,7 @@ def load_judge(reward, reference, init, encoding, temperature=1.0):
     if ":" in str(reward):
         return RuleJudge(str(reward), encoding)
     folder, device = Path(reward), reference.embedding.weight.device
+    tokenizer.check_same(folder, encoding, init)
     model = load_reward_model(folder, device, reference.compute_dtype, like=reference).requires_grad_(False)
     if model.config.head == "scalar":
         return ScalarJudge(model)
@@ -212,7 +214,14 @@ def check_fitted(folder):
 
 
 def check_reference(folder, init):
-    """beta log pi/pi_ref is a reward only with the pi_ref it was fitted with: `init`. Raises InputError."""
-    reference = read_config(folder)["reference"]
-    if local_folder(reference).resolve() != local_folder(init).resolve():
-        raise InputError(f"--reward {folder}: was fitted against {reference}, not against {init}")
+    """beta log pi/pi_ref is a reward only with the pi_ref it was fitted with: `init`. Raises InputError.
+
+    The contents of the two are compared: a reference may have been moved, or trained again."""
+    config = read_config(folder)
+    fitted = config.get("inputs", {}).get("init")
+    if fitted is not None:
+        is_same = fitted == of_model(init)
+    else:  # of an older version
+        is_same = Path(find(folder, config, "reference")).resolve() == local_folder(init).resolve()
+    if not is_same:
+        raise InputError(f"--reward {folder}: was fitted against {config['reference']}, not against {init}")

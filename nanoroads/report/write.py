@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nanoroads.report import figures
-from nanoroads.run.run import read_metrics
+from nanoroads.run.folder import read_metrics
 from nanoroads.weights.files import read_config, write_text
 
 

@@ -2,11 +2,14 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from nanoroads.errors import InputError
+from nanoroads.run import lock
+from nanoroads.run.signals import end, uninterrupted
 
 ROOT = Path(__file__).resolve().parent.parent.parent  # the checkout
 
@@ -38,12 +41,48 @@ def as_typed(command):
 def make_if_missing(path, command):
     """If `path` is not there, say so and run the command, which makes it.
 
-    Raises InputError where it fails."""
-    if Path(path).exists():
+    Two scripts that miss the same file make it once: the second waits for the first. Raises
+    InputError where the command fails."""
+    path = Path(path)
+    if path.exists():
         return
-    print(f"{path} is missing; making it:\n  {as_typed(command)}", flush=True)
-    code = subprocess.run(command_line(command), env=child_environment()).returncode
-    if code == 2:  # it has said why
-        sys.exit(2)
-    if code:
-        raise InputError(f"{path}: the command above failed")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    waiting = f"{path} is missing, and another script is making it; waiting for that"
+    making = lock.acquire(Path(f"{path}.lock"), waiting, wait=True)
+    try:
+        if path.exists():  # made while we waited
+            return
+        print(f"{path} is missing; making it:\n  {as_typed(command)}", flush=True)
+        code = run_command(command, making)
+        if code == 2:  # it has said why
+            sys.exit(2)
+        if code:
+            raise InputError(f"{path}: the command above {how_it_failed(code)}")
+    finally:
+        making.release()
+
+
+def run_command(command, making):
+    """Run the command to its end -> its exit code, see `how_it_failed`. It ends when we are ended.
+
+    making: a Lock, which the command holds too. If we are killed, it goes on, and the next script
+    waits for it."""
+    children = []
+    try:
+        with uninterrupted():  # or a signal could come before the child is in the list
+            child = subprocess.Popen(command_line(command), env=child_environment(), stdin=making.file)
+            children.append(child)
+        return child.wait()
+    finally:
+        end(children)
+
+
+def how_it_failed(code):
+    """A child's exit code in words; -N says that signal N has killed it."""
+    if code == -9:  # SIGKILL, which no program can answer
+        return "was killed, perhaps because memory ran out; start again, it goes on"
+    if code < 0:
+        return f"was killed by signal {-code} ({signal.strsignal(-code)}); start again, it goes on"
+    if code > 128:
+        return "was stopped; start again, it goes on"
+    return "failed"

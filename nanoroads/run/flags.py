@@ -1,45 +1,62 @@
 """What the scripts' command lines share: number types, common flags, defaults, errors in one line."""
 
 import argparse
+import errno
 import io
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 
 import torch
 
 from nanoroads.errors import InputError, printable
+from nanoroads.run import signals
 from nanoroads.text.data import Limits
 from nanoroads.weights.files import read_config
 
 LONGEST_ERROR = 500  # characters
+DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # of writing: full, too large, over the quota
 SMALL_MODEL = 10_000_000  # parameters; the map's model has 117,000, the smallest pretrained ones 14 million
 
 # ---------------------------------------------------------------- running a script
 
 
-def run_script(main, resumes=True):
+def run_script(main, resumes="a run goes on from its last checkpoint with the same command and --resume"):
     """Run main(); what a user can cause becomes one line on stderr and exit code 2.
 
-    resumes: whether the script has --resume, which Ctrl-C then names."""
+    resumes: how to go on after Ctrl-C or SIGTERM; False: not at all."""
     write_any_text()
     try:
-        main()
+        with signals.stopping():
+            main()
+            if sys.stdout is not None:
+                sys.stdout.flush()  # a full disk is noticed here, and not when Python ends
     except BrokenPipeError:  # the reader has gone, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         sys.exit(1)
     except (InputError, OSError, MemoryError, RuntimeError) as error:
         out_of_memory = is_out_of_memory(error)
         if isinstance(error, RuntimeError) and not out_of_memory:
             raise
+        text = message_of(error) or "out of memory"
+        if getattr(error, "errno", None) in DISK_ERRORS and error.filename is None:
+            text = f"standard output: {error.strerror}"  # every file of ours is named
+            discard_output()
         hint = " (try a smaller --micro-batch-size)" if out_of_memory else ""
-        print_error(f"{message_of(error) or 'out of memory'}{hint}")
+        print_error(f"{text}{hint}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        hint = "; a run goes on from its last checkpoint with the same command and --resume"
-        print(f"\nstopped{hint if resumes else ''}", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, signals.Stopped) as stopped:
+        number = getattr(stopped, "number", signal.SIGINT)
+        hint = f"; {resumes}" if resumes else ""
+        print(f"\nstopped{hint}", file=sys.stderr)
+        sys.exit(128 + number)  # as a shell has it: 130 for Ctrl-C, 143 for SIGTERM
+
+
+def discard_output():
+    """From now on standard output goes nowhere, or Python would try to write the rest when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_any_text():
@@ -77,6 +94,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        # Of all flags without a number type. An empty path, as an unset shell variable leaves it, would be
+        # the directory that the script was started in.
+        self.register("type", None, not_empty)
+        self.register("type", Path, path)
 
     def error(self, message):
         print_error(f"{Path(self.prog).name}: {message} (--help lists the flags)")
@@ -84,6 +105,18 @@ class Parser(argparse.ArgumentParser):
 
 
 # ---------------------------------------------------------------- types of flags
+
+
+def not_empty(text):
+    """A flag's type: a text that is not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return text
+
+
+def path(text):
+    """A flag's type: a path, whose text is not empty."""
+    return Path(not_empty(text))
 
 
 def positive(number_type):

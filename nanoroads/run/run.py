@@ -3,13 +3,10 @@
 A Run knows nothing of losses, and calls no function of the script but the one whose result `once` keeps.
 """
 
-import atexit
 import contextlib
 import hashlib
 import json
 import math
-import shutil
-import tempfile
 import time
 from argparse import Namespace
 from array import array
@@ -22,58 +19,65 @@ from tqdm import tqdm
 import kernels
 from nanoroads.errors import InputError
 from nanoroads.randomness import seed_weights
+from nanoroads.run.folder import (
+    LOCK,
+    RECORD,
+    check_finished,
+    check_same_run,
+    drop_lines_after,
+    open_folder,
+    plain,
+    run_hash,
+    temporary_folder,
+    write_record,
+)
+from nanoroads.run.inputs import hash_inputs, say_what_differs, this_machine
 from nanoroads.run.profile import profiled
 from nanoroads.text import tokenizer
-from nanoroads.weights import checkpoint
+from nanoroads.weights import checkpoint, identity
 from nanoroads.weights.files import (
-    delete_half_written,
+    append_line,
     read_config,
     read_safetensors,
+    refuse_other_kinds,
     write_json,
     write_safetensors,
-    write_text,
 )
 from nanoroads.weights.hf import TOKENIZER_FILES, copy_tokenizer_files, save_hf
-
-# Flags that a --resume may change. They say where and how often to write, which leaves the result as it is;
-# another --device changes only the rounding.
-NOT_THE_RESULT = {
-    "out",
-    "resume",
-    "device",
-    "profile",
-    "eval_every",
-    "save_every",
-    "log_every",
-    "stop_after",
-    "export_hf",
-    "inspect",
-}
 
 
 class Run:
     """One run of a training script, in the folder --out: config.json, metrics.jsonl, checkpoints.
 
     args: the script's flags, as training_parser makes them. stage: "sft", "dpo", "reward",
-    "rlhf" or an experiment's name. Raises InputError: --out holds another run, or --device or
-    --kernel is not available."""
+    "rlhf" or an experiment's name. known: hashes of inputs, see `hash_inputs`. Raises InputError:
+    --out holds another run or is being written to, its run was made from something else, or
+    --device or --kernel is not available."""
 
-    def __init__(self, args: Namespace, stage: str):
+    def __init__(self, args: Namespace, stage: str, known=None):
         self.args = args
         self.stage = stage
         self.device = pick_device(args.device)
         self.compute_dtype = pick_dtype(args.dtype, self.device)
         pick_kernel(args.kernel, self.device, self.compute_dtype)
         self.out = temporary_folder() if args.inspect else args.out
-        open_folder(self.out, args, stage)
+        # Before: config.json, if the run began earlier. The folder is ours while the locks are open.
+        self.before, self.locks = open_folder(self.out, args, stage)
+        self.inputs = hash_inputs(args, known or {})
+        if self.before:
+            check_same_run(self.out, self.before, args, self.inputs)
+            if "inputs" not in self.before:
+                print(f"{self.out}: of an older version; its data and models are not compared")
         self.finished = checkpoint.is_finished(self.out)
         self.total = 0  # optimizer steps of the whole run
         self.saved = 0  # steps that the last checkpoint holds
+        self.made_from = ""  # a hash of what decides the result, once it is described
         self.bar = None
         self.seconds = {}  # {"seconds_<name>": s} of each `timed` part, since this process started
         self.last_row = {}  # the last line of metrics.jsonl
         seed_weights(stage, args.seed)
         if self.finished:
+            check_finished(self.out)
             print(f"{self.out} is finished")
 
     def inside(self, name: str, without=(), **changed) -> "Run":
@@ -86,28 +90,46 @@ class Run:
         # Added at the end: check_same_run names the first flag that differs, which must be --reward-lr and
         # not its copy, --lr.
         flags.update(changed)
-        return Run(Namespace(**flags), name)
+        return Run(Namespace(**flags), name, self.inputs)
 
     # ------------------------------------------------------------ before the loop
 
     def describe(self, model, tokenizer_name: str, **more):
-        """Write config.json: the model's shape, its tokenizer's name, the flags, and `more`."""
+        """Write config.json: the model's shape, its tokenizer's name, the flags, and `more`.
+
+        And what the run is made from, and on which machine. Raises InputError where it began with
+        something else."""
+        self.inputs = hash_inputs(self.args, self.inputs, download=True)  # what was missing before is there
+        self.made_from = run_hash(self.args, self.stage, self.inputs)
+        machine = this_machine(self.device)
+        if self.before:
+            check_same_run(self.out, self.before, self.args, self.inputs)
+            say_what_differs(self.out, self.before, machine)
         shape = asdict(model.config)
         # "nanoroads" tells a run's folder from a Hugging Face one.
         fields = {"nanoroads": self.stage, "stage": self.stage, "model": shape, "tokenizer": tokenizer_name}
-        write_json(self.out / "config.json", {**fields, **more, "args": plain(self.args)})
+        fields.update(more)
+        named = {what: fields[what] for what in ("tokenizer", "reference") if what in fields}
+        folders = {what: name for what, name in named.items() if Path(name).is_dir()}
+        fields["places"] = {what: identity.places(self.out, name) for what, name in folders.items()}
+        fields.update(args=plain(self.args), inputs=self.inputs, machine=machine)
+        write_json(self.out / "config.json", fields)
 
     def once(self, name: str, compute, of) -> torch.Tensor:
         """The tensor compute(), kept in OUT/name.safetensors for a resumed run.
 
         of: what it is computed from, a list of models, data Rows and plain values. Raises InputError
-        where the file was computed from something else."""
+        where the file is damaged, or was computed from something else."""
         path = self.out / f"{name}.safetensors"
+        refuse_other_kinds(path)
         made_from = fingerprint(of)
         if not path.exists():
             write_safetensors(path, {"value": compute()}, {"made_from": made_from})
-        tensors, metadata = read_safetensors(path)
-        if metadata.get("made_from") != made_from:
+        try:
+            tensors, metadata = read_safetensors(path)
+        except InputError as error:
+            raise InputError(f"{error}; delete it, and --resume computes it again") from None
+        if metadata.get("made_from") != made_from or "value" not in tensors:
             raise InputError(
                 f"{path}: was computed from other data or another model; delete it, or choose another --out"
             )
@@ -121,7 +143,7 @@ class Run:
         Fills model and optimizer from the last checkpoint, drops later lines of metrics.jsonl, and
         with --profile traces a few steps."""
         self.total = total
-        self.saved = checkpoint.load_state(self.out, model, optimizer)
+        self.saved = checkpoint.load_state(self.out, model, optimizer, total, self.made_from)
         drop_lines_after(self.out / "metrics.jsonl", self.saved)
         if self.args.compile:
             model.compile_trunk()
@@ -156,15 +178,14 @@ class Run:
             if not math.isfinite(value):
                 hint = f"a lower --lr may help; {self.out} keeps its last checkpoint"
                 raise InputError(f"step {step + 1}: {name} is {value}; {hint}")
-        with open(self.out / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(self.last_row) + "\n")
+        append_line(self.out / "metrics.jsonl", json.dumps(self.last_row))
         self.bar.set_postfix({name: self.last_row[name] for name in show})
 
     def save(self, step: int, model, optimizer):
         """A checkpoint to resume from, if --save-every steps have passed since the last one."""
         done = step + 1
         if done - self.saved >= self.args.save_every and done < self.total:
-            checkpoint.save_state(self.out, model, optimizer, done)
+            checkpoint.save_state(self.out, model, optimizer, done, self.made_from)
             self.saved = done
 
     @contextlib.contextmanager
@@ -179,7 +200,10 @@ class Run:
 
     def finish(self, model):
         """Write model.safetensors; from here on the run is finished. Then --export-hf."""
-        checkpoint.finish(self.out, model)
+        (self.out / RECORD).unlink(missing_ok=True)  # of a model that was deleted to train it again
+        checkpoint.save_model(self.out, model)
+        write_record(self.out)
+        checkpoint.drop_state(self.out)
         self.finished = True
         self.export()
 
@@ -194,11 +218,11 @@ class Run:
         if (folder / "config.json").exists():  # the last file of an export
             print(f"{folder} holds a model already and is left as it is")
             return
-        export_prefixes = ("model.safetensors", *TOKENIZER_FILES)
+        left_by_an_export = ("model.safetensors", *TOKENIZER_FILES, LOCK)
         for path in folder.glob("*"):
-            if not path.name.startswith(export_prefixes):  # not what a killed export leaves
+            if not path.name.startswith(left_by_an_export):
                 raise InputError(f"--export-hf {folder}: exists, and is not empty")
-        name = read_config(self.out)["tokenizer"]
+        name = identity.find(self.out, read_config(self.out), "tokenizer")
         folder.mkdir(parents=True, exist_ok=True)
         if Path(name).is_dir():
             copy_tokenizer_files(name, folder)
@@ -235,73 +259,7 @@ def pick_kernel(name: str, device: torch.device, compute_dtype: torch.dtype | No
         raise InputError(f"--kernel {name}: {error}") from None
 
 
-# ---------------------------------------------------------------- the folder
-
-
-def open_folder(out, args, stage):
-    """Make the folder of a run, or refuse: one with another run is never written to.
-
-    What is wrong with it or with --export-hf is found now, not after an hour of training."""
-    export = args.export_hf
-    if export and export.resolve() == out.resolve():
-        raise InputError(f"--export-hf {export}: is --out itself")
-    if export and export.exists() and any(export.iterdir()) and not args.resume:
-        raise InputError(f"--export-hf {export}: exists, and is not empty")
-    if (out / "config.json").exists():
-        check_same_run(out, args, stage)
-    elif out.exists() and (not out.is_dir() or (out / "model.safetensors").exists()):
-        raise InputError(f"{out} exists and is not a run of nanoroads")
-    if export:
-        export.mkdir(parents=True, exist_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
-    delete_half_written(out)
-
-
-def check_same_run(out, args, stage):
-    """Raises InputError unless the run in `out` is to be resumed and has the same flags."""
-    config = read_config(out)
-    if not args.resume:
-        raise InputError(f"{out} already holds a run: --resume continues it, --out DIR starts another")
-    if config.get("stage") != stage:
-        raise InputError(f"{out} holds a run of stage {config.get('stage')!r}, not {stage!r}")
-    before = config.get("args", {})
-    for name, value in plain(args).items():
-        if name not in NOT_THE_RESULT and before.get(name) != value:
-            raise InputError(
-                f"{out}: its run had --{name.replace('_', '-')} {before.get(name)}, this one has {value}"
-            )
-
-
-def temporary_folder():
-    """--inspect writes nothing that is kept: a folder that goes when the program ends."""
-    folder = Path(tempfile.mkdtemp(prefix="nanoroads-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def plain(args):
-    """Flags as JSON has them: paths as text."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-
-
-def drop_lines_after(log, step):
-    """Keep the lines of metrics.jsonl up to `step`; the last one of a killed run may be cut in half."""
-    if not log.exists():
-        return
-    kept = []
-    try:
-        for line in log.read_text().splitlines():
-            if line.endswith("}") and json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{log}: a line of it is not a JSON object with a step") from None
-    write_text(log, "".join(kept))
-
-
-def read_metrics(out):
-    """metrics.jsonl of a run, a list of {"step", name: number}."""
-    with open(Path(out) / "metrics.jsonl") as file:
-        return [json.loads(line) for line in file]
+# ---------------------------------------------------------------- what a tensor was computed from
 
 
 def fingerprint(things):

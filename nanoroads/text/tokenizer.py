@@ -14,7 +14,8 @@ import tiktoken
 from nanoroads.errors import InputError
 from nanoroads.text.bounds import bounded
 from nanoroads.text.tokenizer_json import FolderEncoding, pattern_of_any, split_at_matches
-from nanoroads.weights.files import local_folder, read_config
+from nanoroads.weights.files import read_config
+from nanoroads.weights.identity import find, of_bytes
 from nanoroads.world import roadmap
 
 # Whitespace in a row: at some 500,000 the regex engine of tiktoken runs out of stack, and panics.
@@ -52,12 +53,35 @@ def of(folder: str | Path, model) -> tuple[str, tiktoken.Encoding]:
 
     Raises InputError if it has more tokens than the model. Fewer are usual, since models are padded
     to round sizes."""
-    name = read_config(folder).get("tokenizer", str(local_folder(folder)))
-    encoding = get(name)
+    config = read_config(folder)
+    name = config.get("tokenizer", str(folder))
+    path = find(folder, config, "tokenizer")
+    if not name.startswith("hf:"):  # which finds it again on any machine
+        name = path
+    encoding = get(path)
     model_size = model.config.vocab_size
     if encoding.n_vocab > model_size:
         raise InputError(f"{folder}: its tokenizer has {encoding.n_vocab} tokens, its model {model_size}")
     return name, encoding
+
+
+@functools.cache
+def fingerprint(encoding: tiktoken.Encoding) -> str:
+    """A hash of what every id means: its bytes, whether it is special, and where a text is cut."""
+    pieces = [piece(encoding, token) for token in range(encoding.n_vocab)]
+    special = sorted(encoding.special_tokens_set)
+    patterns = [stage.pattern for stage in getattr(encoding, "stages", ())] + [encoding._pat_str]
+    return of_bytes(repr((pieces, special, patterns)).encode())
+
+
+def check_same(folder: str | Path, encoding: tiktoken.Encoding, policy: str | Path):
+    """Raises InputError unless the model of `folder` reads tokens as `policy` does, a folder with `encoding`.
+
+    Vocabularies of equal size may give the ids other meanings."""
+    name = find(folder, read_config(folder), "tokenizer")
+    if fingerprint(get(name)) != fingerprint(encoding):
+        other = f"gives the ids other meanings than that of {policy}"
+        raise InputError(f"{folder}: its tokenizer, {name}, {other}")
 
 
 # ---------------------------------------------------------------- special tokens

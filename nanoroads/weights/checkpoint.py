@@ -7,6 +7,7 @@ cannot disagree.
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from nanoroads.errors import InputError
@@ -19,6 +20,7 @@ from nanoroads.weights.files import (
     read_config,
     read_safetensors,
     write_safetensors,
+    write_text,
 )
 from nanoroads.weights.folder import own_file
 from nanoroads.weights.hf import load_hf, plan
@@ -43,28 +45,81 @@ def save_model(folder, model):
     write_safetensors(Path(folder) / "model.safetensors", finite_weights(folder, model))
 
 
-def save_state(folder, model, optimizer, step):
-    """Write all that a resumed run needs, in one file, after `step` steps. Raises InputError."""
+def save_state(folder, model, optimizer, step, made_from=""):
+    """Write all that a resumed run needs, in one file, after `step` steps. Raises InputError.
+
+    That is weights, the optimizer's moments, and the lines of metrics.jsonl so far. made_from: a
+    hash of what decides the run's result."""
+    folder = Path(folder)
     tensors = {f"model.{name}": tensor for name, tensor in finite_weights(folder, model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}.{key}"] = value.cpu().contiguous()
-    write_safetensors(Path(folder) / "resume.safetensors", tensors, {"step": str(step)})
+    log = folder / "metrics.jsonl"
+    lines = log.read_bytes() if log.exists() else b""
+    # As a tensor: text beside the tensors may not be longer than 100 MB.
+    tensors["metrics"] = torch.from_numpy(np.frombuffer(lines, np.uint8).copy())
+    write_safetensors(folder / "resume.safetensors", tensors, {"step": str(step), "made_from": made_from})
 
 
-def load_state(folder, model, optimizer):
-    """Fill model and optimizer from resume.safetensors. Raises InputError.
+def load_state(folder, model, optimizer, total=None, made_from=""):
+    """Fill model and optimizer from resume.safetensors, and put metrics.jsonl back as it was then.
 
-    Returns the number of steps that are done, 0 where there is no such file."""
+    total: steps of the whole run, if known. made_from: as for save_state, "" if it is not to be
+    compared. Returns the number of steps that are done, 0 where there is no such file. Raises
+    InputError that says what to do with one that is damaged, or of another run."""
     path = Path(folder) / "resume.safetensors"
     if not path.exists():
         return 0
-    tensors, metadata = read_safetensors(path)
-    fill(model, tensors_under("model.", tensors), path)
+    try:
+        tensors, metadata = read_safetensors(path)
+        step = saved_step(path, metadata, total)
+        saved_for = metadata.get("made_from", "")  # an older version did not write it
+        if made_from and saved_for and saved_for != made_from:
+            raise InputError(f"{path}: is the checkpoint of another run")
+        moments = saved_moments(path, model, tensors)
+        weights = tensors_under("model.", tensors)
+        check_weights(path, model, weights)
+        fill(model, weights, path)
+    except InputError as error:
+        raise InputError(f"{error}; delete it, and --resume begins again from the first step") from None
     for name, parameter in model.named_parameters():
-        state = tensors_under(f"optimizer.{name}.", tensors)  # AdamW's two moments and its step
-        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
-    return int(metadata["step"])
+        optimizer.state[parameter] = {key: x.to(parameter.device) for key, x in moments[name].items()}
+    if "metrics" in tensors:  # an older version did not keep them
+        write_text(Path(folder) / "metrics.jsonl", tensors["metrics"].numpy().tobytes().decode())
+    return step
+
+
+def saved_step(path, metadata, total):
+    """The number of steps that a checkpoint says are done. Raises InputError."""
+    text = metadata.get("step", "")
+    step = int(text) if text.isdecimal() else 0
+    if step < 1 or (total is not None and step >= total):
+        raise InputError(f"{path}: of step {text!r}, in a run of {total} steps")
+    return step
+
+
+def saved_moments(path, model, tensors):
+    """{parameter's name: AdamW's state of it} of a checkpoint's tensors. Raises InputError."""
+    moments = {}
+    for name, parameter in model.named_parameters():
+        moments[name] = tensors_under(f"optimizer.{name}.", tensors)
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            shape = () if key == "step" else tuple(parameter.shape)
+            value = moments[name].get(key)
+            if value is None or tuple(value.shape) != shape or not torch.isfinite(value).all():
+                raise InputError(f"{path}: holds no optimizer's state {key} of {name}")
+    return moments
+
+
+def check_weights(path, model, weights):
+    """Raises InputError unless the weights have the dtype that they were saved in, and are finite."""
+    expected = model.state_dict()
+    for name, value in weights.items():
+        if name in expected and value.dtype != expected[name].dtype:
+            raise InputError(f"{path}: {name} is {value.dtype}, in a run of {expected[name].dtype}")
+    if not all_finite(weights):
+        raise InputError(f"{path}: the weights are not finite")
 
 
 def tensors_under(prefix, tensors):
@@ -76,9 +131,8 @@ def tensors_under(prefix, tensors):
     return found
 
 
-def finish(folder, model):
-    """The run is done: write model.safetensors, then remove the state, which nobody needs now."""
-    save_model(folder, model)
+def drop_state(folder):
+    """The run is done: remove the state, which nobody needs now."""
     (Path(folder) / "resume.safetensors").unlink(missing_ok=True)
 
 

@@ -3,9 +3,12 @@
 They are written beside their place and renamed into it. Nothing is ever unpickled.
 """
 
+import hashlib
 import json
 import math
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -20,8 +23,19 @@ os.umask(UMASK)
 # What a model's weights may be in a file. Smaller types are quantised: they need scales that GPT has no
 # place for.
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+TEMPORARY = ".nanoroads-half-written-"  # begins the names of folders in which files are being written
+OURS = "nanoroads"  # the name of the text in a safetensors file of ours
 # Keys that our config.json may hold, and their types.
-CONFIG_TYPES = {"args": dict, "model": dict, "tokenizer": str, "reference": str, "beta": (int, float)}
+CONFIG_TYPES = {
+    "args": dict,
+    "model": dict,
+    "tokenizer": str,
+    "reference": str,
+    "beta": (int, float),
+    "places": dict,
+    "inputs": dict,
+    "machine": dict,
+}
 
 # ---------------------------------------------------------------- writing
 
@@ -29,18 +43,36 @@ CONFIG_TYPES = {"args": dict, "model": dict, "tokenizer": str, "reference": str,
 def write_atomic(path, write):
     """Call write(temporary path), flush the file to disk, then rename it to `path`.
 
-    Raises InputError where safetensors cannot write: the disk is full, or may not be written to."""
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    The temporary file lies in a folder of its own, whose name is ours alone, since safetensors makes
+    temporary files too. Raises OSError, which always names `path`, and InputError where safetensors
+    cannot write: the disk is full, or may not be written to."""
+    path = Path(path)
     try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~UMASK)  # safetensors makes its files private
-        os.replace(temporary, path)
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            write(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~UMASK)  # safetensors makes its files private
+            os.replace(temporary, path)
     except SafetensorError as error:
         raise InputError(f"{path}: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise naming(path, error) from None
+
+
+def naming(path, error):
+    """An OSError that names the file: one of a full disk, in the middle of writing, names none."""
+    return OSError(error.errno, error.strerror or str(error), str(path))
+
+
+def append_line(path, text):
+    """Add one line to a text file. Raises OSError, which names the file."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text + "\n")
+    except OSError as error:
+        raise naming(path, error) from None
 
 
 def write_text(path, text):
@@ -53,16 +85,30 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def write_safetensors(path, tensors, metadata=None):
-    """{name: tensor} with {name: text} beside them, whole or not at all."""
+def write_safetensors(path, tensors, metadata=None, hashed=True):
+    """{name: tensor} with {name: text} beside them, whole or not at all.
+
+    hashed: with a hash of both, by which `read_safetensors` notices that the file was damaged."""
+    if hashed:
+        fields = {**(metadata or {}), "sha256": content_hash(tensors, metadata or {})}
+        # One text, since safetensors writes several in any order: equal runs have equal files.
+        metadata = {OURS: json.dumps(fields, sort_keys=True)}
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
+def content_hash(tensors, metadata):
+    """A hash of {name: tensor on the CPU} and {name: text}, to notice a damaged file."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def delete_half_written(folder):
-    """Remove what a killed run was writing: our temporary files, and safetensors' `.tmp??????`."""
-    for pattern in ("*.tmp", ".tmp??????"):
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)  # another process may have removed it
+    """Remove what a killed process of ours was writing in the folder, and nothing else."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 # ---------------------------------------------------------------- reading
@@ -74,9 +120,26 @@ def read_safetensors(path):
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return tensors, file.metadata() or {}
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a whole safetensors file ({error})") from None
+    if OURS not in metadata:
+        return tensors, metadata
+    damaged = InputError(f"{path}: not a whole safetensors file (its contents have changed)")
+    try:
+        fields = dict(json.loads(metadata[OURS]))
+    except (ValueError, TypeError):
+        raise damaged from None
+    expected = fields.pop("sha256", None)
+    if content_hash(tensors, fields) != expected:
+        raise damaged
+    return tensors, fields
+
+
+def refuse_other_kinds(path):
+    """Raises InputError where a folder, a pipe or a link to nothing has the name of a file."""
+    if (path.exists() or path.is_symlink()) and not path.is_file():
+        raise InputError(f"{path}: not a file; move it away, and start again")
 
 
 def check_weight(tensor, name, path):

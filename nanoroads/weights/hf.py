@@ -249,5 +249,5 @@ def save_hf(folder, model, eos=None):
         for their_name, part in zip(names, parts, strict=True):
             tensors[their_name] = part.contiguous()
     folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"}, hashed=False)
     write_json(folder / "config.json", hf_config)

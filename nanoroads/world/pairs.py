@@ -69,7 +69,7 @@ def main(argv=None):
         raise InputError(f"{args.out} exists; choose another --out")
 
     policy = load_policy(args.policy)
-    encoding = tokenizer.get(config["tokenizer"])
+    encoding = tokenizer.of(args.policy, policy)[1]
     # Each split has streams of its own: in the hidden world both have the same prompts.
     split_prompts = roadmap.prompts(world, args.split)
     triples = draw_pairs(policy, encoding, world, split_prompts, args.n, args.seed, args.split)

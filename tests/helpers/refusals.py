@@ -9,6 +9,7 @@ import train_dpo
 import train_rlhf
 import train_sft
 from helpers.runs import write_jsonl
+from nanoroads.run.folder import LOCK
 from nanoroads.world import pairs
 
 ROW = {"prompt": "WA>FL:", "response": ">OR", "chosen": ">OR", "rejected": ">CA"}
@@ -16,8 +17,9 @@ RULE = {"reward": "helpers.runs:brevity", "max_new_tokens": 12}
 
 
 def files(folder):
-    """{path: bytes} of every file below a folder."""
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """{path: bytes} of every file below a folder, but for locks: pytest keeps a failed run, and its lock."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK]
+    return {path: path.read_bytes() for path in paths}
 
 
 def row_file(tmp_path, rows=5):

@@ -7,7 +7,7 @@ import math
 import train_dpo
 import train_rlhf
 import train_sft
-from nanoroads.run.run import read_metrics
+from nanoroads.run.folder import read_metrics
 from nanoroads.text import data, tokenizer
 from nanoroads.weights.checkpoint import load_model
 from nanoroads.weights.files import read_config

@@ -8,8 +8,9 @@ import torch
 from helpers.tiny import tiny
 
 from nanoroads.errors import InputError
+from nanoroads.run.folder import read_metrics
 from nanoroads.run.optim import adamw, update
-from nanoroads.run.run import Run, read_metrics
+from nanoroads.run.run import Run
 from nanoroads.weights.checkpoint import save_model, save_state
 from nanoroads.weights.files import read_config
 
@@ -40,6 +41,7 @@ def test_later_lines_of_the_log_go(end, tmp_path):
     model = tiny().float()
     optimizer = adamw(model, 0.01, 0.1)
     run = start(tmp_path)
+    run.describe(model, "roadmap")
     for step in run.steps(model, optimizer, total=4):
         model.logits((TOKENS + step) % 23).logsumexp(-1).mean().backward()
         update(model, optimizer, lr=0.01, clip=1.0)
@@ -70,8 +72,9 @@ def test_later_lines_of_the_log_go(end, tmp_path):
 def test_a_log_of_something_else_is_refused(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"loss": 1}\n')
     model = tiny()
-    with pytest.raises(InputError, match="metrics.jsonl: a line of it"):
+    with pytest.raises(InputError, match="not a run of nanoroads: it holds metrics.jsonl"):
         next(start(tmp_path).steps(model, adamw(model, 0.01, 0.1), total=4))
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"loss": 1}\n'
 
 
 def test_a_run_is_exported_with_its_tokenizer_files(tmp_path):

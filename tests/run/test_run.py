@@ -14,11 +14,12 @@ from nanoroads.batch import pack
 from nanoroads.errors import InputError
 from nanoroads.model import GPT, GPTConfig
 from nanoroads.run import run as run_module
+from nanoroads.run.folder import read_metrics
 from nanoroads.run.optim import adamw
-from nanoroads.run.run import Run, pick_device, pick_dtype, read_metrics
+from nanoroads.run.run import Run, pick_device, pick_dtype
 from nanoroads.text.data import Rows
 from nanoroads.weights import checkpoint
-from nanoroads.weights.files import read_config, read_safetensors
+from nanoroads.weights.files import TEMPORARY, read_config, read_safetensors
 
 
 def args_of(out, **flags):
@@ -60,11 +61,15 @@ def test_a_new_folder_is_made_and_the_run_of_another_is_refused(tmp_path):
     assert (config["stage"], config["tokenizer"], config["beta"]) == ("dpo", "roadmap", 0.5)
     assert config["model"]["n_embd"] == 16
     assert config["args"]["init"] == "a/b"  # as text
-    # Half written by a killed run, the second by safetensors itself; and a file of the user's.
-    for name in ("model.safetensors.7.tmp", ".tmpX4fp0Q", "notes.txt"):
+    # Half written by a killed run; and files of the user's, whose names are those of temporary files.
+    half_written = out / f"{TEMPORARY}x4fp0q"
+    half_written.mkdir()
+    (half_written / ".tmpX4fp0Q").touch()
+    users = {"thesis.tmp", ".tmpX4fp0Q", "model.safetensors.7.tmp", "notes.txt"}
+    for name in users:
         (out / name).touch()
     assert Run(args_of(out, init="a/b", resume=True, log_every=3), "dpo").out == out
-    assert {path.name for path in out.iterdir()} == {"config.json", "notes.txt"}
+    assert {path.name for path in out.iterdir()} == users | {"config.json"}
 
 
 @pytest.mark.parametrize(
@@ -164,7 +169,9 @@ def test_a_checkpoint_is_due_when_save_every_steps_have_passed(
     """With several updates on a batch of samples, RL asks only between
     two batches. The last step is never saved."""
     written = []
-    monkeypatch.setattr(checkpoint, "save_state", lambda out, model, optimizer, step: written.append(step))
+    monkeypatch.setattr(
+        checkpoint, "save_state", lambda out, model, optimizer, step, made_from: written.append(step)
+    )
     run = Run(args_of(tmp_path, save_every=save_every), "rlhf")
     for step in run.steps(None, None, 20):
         if (step + 1) % updates == 0:

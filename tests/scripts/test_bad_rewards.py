@@ -6,10 +6,11 @@ import sys
 
 import pytest
 from helpers.refusals import change_config, copy, row_file
-from helpers.runs import write_jsonl
+from helpers.runs import run, write_jsonl
 
 import sample
 import train_rlhf
+from nanoroads.weights.checkpoint import load_model, save_model
 
 # ---------------------------------------------------------------- rules
 
@@ -84,7 +85,10 @@ def test_a_loss_without_a_reference_fits_no_log_ratio(loss, refuses, sft, dpo, t
 
 
 def test_a_local_reward_of_another_reference(refuses, sft, dpo, tmp_path):
+    same = copy(sft, tmp_path / "same")
+    run(train_rlhf, tmp_path / "moved", init=same, reward=dpo, steps=1)  # what it holds is the same
     other = copy(sft, tmp_path / "other")
+    save_model(other, load_model(dpo))
     refuses(train_rlhf, dpo, sft, other, out=tmp_path / "out", init=other, reward=dpo)
 
 

@@ -66,11 +66,11 @@ def test_a_single_row(refuses, sft, tmp_path):
 
 
 def test_other_data_under_the_same_name(refuses, sft, tmp_path):
-    """The kept reference log-probs were of other rows."""
+    """The kept reference log-probs, and the steps that were done, were of other rows."""
     path, out = row_file(tmp_path), tmp_path / "out"
     run(train_dpo, out, init=sft, data=path, resume=True)
     (out / "model.safetensors").unlink()
     for rows in ([ROW] * 9, [{**ROW, "rejected": ">MT"}] * 5):
         write_jsonl(path, rows)
-        words = [out / "ref_logp.safetensors", "computed from other data", "--out"]
+        words = [out, "another --data", path, "--out"]
         refuses(train_dpo, *words, out=out, init=sft, data=path, resume=True)

@@ -4,7 +4,9 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from helpers.refusals import change_config, copy
 from helpers.runs import metrics, weights
+from helpers.tokens import byte_tokenizer
 
 from experiments import ppo
 from nanoroads.batch import pack
@@ -67,6 +69,14 @@ def test_a_policy_is_no_reward_model(tiny_map):
     reference = ppo.load_policy(tiny_map / "sft")
     with pytest.raises(InputError, match="sft: not a reward model"):
         ppo.load_scalar(tiny_map / "sft", reference)
+
+
+def test_models_that_do_not_read_the_maps_tokens_are_refused(tiny_map, refuses, tmp_path):
+    """Their vocabulary may have the size of the map's."""
+    other = copy(tiny_map / "reward", tmp_path / "other")
+    change_config(other, tokenizer=str(byte_tokenizer(tmp_path / "bytes")))
+    flags = {"data": "roadmap-short", "init": tiny_map / "sft", "reward": other, "out": tmp_path / "out"}
+    refuses(ppo, other, "its tokenizer", "other meanings", **flags)
 
 
 @pytest.fixture(scope="module")

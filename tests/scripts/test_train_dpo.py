@@ -42,6 +42,19 @@ def step_0_loss(loss, sft, beta):
     return -logsigmoid(beta * (chosen - rejected)).mean().item()
 
 
+def test_the_defaults_are_those_of_the_model_and_not_of_the_data(sft, tmp_path, monkeypatch):
+    """The map's small policy, which is the default of --init, on a file of rows."""
+    monkeypatch.chdir(tmp_path)
+    small = (1e-4, 4.0, 0.3)
+    args = train_dpo.flags(["--data", "rows.jsonl"])  # out/sft is not there yet
+    assert (args.lr, args.epochs, args.beta) == small
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sft").symlink_to(sft)
+    args = train_dpo.flags(["--data", "rows.jsonl"])
+    assert (args.lr, args.epochs, args.beta) == small
+    assert train_dpo.flags(["--data", "rows.jsonl", "--init", "hf:org/name"]).lr == 1e-6
+
+
 @pytest.mark.parametrize("loss", train_dpo.LOSSES)
 def test_each_loss(loss, sft, tmp_path):
     out = run(train_dpo, tmp_path / "dpo", init=sft, loss=loss, beta=0.2, steps=30, eval_every=15)

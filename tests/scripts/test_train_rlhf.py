@@ -163,7 +163,9 @@ def test_checkpoints_are_between_two_batches_of_samples(sft, tmp_path, monkeypat
     """With two updates on a batch and --save-every 3: at the first
     such place where three steps have passed."""
     written = []
-    monkeypatch.setattr(checkpoint, "save_state", lambda out, model, optimizer, step: written.append(step))
+    monkeypatch.setattr(
+        checkpoint, "save_state", lambda out, model, optimizer, step, made_from: written.append(step)
+    )
     flags = {"init": sft, "reward": "helpers.runs:brevity", "updates": 2, "save_every": 3, "steps": 14}
     run(train_rlhf, tmp_path / "out", **flags)
     assert written == [4, 8, 12]

@@ -15,8 +15,8 @@ from nanoroads.model import GPT
 from nanoroads.run.optim import adamw, update
 from nanoroads.weights import files
 from nanoroads.weights.checkpoint import (
+    drop_state,
     fill,
-    finish,
     is_finished,
     load_model,
     load_policy,
@@ -227,7 +227,9 @@ def test_nothing_to_load_is_step_0(tmp_path):
 def test_finish(tmp_path):
     model = tiny().float()
     save_state(tmp_path, model, adamw(model, 0.01, 0.1), 3)
-    finish(tmp_path, model)
+    save_model(tmp_path, model)
+    assert not is_finished(tmp_path)
+    drop_state(tmp_path)
     assert is_finished(tmp_path) and [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
 
@@ -240,7 +242,7 @@ def test_weights_that_are_not_finite_replace_nothing(value, tmp_path):
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     with torch.no_grad():
         model.norm.weight[3] = value
-    for save in (lambda: save_state(tmp_path, model, optimizer, 4), lambda: finish(tmp_path, model)):
+    for save in (lambda: save_state(tmp_path, model, optimizer, 4), lambda: save_model(tmp_path, model)):
         with pytest.raises(InputError, match="not finite") as error:
             save()
         assert str(tmp_path) in str(error.value) and {p: p.read_bytes() for p in tmp_path.iterdir()} == before
