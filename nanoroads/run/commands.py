@@ -2,11 +2,13 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from nanoroads.errors import InputError
+from nanoroads.run.signals import end, uninterrupted
 
 ROOT = Path(__file__).resolve().parent.parent.parent  # the checkout
 
@@ -42,8 +44,30 @@ def make_if_missing(path, command):
     if Path(path).exists():
         return
     print(f"{path} is missing; making it:\n  {as_typed(command)}", flush=True)
-    code = subprocess.run(command_line(command), env=child_environment()).returncode
+    code = run_command(command)
     if code == 2:  # it has said why
         sys.exit(2)
     if code:
-        raise InputError(f"{path}: the command above failed")
+        raise InputError(f"{path}: the command above {how_it_failed(code)}")
+
+
+def run_command(command):
+    """Run the command to its end -> its exit code, see `how_it_failed`. It ends when we are ended."""
+    children = []
+    try:
+        with uninterrupted():  # or a signal could come before the child is in the list
+            children.append(subprocess.Popen(command_line(command), env=child_environment()))
+        return children[0].wait()
+    finally:
+        end(children)
+
+
+def how_it_failed(code):
+    """A child's exit code in words; -N says that signal N has killed it."""
+    if code == -9:  # SIGKILL, which no program can answer
+        return "was killed, perhaps because memory ran out; start again, it goes on"
+    if code < 0:
+        return f"was killed by signal {-code} ({signal.strsignal(-code)}); start again, it goes on"
+    if code > 128:
+        return "was stopped; start again, it goes on"
+    return "failed"

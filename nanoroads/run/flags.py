@@ -4,12 +4,14 @@ import argparse
 import io
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 
 import torch
 
 from nanoroads.errors import InputError, printable
+from nanoroads.run import signals
 from nanoroads.text.data import Limits
 from nanoroads.weights.files import read_config
 
@@ -19,13 +21,14 @@ SMALL_MODEL = 10_000_000  # parameters; the map's model has 117,000, the smalles
 # ---------------------------------------------------------------- running a script
 
 
-def run_script(main, resumes=True):
+def run_script(main, resumes="a run goes on from its last checkpoint with the same command and --resume"):
     """Run main(); what a user can cause becomes one line on stderr and exit code 2.
 
-    resumes: whether the script has --resume, which Ctrl-C then names."""
+    resumes: how to go on after Ctrl-C or SIGTERM; False: not at all."""
     write_any_text()
     try:
-        main()
+        with signals.handled(signals.ENDING, signals.stop):
+            main()
     except BrokenPipeError:  # the reader has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -36,10 +39,11 @@ def run_script(main, resumes=True):
         hint = " (try a smaller --micro-batch-size)" if out_of_memory else ""
         print_error(f"{message_of(error) or 'out of memory'}{hint}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        hint = "; a run goes on from its last checkpoint with the same command and --resume"
-        print(f"\nstopped{hint if resumes else ''}", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, signals.Stopped) as stopped:
+        number = getattr(stopped, "number", signal.SIGINT)
+        hint = f"; {resumes}" if resumes else ""
+        print(f"\nstopped{hint}", file=sys.stderr)
+        sys.exit(128 + number)  # as a shell has it: 130 for Ctrl-C, 143 for SIGTERM
 
 
 def write_any_text():

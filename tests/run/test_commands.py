@@ -2,7 +2,6 @@
 type them, and run from any directory."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,12 +16,12 @@ SFT = ["train_sft.py", "--out", Path("a b"), "--seed", 3]
 def test_what_is_missing_is_made_once(tmp_path, monkeypatch, capsys):
     ran = []
 
-    def fake(command, env):
-        ran.append(command)
+    def fake(command, *more):
+        ran.append(commands.command_line(command))
         (tmp_path / "it").touch()
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(commands.subprocess, "run", fake)
+    monkeypatch.setattr(commands, "run_command", fake)
     for _ in range(2):
         commands.make_if_missing(tmp_path / "it", SFT)
     assert ran == [[sys.executable, str(commands.ROOT / "train_sft.py"), "--out", "a b", "--seed", "3"]]
@@ -32,16 +31,16 @@ def test_what_is_missing_is_made_once(tmp_path, monkeypatch, capsys):
 def test_a_command_that_fails_ends_the_run(tmp_path, monkeypatch):
     code = 1
 
-    def fake(command, env):
-        return subprocess.CompletedProcess(command, code)
-
-    monkeypatch.setattr(commands.subprocess, "run", fake)
+    monkeypatch.setattr(commands, "run_command", lambda command, *more: code)
     with pytest.raises(InputError, match="it: the command above failed"):
         commands.make_if_missing(tmp_path / "it", SFT)
     code = 2  # it has said why, in a line of its own
     with pytest.raises(SystemExit) as stopped:
         commands.make_if_missing(tmp_path / "it", SFT)
     assert stopped.value.code == 2
+    code = -9
+    with pytest.raises(InputError, match="it: the command above was killed, perhaps because memory ran out"):
+        commands.make_if_missing(tmp_path / "it", SFT)
 
 
 def test_commands_work_from_any_directory(monkeypatch):

@@ -2,7 +2,6 @@
 traces, cut responses, inputs that are made."""
 
 import json
-from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -85,18 +84,18 @@ def test_missing_policy_and_pairs_are_made(tmp_path, monkeypatch, capsys):
     printed and run; here tiny, in this process."""
     ran = []
 
-    def run_here(command, env):
-        words = command[1:]
-        if "-m" in command:
+    def run_here(command, *more):
+        words = commands.command_line(command)[1:]
+        if "-m" in words:
             words = words[1:]
         ran.append(words[0].rpartition("/")[2])
         if ran[-1] == "train_sft.py":
             train_sft.main(words[1:] + argv(train_sft))
         else:
             pairs.main(words[1:] + ["--n", "64"])
-        return CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(commands.subprocess, "run", run_here)
+    monkeypatch.setattr(commands, "run_command", run_here)
     init = tmp_path / "sft"
     flags = {"init": init, "data": "roadmap-short", "seed": 3, "steps": 2}
     run(train_dpo, tmp_path / "dpo", **flags)
@@ -111,7 +110,7 @@ def test_missing_policy_and_pairs_are_made(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("code, error", [(1, InputError), (2, SystemExit)])
 def test_an_input_that_could_not_be_made(code, error, tmp_path, monkeypatch):
     """Code 2: the command has said why, in a line of its own."""
-    monkeypatch.setattr(commands.subprocess, "run", lambda command, env: CompletedProcess(command, code))
+    monkeypatch.setattr(commands, "run_command", lambda command, *more: code)
     wanted = {1: "sft/model.safetensors: the command above failed", 2: "2"}[code]
     with pytest.raises(error, match=wanted):
         run(train_dpo, tmp_path / "dpo", init=tmp_path / "sft")
