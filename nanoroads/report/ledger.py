@@ -80,19 +80,21 @@ class Ledger:
         """{name: hash of what it has made} of phases that are finished."""
         return {name: self.made_hash(name) for name in names}
 
-    def is_done(self, phase: Phase) -> bool:
-        """Whether the phase need not run again: its command, what it read and what it made are the same.
+    def check_made(self, phases: list[Phase]):
+        """Raises InputError for a result that somebody has changed."""
+        for phase in phases:
+            made = self.finished.get(phase.name, {"made": {}})["made"]
+            for path in files_made(phase):
+                if path in made:
+                    check_unchanged(Path(path), made[path])
 
-        Raises InputError for a result that somebody has changed."""
+    def is_done(self, phase: Phase) -> bool:
+        """Whether the phase need not run again: its command and all that it read are the same, and
+        what it made is there, see `check_made`."""
         entry = self.finished.get(phase.name)
-        if entry is None:
+        if entry is None or entry["command"] != phase.command:
             return False
-        present = files_made(phase)
-        for path in present:
-            if path in entry["made"]:
-                check_unchanged(Path(path), entry["made"][path])
-        same_command = entry["command"] == phase.command
-        return same_command and is_whole(entry) and entry["read"] == self.read_by(phase)
+        return is_whole(entry) and entry["read"] == self.read_by(phase)
 
     def start(self, phase: Phase):
         """Make way for a phase that is not done, and enter it as started.
@@ -167,7 +169,7 @@ def is_whole(entry):
 
 
 def delete_made(phase, entry):
-    """Delete what a phase has made, as its entry says. None of it has changed, see Ledger.is_done."""
-    for path in files_made(phase):
-        if path in entry["made"]:
+    """Delete what a phase has made, as its entry says, and nothing that has changed since."""
+    for path, hash_now in files_made(phase).items():
+        if entry["made"].get(path) == hash_now:
             Path(path).unlink()

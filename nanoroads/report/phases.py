@@ -55,6 +55,7 @@ def run_phases(phases: list[Phase], out: Path, jobs: int, lock: TextIO | None = 
             return run_phases(phases, out, jobs, lock)
     (out / "logs").mkdir(exist_ok=True)
     ledger = Ledger(out)
+    ledger.check_made(phases)  # now, and not after an hour of training
     order = by_critical_path(phases)
     waiting = list(order)
     names = {phase.name for phase in phases}
@@ -85,7 +86,8 @@ def run_phases(phases: list[Phase], out: Path, jobs: int, lock: TextIO | None = 
                     running.append(start(phase, out, jobs, lock))
             bar.set_postfix_str(", ".join(short_name(job.phase.name, out) for job in running))
             time.sleep(POLL if running else 0)
-            ended = [job for job in running if job.child.poll() is not None]
+            with uninterrupted():  # poll() takes a lock, and what a signal raises would leave it locked
+                ended = [job for job in running if job.child.poll() is not None]
             for job in ended:
                 running.remove(job)
                 done[job.phase.name] = finish(job, ledger)

@@ -5,7 +5,10 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 import time
+
+from tqdm import tqdm
 
 from nanoroads.report.phases import Phase, run_phases
 from nanoroads.run.flags import run_script
@@ -110,6 +113,8 @@ def in_child(function, arguments, log):
     printed = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(printed, 1)
     os.dup2(printed, 2)
+    # tqdm's lock is one for all forks: a process that is killed while it prints would stop all others.
+    tqdm.set_lock(threading.RLock())
     sys.stdout = os.fdopen(1, "w", buffering=1)
     sys.stderr = os.fdopen(2, "w", buffering=1)
     run_script(lambda: function(*arguments), resumes=False)

@@ -69,6 +69,14 @@ def test_a_result_that_somebody_has_changed_is_refused_by_name(name, finished):
     run_phases(tiny_plan(finished), finished, 2)
 
 
+def test_a_changed_result_is_found_before_anything_is_run(finished):
+    change(finished / "dpo/model.safetensors")
+    shutil.rmtree(finished / "sft")
+    with pytest.raises(InputError, match="dpo/model.safetensors: has changed"):
+        run_phases(tiny_plan(finished), finished, 2)
+    assert not (finished / "sft").exists()
+
+
 def test_a_result_that_was_cut_short_is_refused(finished):
     (finished / "dpo/model.safetensors").write_text("d")
     with pytest.raises(InputError, match="dpo/model.safetensors: has changed"):
