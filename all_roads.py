@@ -8,19 +8,27 @@ which the gap is closed.
 It prints and runs the commands that you would type, two at a time. A finished phase is not run
 again; a phase that was killed goes on from its checkpoint. Results: OUT/report.md, OUT/results.json
 and the figures beside them.
+
+Start it again whenever you like. It makes again what is missing, and what was made from something
+that has changed since; a result that somebody has changed is refused by name. That the code has
+changed it does not notice: then choose another --out.
 """
 
 import time
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from nanoroads.report.gap_closed import world_folder
-from nanoroads.report.measures import combine, measure
-from nanoroads.report.phases import new_phase, run_phases
-from nanoroads.report.write import verdict, write_report
+from nanoroads.report.ledger import Ledger
+from nanoroads.report.measures import combine, measures_file
+from nanoroads.report.phases import claim, new_phase, run_phases
+from nanoroads.report.write import report_files, verdict
 from nanoroads.run.flags import SEED, Parser, positive, run_script
-from nanoroads.weights.files import read_json_object, write_json
+from nanoroads.run.made_from import kept
+from nanoroads.weights.files import read_json_object
+from nanoroads.weights.identity import of_file
 from nanoroads.world.roadmap import WORLDS
 
 # What experiments/sweep.md found best in each world. The scripts' defaults are what it found in the
@@ -122,33 +130,36 @@ def main(argv=None):
     for seed, folder in folders.items():
         for world in worlds:
             phases += plan(folder, seed, world, args.quick, machine_flags)
-    seconds = run_phases(phases, args.out, args.jobs)
+    lock = claim(args.out)  # held to the end
+    seconds = run_phases(phases, args.out, args.jobs, lock)
 
-    # 2. The measures of each seed. They are kept in its folder until any phase is run again, which
-    # changes the ledger.
-    ledger = args.out / "phases.json"
+    # 2. The measures of each seed. They are kept in its folder as long as its runs are what they were.
+    ledger = Ledger(args.out)
+    made_from = {"seeds": args.seeds}
     measures = []
     for folder in tqdm(folders.values(), desc="measuring", unit="seed", disable=None):
+        runs = ledger.hashes([phase.name for phase in phases if folder in phase.result.parents])
         path = folder / "measures.json"
-        if not path.exists() or path.stat().st_mtime < ledger.stat().st_mtime:
-            write_json(path, measure(folder, args.quick))
+        kept(path, {"quick": args.quick, **runs}, partial(measures_file, folder, args.quick))
         measures.append(read_json_object(path))
+        made_from.update({**runs, str(path): of_file(path)})
     # Of this call alone: phases overlap, and finished ones are not run again.
     seconds["total"] = round(time.time() - begin, 1)
 
     # 3. The report, from results.json alone except the equivalence and over-optimisation figures.
-    # Tables are means over seeds; curves along training are the first seed's.
+    # Tables are means over seeds; curves along training are the first seed's. It is written again
+    # only if what it was made from has changed, so the seconds in it are those of the work.
     first_folder = folders[args.seeds[0]]
     pair_count = len((first_folder / "sft/pairs.jsonl").read_text().splitlines())
     results = {"seeds": args.seeds, "seconds": seconds, "pairs": pair_count}
     results.update(combine(measures))
-    write_json(args.out / "results.json", results)
-    write_report(results, args.out, first_folder)
+    kept(args.out / "results.json", made_from, partial(report_files, results, first_folder))
+    results = read_json_object(args.out / "results.json")
     print("\n".join(verdict(results)))
     print(f"\n{args.out}/report.md has the tables and figures, {args.out}/results.json the numbers", end=" ")
-    print(f"({seconds['total']:.0f} s)")
+    print(f"({results['seconds']['total']:.0f} s)")
     print(f"next: python sample.py --model {first_folder}/rlhf_global --prompt 'WA>FL:'")
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, resumes="the same command goes on from there")

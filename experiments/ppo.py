@@ -176,7 +176,7 @@ def main(argv=None):
 
     # The reference and the reward model, made if they are missing, as train_rlhf.py makes them.
     task = task_of(args.data)
-    task.pairs(args.init, args.seed, eval_data=None)
+    task.reference(args.init, args.seed)
     if args.reward.name == "reward":  # what train_rlhf.py calls it
         stage_1 = ["train_rlhf.py", "--data", args.data, "--init", args.init, "--stop-after", "reward"]
         stage_1 += ["--out", args.reward.parent, "--resume", "--seed", args.seed]

@@ -22,17 +22,18 @@ Rewards of a summary y of the document x
                 shows that summary, so verifying is no easier than writing. The SFT policy and its
                 samples are those of one-line.
 
+Started again, it uses what is there, and makes again what was made from something that has changed.
+What somebody has changed, and results of another model, data, seed or size, it refuses by name.
+
 r is in nats of Bradley-Terry: P(a beats b) = sigmoid(r(a) - r(b)). The paper (2503.01067, section
 4) says that RLHF is ahead in the first setting and is not in the other two.
 """
 
 import json
-import math
 import resource
 import statistics
-import time
-from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,22 +43,24 @@ from nanoroads import randomness
 from nanoroads.errors import InputError
 from nanoroads.generate import generate
 from nanoroads.losses import kl_k1
-from nanoroads.report.phases import Phase, run_phases
+from nanoroads.report.ledger import Ledger, Phase
+from nanoroads.report.phases import claim, run_phases, short_name
 from nanoroads.report.summaries import summaries_report, with_error
 from nanoroads.run.flags import SEED, Parser, run_script
 from nanoroads.run.folder import read_metrics
+from nanoroads.run.made_from import json_bytes, jsonl, kept, policy_hash, read_state, value_hash, write_made
 from nanoroads.run.optim import chunks
 from nanoroads.run.run import pick_device, pick_dtype
 from nanoroads.score import mean_se, sequence_logps
 from nanoroads.text import tokenizer
-from nanoroads.text.rouge import rouge_l, words
-from nanoroads.text.rows import parse, raw_rows, write_rows
+from nanoroads.text.documents import read_documents, reward_function
+from nanoroads.text.rouge import words
 from nanoroads.weights.checkpoint import load_policy
-from nanoroads.weights.files import write_json, write_text
+from nanoroads.weights.files import local_folder, read_json_object, write_json
+from nanoroads.weights.identity import of_file
 
 SETTINGS = ("one-line", "two-word", "hidden")
-SALIENT = {"one-line": 5, "two-word": 2}  # K, the number of salient words
-SCALE = 10.0
+MODEL_FILES = (".json", ".safetensors", ".jinja")
 PROMPT = "{document}\n\nIn one line:"
 
 
@@ -125,30 +128,57 @@ def flags(argv):
 def main(argv=None):
     """Run the settings. OUT/results.json and OUT/report.md hold what is known after each one."""
     args, size = flags(argv)
-    begin = time.time()
     documents = read_documents(args.data, size, args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
+    lock = claim(args.out)  # held to the end
+    check_settings(args, size, documents)
     results = {"seed": args.seed, "size": asdict(size)}
     results.update(total_seconds=0.0, peak_gib=0.0, seconds={}, settings={})
+    made_from = {}
 
     for setting in args.settings:
-        # Train both roads, as commands that a user would type, and measure them.
+        # Train both roads, as commands that a user would type, and measure them. What is there
+        # already is not made again, unless it was made from something that has changed since.
         reward = reward_function(setting, documents.all)
-        folders, seconds = train(args, size, setting, documents, reward)
-        measure_begin = time.time()
-        measures = measure(args, size, folders, documents.test, reward)
-        seconds[f"{setting}/measures"] = round(time.time() - measure_begin, 1)
+        folders, seconds = train(args, size, setting, documents, reward, lock)
+        path = args.out / setting / "measures.json"
+        runs = Ledger(args.out).hashes([str(folder) for folder in folders.values()])
+        made_from[str(path)] = runs
+        measure_setting = partial(measures_file, args, size, folders, documents.test, reward)
+        seconds[f"{setting}/measures"] = kept(path, runs, measure_setting)
+        measures = read_json_object(path)
 
         # Write down what is known so far.
+        results["peak_gib"] = max(results["peak_gib"], measures.pop("peak_gib"))
         results["settings"][setting] = measures
         results["seconds"].update(seconds)
-        results["total_seconds"] = round(time.time() - begin, 1)
-        results["peak_gib"] = round(peak_gib(), 2)
-        write_json(args.out / "results.json", results)
-        write_text(args.out / "report.md", summaries_report(results, args.model.name, documents.test[0]))
+        results["total_seconds"] = round(sum(results["seconds"].values()), 1)
+        report = summaries_report(results, args.model.name, documents.test[0]).encode()
+        files = {"results.json": json_bytes(results), "report.md": report}
+        write_made(args.out / "results.json", files, made_from, results["total_seconds"])
         gap = with_error(measures["rlhf_minus_dpo"])
         print(f"{setting}: RLHF - DPO {gap} ({results['total_seconds']:.0f} s so far)", flush=True)
     print(f"{args.out}/report.md")
+
+
+def check_settings(args, size, documents):
+    """OUT/settings.json: what all results in OUT have in common.
+
+    Raises InputError where they were made with another model, other documents, another seed or size."""
+    settings = {"seed": args.seed, **asdict(size)}
+    settings.update(model=model_hash(args.model), documents=value_hash(documents))
+    path = args.out / "settings.json"
+    if not path.exists():
+        write_json(path, settings)
+    before = read_state(path, f"choose another --out, or delete {args.out} and start again")
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise InputError(f"{args.out} holds results of another {name}; choose another --out")
+
+
+def model_hash(folder):
+    """A hash of the files of a Hugging Face folder."""
+    paths = sorted(path for path in local_folder(folder).iterdir() if path.suffix in MODEL_FILES)
+    return value_hash({path.name: of_file(path) for path in paths if path.is_file()})
 
 
 def peak_gib():
@@ -157,124 +187,56 @@ def peak_gib():
     return max(resource.getrusage(process).ru_maxrss for process in processes) / 2**20  # KiB
 
 
-# ---------------------------------------------------------------- documents and rewards
-
-
-class Documents(NamedTuple):
-    """Lists of rows {"document", "summary"}."""
-
-    sft: list
-    pairs: list
-    test: list
-    all: list  # of which those three are parts
-
-
-def read_documents(path, size, seed):
-    """The rows of a file that are short enough and whose summary has two words at least, shuffled.
-
-    Returns Documents. Raises InputError: a row without texts, too few short documents."""
-    short = []
-    for number, line in raw_rows(path):
-        try:
-            row = parse(line)
-        except InputError as error:
-            raise InputError(f"{path}:{number}: {error}") from None
-        if not isinstance(row.get("document"), str) or not isinstance(row.get("summary"), str):
-            raise InputError(f"{path}:{number}: not a row with the texts document and summary")
-        if len(words(row["document"])) <= size.words and len(words(row["summary"])) >= 2:
-            short.append(row)
-    needed = size.sft + size.pairs + size.test
-    if len(short) < needed:
-        raise InputError(f"{path}: {len(short)} short documents, {needed} are needed")
-
-    order = randomness.generator("documents", seed).permutation(len(short))
-    shuffled = [short[i] for i in order]
-    return Documents(
-        sft=shuffled[: size.sft],
-        pairs=shuffled[size.sft : size.sft + size.pairs],
-        test=shuffled[size.sft + size.pairs : needed],
-        all=short,
-    )
-
-
-def salient_words(document, frequency, n_documents, k):
-    """The k words of largest (count here) log(documents / documents with the word), of those of
-    four letters or more. frequency: {word: documents with it}. Ties go by the alphabet."""
-    counts = Counter(word for word in words(document) if len(word) > 3)
-    weight = {word: count * math.log(n_documents / frequency[word]) for word, count in counts.items()}
-    return sorted(weight, key=lambda word: (-weight[word], word))[:k]
-
-
-def reward_function(setting, rows):
-    """The reward of a setting, a function r(row, summary) -> float. rows: all short documents."""
-    if setting == "hidden":
-
-        def agreement(row, summary):
-            return SCALE * rouge_l(row["summary"], summary)
-
-        return agreement
-
-    length = 2  # m, the words that a summary may have at no cost
-    if setting == "one-line":
-        length = statistics.median(len(words(row["summary"])) for row in rows)
-    frequency = Counter()  # in how many documents a word is
-    for row in rows:
-        frequency.update(set(words(row["document"])))
-
-    def coverage(row, summary):
-        named = words(summary)
-        salient = salient_words(row["document"], frequency, len(rows), SALIENT[setting])
-        found = [word for word in salient if word in named]
-        share = len(found) / max(1, len(salient))
-        return SCALE * share * min(1.0, length / max(1, len(named)))
-
-    return coverage
-
-
 # ---------------------------------------------------------------- the stages
 
 
-def train(args, size, setting, documents, reward):
-    """Run the stages of one setting. Returns ({policy: folder}, {phase: seconds})."""
+def train(args, size, setting, documents, reward, lock):
+    """Run the stages of one setting. Returns ({policy: folder}, {what was made: seconds})."""
     folder = args.out / setting
     sft = args.out / ("two-word" if setting == "two-word" else "one-line") / "sft"
 
-    # 1. The SFT policy. A setting whose policy is there already does not train it again.
-    demos = sft.parent / "demos.jsonl"
-    if not demos.exists():
-        write_rows(demos, demonstrations(setting, documents.sft))
+    # 1. The SFT policy, which one-line and hidden share.
+    demos = sft.with_name("demos.jsonl")
+    kept(demos, {"setting": sft.parent.name}, partial(demos_file, setting, documents.sft))
     init = ["--init", args.model, "--data", demos, "--lr", size.sft_lr, "--epochs", size.epochs]
-    phases = [phase(args, size, sft, ["train_sft.py", *init])]
-    run_phases(phases, args.out, jobs=1)
+    phases = [phase(args, size, sft, ["train_sft.py", *init], needs=[demos])]
+    run_phases(phases, args.out, 1, lock)
 
     # 2. Pairs of its samples.
-    begin = time.time()
+    seconds = {}
     train_pairs = folder / "pairs.jsonl"
     test_pairs = folder / "test.jsonl"
-    make_pairs(args, size, sft, documents.pairs, reward, train_pairs)
-    make_pairs(args, size, sft, documents.test, reward, test_pairs)
-    seconds = {f"{setting}/pairs": round(time.time() - begin, 1)}
+    for path, rows in ((train_pairs, documents.pairs), (test_pairs, documents.test)):
+        samples = sft.with_name(f"samples_{path.stem}.json")
+        drawn_from = {"policy": policy_hash(sft)}
+        make_samples = partial(samples_file, args, size, sft, rows, samples.name)
+        seconds[short_name(str(samples), args.out)] = kept(samples, drawn_from, make_samples)
+        labelled_from = {"samples": of_file(samples)}
+        make_pairs = partial(pairs_file, args, size, sft, rows, reward, samples, path.name)
+        seconds[short_name(str(path), args.out)] = kept(path, labelled_from, make_pairs)
 
     # 3. Both roads, from the same pairs and at the same strength of the KL term.
     road = ["--init", sft, "--data", train_pairs, "--eval-data", test_pairs, "--lr", size.lr]
     dpo = ["--beta", size.kl, "--epochs", size.epochs]
     rl = ["--kl", size.kl, "--samples", size.samples, "--steps", size.steps, "--max-new-tokens", size.tokens]
     stage_1 = ["--reward-lr", size.rm_lr, "--reward-epochs", size.epochs, "--reward-batch-size", size.batch]
-    phases.append(phase(args, size, folder / "dpo", ["train_dpo.py", *road, *dpo]))
-    phases.append(phase(args, size, folder / "rlhf", ["train_rlhf.py", *road, *rl, *stage_1]))
-    seconds.update(run_phases(phases, args.out, jobs=1))  # SFT again, only for its seconds
+    needs = [sft, train_pairs, test_pairs]
+    phases.append(phase(args, size, folder / "dpo", ["train_dpo.py", *road, *dpo], needs))
+    phases.append(phase(args, size, folder / "rlhf", ["train_rlhf.py", *road, *rl, *stage_1], needs))
+    seconds.update(run_phases(phases, args.out, 1, lock))  # SFT again, only for its seconds
     return {"sft": sft, "dpo": folder / "dpo", "rlhf": folder / "rlhf"}, seconds
 
 
-def phase(args, size, out, command):
+def phase(args, size, out, command, needs):
     """A training command, with --out and the flags that all three scripts share."""
     shared = ["--seed", args.seed, "--batch-size", size.batch, "--micro-batch-size", size.micro]
     shared += ["--dtype", size.dtype, "--log-every", 1, "--eval-every", 1000, "--save-every", 1000]
     shared += ["--warmup", 5]
-    return Phase(name=str(out), needs=[], command=[str(word) for word in [*command, "--out", out, *shared]])
+    words = [str(word) for word in [*command, "--out", out, *shared]]
+    return Phase(str(out), [str(need) for need in needs], words)
 
 
-def demonstrations(setting, rows):
+def demos_file(setting, rows):
     """What SFT imitates, rows {"prompt", "response"}: the summaries, or their first two words."""
     demos = []
     for row in rows:
@@ -282,7 +244,7 @@ def demonstrations(setting, rows):
         if setting == "two-word":
             summary = " ".join(summary.split()[:2])
         demos.append({"prompt": PROMPT.format(**row), "response": f" {summary}"})
-    return demos
+    return {"demos.jsonl": jsonl(demos)}
 
 
 class Samples(NamedTuple):
@@ -310,14 +272,27 @@ def sample(args, size, policy, rows, k, temperature=1.0, seed=0):
     return Samples(prompts, responses, [tokenizer.decode_all(encoding, group) for group in responses])
 
 
-def make_pairs(args, size, sft, rows, reward, path):
-    """A file of pairs, if it is not there: two samples of each document, where both end and they
-    differ, labelled by Bradley-Terry on the reward."""
-    if path.exists():
-        return
-    rng = randomness.generator("labels", args.seed, path.stem)
+def samples_file(args, size, sft, rows, name):
+    """Two texts for each row, or none where one of them is empty or did not end within size.tokens.
+    They lie beside the SFT policy: one-line and hidden label the same samples."""
+    stop = tokenizer.stop_ids(tokenizer.get(str(args.model)))
+    seed = randomness.stream_key("pair samples", name, args.seed)
+    samples = sample(args, size, load(size, sft), rows, 2, seed=seed)
+    drawn = []
+    for group, texts in zip(samples.responses, samples.texts, strict=True):
+        # more than the EOS alone
+        both_end = all(len(response) > 1 and response[-1] in stop for response in group)
+        drawn.append(texts if both_end else [])
+    return {name: json_bytes(drawn)}
+
+
+def pairs_file(args, size, sft, rows, reward, samples, name):
+    """Pairs of samples, where both end and they differ, labelled by Bradley-Terry on the reward.
+
+    samples: a file of `samples_file`."""
+    rng = randomness.generator("labels", args.seed, Path(name).stem)
     pairs = []
-    for row, texts in zip(rows, two_samples(args, size, sft, rows, path.stem), strict=True):
+    for row, texts in zip(rows, json.loads(samples.read_text()), strict=True):
         if len(set(texts)) < 2:
             continue
         first, second = texts
@@ -328,27 +303,16 @@ def make_pairs(args, size, sft, rows, reward, path):
         pairs.append(pair)
     if not pairs:
         raise InputError(f"{sft}: its samples never end within {size.tokens} tokens; more SFT would help")
-    write_rows(path, pairs)
-
-
-def two_samples(args, size, sft, rows, name):
-    """Two texts for each row, or none where one of them is empty or did not end within size.tokens.
-    They are kept beside the SFT policy: one-line and hidden label the same samples."""
-    path = sft / f"samples_{name}.json"
-    if not path.exists():
-        stop = tokenizer.stop_ids(tokenizer.get(str(args.model)))
-        seed = randomness.stream_key("pair samples", name, args.seed)
-        samples = sample(args, size, load(size, sft), rows, 2, seed=seed)
-        kept = []
-        for group, texts in zip(samples.responses, samples.texts, strict=True):
-            # more than the EOS alone
-            both_end = all(len(response) > 1 and response[-1] in stop for response in group)
-            kept.append(texts if both_end else [])
-        write_json(path, kept)
-    return json.loads(path.read_text())
+    return {name: jsonl(pairs)}
 
 
 # ---------------------------------------------------------------- the measures
+
+
+def measures_file(args, size, folders, rows, reward):
+    """The measures of a setting as its file measures.json, with this process's memory."""
+    measures = measure(args, size, folders, rows, reward)
+    return {"measures.json": json_bytes({**measures, "peak_gib": round(peak_gib(), 2)})}
 
 
 def measure(args, size, folders, rows, reward):
@@ -398,4 +362,4 @@ def rewards_of(texts, rows, reward):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, resumes="the same command goes on from there")

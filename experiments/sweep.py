@@ -10,7 +10,8 @@ the best one. Policies are chosen by true reward at temperature 1. Writes experi
 
 from pathlib import Path
 
-from nanoroads.report.phases import new_phase, run_phases
+from nanoroads.errors import InputError
+from nanoroads.report.phases import claim, new_phase, run_phases
 from nanoroads.report.write import table
 from nanoroads.run.flags import Parser, run_script
 from nanoroads.run.folder import read_metrics
@@ -54,6 +55,9 @@ def main(argv=None):
     add("--report", type=Path, default=report, help="Markdown file to write (default: %(default)s)")
     add("--worlds", nargs="+", default=worlds, choices=worlds, help="worlds (default: all)")
     args = parser.parse_args(argv)
+    title = HEAD.splitlines()[0]
+    if args.report.exists() and not args.report.read_text(errors="replace").startswith(title):
+        raise InputError(f"--report {args.report}: exists, and is no report of this script; choose another")
     parts = [HEAD]
     for world in args.worlds:
         parts += sweep(args.out / world, world)
@@ -63,7 +67,10 @@ def main(argv=None):
 
 
 def sweep(folder, world):
-    """Run one world's settings in `folder` -> the parts of its section in the report."""
+    """Run one world's settings in `folder` -> the parts of its section in the report.
+
+    What is finished is not run again, unless it was made from something that has changed since."""
+    lock = claim(folder)
     sft = folder / "sft"
     data = ["--data", world, "--seed", SEED]  # another seed has other pairs and samples
     pairs = ["sft/pairs.jsonl", "sft/pairs_test.jsonl"]
@@ -86,7 +93,7 @@ def sweep(folder, world):
         for lr in DPO_RATES:
             command = train_dpo + ["--beta", beta, "--lr", lr]
             phases.append(new_phase(folder, f"dpo_{beta}_{lr}", command, pairs))
-    run_phases(phases, folder, JOBS)
+    run_phases(phases, folder, JOBS, lock)
 
     # 2. RL, on the reward model of the best held-out likelihood: a choice that a user without the
     # true reward could make too. What ran above is done and is not run again.
@@ -95,8 +102,8 @@ def sweep(folder, world):
     for kl in RL_KLS:
         for lr in RL_RATES:
             command = train_rlhf + ["--reward", folder / f"rm_{best}/reward", "--kl", kl, "--lr", lr]
-            phases.append(new_phase(folder, f"rlhf_{kl}_{lr}", command))
-    run_phases(phases, folder, JOBS)
+            phases.append(new_phase(folder, f"rlhf_{kl}_{lr}", command, [f"rm_{best}"]))
+    run_phases(phases, folder, JOBS, lock)
 
     # 3. The tables. The choice from them is made by hand.
     count = len(prompts(WORLDS[world], "test"))
@@ -127,4 +134,4 @@ def last(run, name):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, resumes="the same command goes on from there")

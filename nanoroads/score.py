@@ -91,7 +91,11 @@ class OtherSamples:
     def __init__(self, folder, like, prompts, length, eos, seed, groups_per_pass=GROUPS_PER_PASS):
         policy = load_policy(folder, like.embedding.weight.device, like.compute_dtype, like=like)
         self.prompts = prompts
-        self.responses = generate(policy, prompts, 4, length, eos=eos, seed=seed)
+        self.responses = []
+        # Part by part: the cache of all samples at once could be larger than the model.
+        for start in range(0, len(prompts), groups_per_pass):
+            part = prompts[start : start + groups_per_pass]
+            self.responses += generate(policy, part, 4, length, eos=eos, seed=seed)
         self.logp = sequence_logps(policy, prompts, self.responses, groups_per_pass)  # (P, 4)
 
     def kl(self, policy, groups_per_pass=GROUPS_PER_PASS):

@@ -13,6 +13,7 @@ from nanoroads.losses import bradley_terry
 from nanoroads.randomness import stream_key
 from nanoroads.report.gap_closed import gap_closed_row
 from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS, policy_row, route_logps
+from nanoroads.run.made_from import json_bytes
 from nanoroads.score import mean_se, ranked_right, rewards, sequence_logps
 from nanoroads.text import tokenizer
 from nanoroads.text.data import Limits, load
@@ -48,6 +49,11 @@ def measure(folder: Path, quick: bool) -> dict:
         "gap_closed": gap_closed,
         "routes": greedy_routes(folder, prompts),
     }
+
+
+def measures_file(folder: Path, quick: bool) -> dict[str, bytes]:
+    """The measures of one seed as the file measures.json, for `made_from.kept`."""
+    return {"measures.json": json_bytes(measure(folder, quick))}
 
 
 # ---------------------------------------------------------------- the policies

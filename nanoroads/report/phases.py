@@ -1,7 +1,7 @@
 """The scheduler: commands that need each other's results, several at a time, resumed after a kill.
 
-OUT/phases.json is the ledger of what is finished, OUT/logs/ holds what each command printed, and
-OUT/lock keeps two runs from writing to the same files.
+OUT/phases.json and OUT/started.json are the ledger (ledger.py), OUT/logs/ holds what each command
+printed, and OUT/lock keeps two runs from writing to the same files.
 """
 
 import os
@@ -13,8 +13,10 @@ from typing import NamedTuple, TextIO
 from tqdm import tqdm
 
 from nanoroads.errors import InputError
-from nanoroads.run.commands import as_typed, child_environment, command_line
-from nanoroads.weights.files import read_json_object, write_json
+from nanoroads.report.ledger import Ledger, Phase
+from nanoroads.run.commands import as_typed, child_environment, command_line, how_it_failed
+from nanoroads.run.signals import end, uninterrupted
+from nanoroads.weights.files import write_json
 
 try:
     import fcntl
@@ -22,24 +24,6 @@ except ImportError:  # on Windows there is no such lock
     fcntl = None
 
 POLL = 0.1  # seconds between two looks at the running commands
-
-
-class Phase(NamedTuple):
-    """One command and what it waits for."""
-
-    name: str  # as the ledger has it
-    needs: list[str]  # the names of the phases whose results the command reads
-    command: list[str]  # ["train_sft.py", ...] or ["-m", MODULE, ...], --out PATH among its flags
-
-    @property
-    def result(self) -> Path:
-        """The folder or file that the command makes."""
-        return Path(self.command[self.command.index("--out") + 1])
-
-    @property
-    def resumes(self) -> bool:
-        """Whether the command continues a killed run of its own: scripts do, modules start anew."""
-        return self.command[0].endswith(".py")
 
 
 class Job(NamedTuple):
@@ -60,66 +44,98 @@ def new_phase(folder: Path, name: str, command: list, needs=()) -> Phase:
     return Phase(result, [f"{folder}/{need}" for need in needs], words + ["--out", result])
 
 
-def run_phases(phases: list[Phase], out: Path, jobs: int) -> dict[str, float]:
+def run_phases(phases: list[Phase], out: Path, jobs: int, lock: TextIO | None = None) -> dict[str, float]:
     """Run the commands, `jobs` at a time, each one when those it needs are done.
 
-    What an earlier run in `out` has finished is not run again. Returns {short name: seconds}.
-    Raises InputError where a command fails, and terminates the others."""
-    (out / "logs").mkdir(parents=True, exist_ok=True)
-    with open(out / "lock", "w") as lock:
-        acquire(lock, out)
-        ledger = read_ledger(out)
-        done = done_before(phases, ledger)
-        waiting = [phase for phase in by_critical_path(phases) if phase.name not in done]
-        running = []
-        bar = tqdm(
-            total=len(phases),
-            initial=len(done),
-            desc="phases",
-            unit="phase",
-            disable=None,  # no bar where stderr is not a terminal
-            dynamic_ncols=True,
-        )
-        try:
-            while waiting or running:
-                for phase in next_phases(waiting, done, jobs - len(running)):
-                    waiting.remove(phase)
-                    running.append(start(phase, out, jobs, lock))
-                bar.set_postfix_str(", ".join(short_name(job.phase.name, out) for job in running))
-                time.sleep(POLL)
-                ended = [job for job in running if job.child.poll() is not None]
-                for job in ended:
-                    done[job.phase.name] = finish(job, out, ledger)
-                    running.remove(job)
+    What an earlier run in `out` has finished is not run again, see ledger.py. lock: of `claim`, for
+    a caller that goes on to write in `out`. Returns {short name: seconds}. Raises InputError where a
+    command fails or a result has been changed, and ends the other commands."""
+    if lock is None:
+        with locked(out) as lock:
+            return run_phases(phases, out, jobs, lock)
+    (out / "logs").mkdir(exist_ok=True)
+    ledger = Ledger(out)
+    ledger.check_made(phases)  # now, and not after an hour of training
+    order = by_critical_path(phases)
+    waiting = list(order)
+    names = {phase.name for phase in phases}
+    ready = []  # their needs are done, and they have to be run
+    running = []
+    done = {}  # {name: entry in the ledger}
+    bar = tqdm(
+        total=len(phases),
+        desc="phases",
+        unit="phase",
+        disable=None,  # no bar where stderr is not a terminal
+        dynamic_ncols=True,
+    )
+    try:
+        while waiting or ready or running:
+            for phase in with_needs_done(waiting, names - done.keys()):
+                waiting.remove(phase)
+                if ledger.is_done(phase):
+                    done[phase.name] = ledger.finished[phase.name]
                     bar.update()
-        finally:
-            for job in running:
-                job.child.terminate()
-            bar.close()
+                else:
+                    ready.append(phase)
+            ready.sort(key=order.index)
+            while ready and len(running) < jobs:
+                phase = ready.pop(0)
+                ledger.start(phase)
+                with uninterrupted():  # or a signal could come before the child is in the list
+                    running.append(start(phase, out, jobs, lock))
+            bar.set_postfix_str(", ".join(short_name(job.phase.name, out) for job in running))
+            time.sleep(POLL if running else 0)
+            with uninterrupted():  # poll() takes a lock, and what a signal raises would leave it locked
+                ended = [job for job in running if job.child.poll() is not None]
+            for job in ended:
+                running.remove(job)
+                done[job.phase.name] = finish(job, ledger)
+                bar.update()
+    finally:
+        end([job.child for job in running])
+        bar.close()
     return {short_name(name, out): entry["seconds"] for name, entry in done.items()}
 
 
-# ---------------------------------------------------------------- what is done
+# ---------------------------------------------------------------- the folder
 
 
-def read_ledger(out):
-    """phases.json: {name: {"command", "seconds"}} of all phases that ever finished in `out`."""
-    path = out / "phases.json"
-    if not path.exists():
-        return {}
-    return read_json_object(path)
+def claim(out: Path) -> TextIO:
+    """Take the folder of results: make it, or refuse one that holds something else, and lock it.
+
+    Returns the lock, to be kept as long as `out` is written to."""
+    if not out.is_dir() and (out.exists() or out.is_symlink()):  # a link may lead nowhere
+        raise InputError(f"--out {out}: is there, and is no folder; choose another")
+    if out.exists() and not (out / "phases.json").exists() and not (out / "started.json").exists():
+        ours = ("lock", "logs", "phases.json", "started.json")  # a run that was killed at once leaves these
+        strangers = [path.name for path in out.iterdir() if not path.name.startswith(ours)]
+        if strangers:
+            raise InputError(f"--out {out}: holds {min(strangers)}, no result of ours; choose another folder")
+    lock = locked(out)
+    if not (out / "started.json").exists():
+        write_json(out / "started.json", {})  # from now on the folder is ours
+    return lock
 
 
-def done_before(phases, ledger):
-    """The ledger's entries of the phases that need not run again.
+def locked(out):
+    """Make a folder and lock it. Returns the lock, which is held until it is closed, by us and by all
+    children that have it as their stdin."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = open(out / "lock", "a")
+    acquire(lock, out)
+    return lock
 
-    A phase is done if it finished with this very command and its result is still there."""
-    done = {}
-    for phase in phases:
-        entry = ledger.get(phase.name, {})
-        if entry.get("command") == phase.command and phase.result.exists():
-            done[phase.name] = entry
-    return done
+
+def acquire(lock, out):
+    """Take the lock. If another run or the children of a killed one hold it, say so and wait."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{out}: waiting for the phases that another run of it has started", flush=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 # ---------------------------------------------------------------- what is next
@@ -138,10 +154,9 @@ def by_critical_path(phases):
     return sorted(phases, key=lambda phase: -path_length[phase.name])
 
 
-def next_phases(waiting, done, free):
-    """At most `free` of the waiting phases: the first ones whose needs are all done."""
-    ready = [phase for phase in waiting if all(need in done for need in phase.needs)]
-    return ready[:free]
+def with_needs_done(waiting, not_done):
+    """The waiting phases that need none of the phases whose names are in `not_done`."""
+    return [phase for phase in waiting if not_done.isdisjoint(phase.needs)]
 
 
 # ---------------------------------------------------------------- start
@@ -153,9 +168,6 @@ def start(phase, out, jobs, lock):
     command = list(phase.command)
     if phase.resumes:
         command.append("--resume")
-    else:
-        # No finished result of this very command: a killed run left it, or another command made it.
-        phase.result.unlink(missing_ok=True)
     # The jobs share the cores: more threads than cores would only get into each other's way.
     environment = child_environment()
     environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
@@ -168,33 +180,20 @@ def start(phase, out, jobs, lock):
     return Job(phase, child, time.time(), log)
 
 
-def acquire(lock, out):
-    """Take the lock. If another run or the children of a killed one hold it, say so and wait."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"{out}: waiting for the phases that another run of it has started", flush=True)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-
-
 # ---------------------------------------------------------------- finish
 
 
-def finish(job, out, ledger):
+def finish(job, ledger):
     """Enter a job whose command has ended into the ledger, on disk too. Returns the entry.
 
     Raises InputError with the last line that the command printed if it failed."""
     job.log.close()
-    name = job.phase.name
-    if job.child.returncode != 0:
-        printed = Path(job.log.name).read_text().strip().splitlines()
-        last_line = printed[-1] if printed else "no output"
-        raise InputError(f"{name} failed: {last_line} (all of it: {job.log.name})")
-    ledger[name] = {"command": job.phase.command, "seconds": round(time.time() - job.begin, 1)}
-    write_json(out / "phases.json", ledger)
-    return ledger[name]
+    code = job.child.returncode
+    if code != 0:
+        printed = Path(job.log.name).read_text(errors="replace").strip().splitlines()
+        last_line = printed[-1].removeprefix("error: ") if printed else "no output"
+        raise InputError(f"{job.phase.name} {how_it_failed(code)}: {last_line} (all of it: {job.log.name})")
+    return ledger.finish(job.phase, round(time.time() - job.begin, 1))
 
 
 def short_name(name, out):

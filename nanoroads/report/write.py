@@ -1,10 +1,22 @@
 """results.json of all_roads.py -> report.md, figures, and a verdict on each claim of the paper."""
 
+import tempfile
 from pathlib import Path
 
 from nanoroads.report import figures
 from nanoroads.run.folder import read_metrics
+from nanoroads.run.made_from import json_bytes
 from nanoroads.weights.files import read_config, write_text
+
+
+def report_files(results: dict, folder: Path) -> dict[str, bytes]:
+    """results.json, report.md and the figures as {file name: bytes}, for `made_from.kept`."""
+    files = {"results.json": json_bytes(results)}
+    with tempfile.TemporaryDirectory() as drawn:
+        write_report(results, Path(drawn), folder)
+        for path in sorted(Path(drawn).iterdir()):
+            files[path.name] = path.read_bytes()
+    return files
 
 
 def write_report(results: dict, out: Path, folder: Path):

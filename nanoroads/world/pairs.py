@@ -2,9 +2,11 @@
 
     python -m nanoroads.world.pairs --policy out/sft --n 5000 --out out/sft/pairs.jsonl
 
-A file that exists is never overwritten.
+A file that exists is never overwritten. FILE.made_from.json records what the pairs were drawn from;
+without it train_dpo.py and train_rlhf.py do not take pairs that lie beside their --init.
 """
 
+import time
 from pathlib import Path
 
 from tqdm import tqdm
@@ -12,8 +14,8 @@ from tqdm import tqdm
 from nanoroads import randomness
 from nanoroads.errors import InputError
 from nanoroads.run.flags import SEED, Parser, positive, run_script
+from nanoroads.run.made_from import jsonl, policy_hash, write_made
 from nanoroads.text import tokenizer
-from nanoroads.text.rows import write_rows
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.weights.files import read_config
 from nanoroads.world import roadmap
@@ -68,7 +70,9 @@ def main(argv=None):
     if args.out.exists():
         raise InputError(f"{args.out} exists; choose another --out")
 
+    begin = time.time()
     policy = load_policy(args.policy)
+    drawn_from = {"policy": policy_hash(args.policy), "world": world.name, "split": args.split}
     encoding = tokenizer.of(args.policy, policy)[1]
     # Each split has streams of its own: in the hidden world both have the same prompts.
     split_prompts = roadmap.prompts(world, args.split)
@@ -77,7 +81,9 @@ def main(argv=None):
     first = [answer for _, answer, _ in triples]
     second = [answer for _, _, answer in triples]
     labels = randomness.generator("labels", args.split, args.seed)
-    write_rows(args.out, roadmap.label_pairs(world, prompts, first, second, labels))
+    rows = roadmap.label_pairs(world, prompts, first, second, labels)
+    made_from = {**drawn_from, "n": args.n, "seed": args.seed}
+    write_made(args.out, {args.out.name: jsonl(rows)}, made_from, round(time.time() - begin, 1))
     next_command = f"python train_dpo.py --init {args.policy}"
     if world.name != "roadmap":
         next_command += f" --data {world.name}"
@@ -85,4 +91,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, resumes=False)

@@ -12,9 +12,9 @@ from nanoroads.errors import InputError
 from nanoroads.generate import generate
 from nanoroads.losses import kl_k1
 from nanoroads.run.commands import make_if_missing
+from nanoroads.run.made_from import jsonl, policy_hash, unchanged_record, write_bytes
 from nanoroads.score import sequence_logps
 from nanoroads.text import tokenizer
-from nanoroads.text.rows import write_rows
 from nanoroads.weights.files import read_config
 from nanoroads.world import roadmap
 
@@ -109,16 +109,19 @@ class MapTask:
     # ---------------------------------------------------------------- files, as you would bring them
 
     def demonstrations(self, out, rows, seed):
+        """Writes OUT/demos.jsonl. Raises InputError where it is there already and holds anything else."""
         path = out / "demos.jsonl"
-        write_rows(path, roadmap.demonstrations(self.world, rows, seed))
+        demos = jsonl(roadmap.demonstrations(self.world, rows, seed))
+        if not path.exists():
+            write_bytes(path, demos)
+        elif not path.is_file() or path.read_bytes() != demos:
+            raise InputError(f"{path}: holds other rows than the map's; delete it, or choose another --out")
         return path
 
-    def pairs(self, init, seed, eval_data):
-        """Makes the reference policy `init` and its labelled pairs, if they are missing."""
+    def reference(self, init, seed):
+        """Makes the reference policy `init`, if it is missing."""
         if str(init).startswith("hf:"):
             raise InputError(f"--init {init}: a policy of the map is wanted; --data gives other pairs")
-        if eval_data:
-            raise InputError("--eval-data: the map has its own held-out pairs; it goes with --data FILE")
         name = self.world.name
         make_sft = ["train_sft.py", "--data", name, "--out", init, "--resume", "--seed", seed]
         make_if_missing(init / "model.safetensors", make_sft)
@@ -127,11 +130,31 @@ class MapTask:
             raise InputError(
                 f"{init}: a policy of --data {trained_on}, not of {name}; --init DIR names (or makes) another"
             )
+
+    def pairs(self, init, seed, eval_data):
+        """Makes the reference policy `init` and its labelled pairs, if they are missing.
+
+        Raises InputError for pairs that are not this policy's. Their seed and number may be any."""
+        if eval_data:
+            raise InputError("--eval-data: the map has its own held-out pairs; it goes with --data FILE")
+        self.reference(init, seed)
         train, test = init / "pairs.jsonl", init / "pairs_test.jsonl"
         make_pairs = ["-m", "nanoroads.world.pairs", "--policy", init, "--seed", seed]
         make_if_missing(train, make_pairs + ["--out", train])
         make_if_missing(test, make_pairs + ["--split", "test", "--n", 1000, "--out", test])
+        policy = policy_hash(init)
+        self.check_pairs(train, policy, "train")
+        self.check_pairs(test, policy, "test")
         return train, test
+
+    def check_pairs(self, path, policy, split):
+        """Raises InputError unless a file of pairs is as it was drawn, from this policy on this split.
+
+        policy: its policy_hash."""
+        drawn_from = unchanged_record(path)["made_from"]
+        for name, value in {"policy": policy, "world": self.world.name, "split": split}.items():
+            if drawn_from.get(name) != value:
+                raise InputError(f"{path}: was drawn from another {name}; delete it, and it is drawn again")
 
     # ---------------------------------------------------------------- sampling and measures
 

@@ -135,3 +135,20 @@ def test_a_tie_is_half_right():
     assert right.mean().item() == 0.625
     assert score.ranked_right(torch.tensor([1e-6, -1e-6, 0.0])).mean().item() == 0.5
     assert score.ranked_right(torch.tensor([1e-6, 2e-5])).mean().item() == 0.75
+
+
+def test_samples_of_another_policy_are_drawn_part_by_part_and_are_the_same(monkeypatch):
+    """The cache holds those of a few prompts at a time."""
+    other = policy(2)
+    monkeypatch.setattr(score, "load_policy", lambda *arguments, **more: other)
+    whole = generate(other, IDS, 4, WORLD.max_moves + 1, eos=EOS, seed=3)
+    sizes = []
+
+    def counting(model, prompts, *arguments, **more):
+        sizes.append(len(prompts))
+        return generate(model, prompts, *arguments, **more)
+
+    monkeypatch.setattr(score, "generate", counting)
+    samples = score.OtherSamples("dpo", other, IDS, WORLD.max_moves + 1, EOS, 3, groups_per_pass=3)
+    assert sizes == [3, 3, 1] and samples.responses == whole
+    torch.testing.assert_close(samples.logp, score.sequence_logps(other, IDS, whole))

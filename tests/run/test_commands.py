@@ -40,6 +40,9 @@ def test_a_command_that_fails_ends_the_run(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         commands.make_if_missing(tmp_path / "it", SFT)
     assert stopped.value.code == 2
+    code = -9
+    with pytest.raises(InputError, match="it: the command above was killed, perhaps because memory ran out"):
+        commands.make_if_missing(tmp_path / "it", SFT)
 
 
 def test_commands_work_from_any_directory(monkeypatch):

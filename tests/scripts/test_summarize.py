@@ -2,7 +2,9 @@
 
 import collections
 import json
+import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from helpers.runs import write_jsonl
 from experiments import summarize
 from nanoroads.errors import InputError
 from nanoroads.report import summaries
+from nanoroads.text import documents
 
 ROWS = [
     {"document": "Pango lays out text; pango draws text on Cairo.", "summary": "text layout with Pango"},
@@ -22,7 +25,7 @@ ROWS = [
 def test_salient_words_are_frequent_here_and_rare_elsewhere():
     frequency = collections.Counter(w for row in ROWS for w in set(summarize.words(row["document"])))
     # pango: 2 ln 3; lays: ln 3 (text: 2 ln 1.5 = .81); cairo: ln 1.5; draws: 0; "out" and "on" are short
-    assert summarize.salient_words(ROWS[0]["document"], frequency, 3, 3) == ["pango", "lays", "text"]
+    assert documents.salient_words(ROWS[0]["document"], frequency, 3, 3) == ["pango", "lays", "text"]
 
 
 def test_one_line_counts_salient_words_and_charges_for_length():
@@ -52,8 +55,8 @@ def read(path, **size):
 
 def test_documents(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
-    documents = read(path)
-    parts = [documents.sft[0], documents.pairs[0], documents.test[0]]
+    found = read(path)
+    parts = [found.sft[0], found.pairs[0], found.test[0]]
     assert sorted(row["summary"] for row in parts) == sorted(row["summary"] for row in ROWS)
     assert len(read(path, words=7, sft=0).all) == 2  # the first document has nine words
     with pytest.raises(InputError, match="3 short documents, 9 are needed"):
@@ -84,6 +87,82 @@ def test_the_committed_report_is_that_of_the_committed_results():
     example = {"document": line_after(text, "> "), "summary": line_after(text, "- its own: ")}
     results = json.loads((folder / "results.json").read_text())
     assert summaries.summaries_report(results, "smollm2", example) == text
+
+
+# ---------------------------------------------------------------- started again
+
+
+@pytest.fixture
+def started(tmp_path):
+    """started(changes of the size, **changes of the flags): begin in OUT, with a model and documents."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    (tmp_path / "model/model.safetensors").write_bytes(b"weights")
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    (tmp_path / "out").mkdir()
+
+    def begin(*more, **size):
+        args, _ = summarize.flags(
+            ["--model", str(tmp_path / "model"), "--data", str(path), "--out", str(tmp_path / "out"), *more]
+        )
+        small = replace(summarize.FULL, **{"words": 99, "sft": 1, "pairs": 1, "test": 1, **size})
+        summarize.check_settings(args, small, summarize.read_documents(args.data, small, args.seed))
+
+    begin()
+    begin("--settings", "hidden")  # one more setting changes nothing
+    return begin
+
+
+@pytest.mark.parametrize("name, value", [("lr", 1.0), ("tokens", 9), ("dtype", "float32"), ("steps", 3)])
+def test_results_of_another_size_are_refused(name, value, started):
+    with pytest.raises(InputError, match=f"holds results of another {name}; choose another --out"):
+        started(**{name: value})
+
+
+def test_results_of_another_seed_are_refused(started):
+    with pytest.raises(InputError, match="results of another seed"):
+        started("--seed", "1")
+
+
+@pytest.mark.parametrize("name, word", [("model/model.safetensors", "model"), ("rows.jsonl", "documents")])
+def test_results_of_another_model_or_data_of_the_same_size_are_refused(name, word, started, tmp_path):
+    path = tmp_path / name
+    before = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"weights", b"weighty").replace(b"Cairo", b"Caira"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    with pytest.raises(InputError, match=f"results of another {word}"):
+        started()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"seed": ', "\udcff"])
+def test_damaged_settings_are_one_line(text, started, tmp_path):
+    path = tmp_path / "out/settings.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match=f"{path}: .*choose another --out, or delete"):
+        started()
+
+
+def test_new_samples_have_their_pairs_labelled_again(tmp_path, monkeypatch):
+    """And pairs that somebody has changed are refused."""
+    samples, pairs = tmp_path / "samples_pairs.json", tmp_path / "pairs.jsonl"
+    args, size = summarize.flags(["--model", "m", "--data", "d", "--tiny"])
+
+    def label():
+        labelled_from = {"samples": summarize.of_file(samples)}
+        make = partial(summarize.pairs_file, args, size, tmp_path, ROWS, reward, samples, pairs.name)
+        summarize.kept(pairs, labelled_from, make)
+        return pairs.read_text()
+
+    reward = summarize.reward_function("one-line", ROWS)
+    samples.write_text(json.dumps([["a", "b"], [], ["c", "c"]]))
+    first = label()
+    assert label() == first and first.count("\n") == 1
+    samples.write_text(json.dumps([["a", "b"], ["d", "e"], ["c", "c"]]))
+    assert label().count("\n") == 2
+    pairs.write_text(first)
+    with pytest.raises(InputError, match="pairs.jsonl: has changed since it was made"):
+        label()
 
 
 def line_after(text, start):

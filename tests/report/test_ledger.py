@@ -1,0 +1,247 @@
+"""A finished phase is used again only if it is what was made, from what is there now; the rest is made
+again where it is ours, and refused by name where it may be somebody's work."""
+
+import json
+import os
+import shutil
+
+import pytest
+from helpers.tiny_plan import results, seconds, tiny_plan
+
+from nanoroads.errors import InputError
+from nanoroads.report import phases
+from nanoroads.report.ledger import Ledger
+from nanoroads.report.phases import claim, run_phases
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "scripts"))
+    monkeypatch.setattr(phases, "POLL", 0.005)
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def finished(folder):
+    """A folder in which all phases are finished."""
+    run_phases(tiny_plan(folder), folder, 2)
+    return folder
+
+
+def change(path):
+    """Other bytes, of the same number and with the same date."""
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns and path.stat().st_size == before.st_size
+
+
+def commands_run(folder, capsys, **texts):
+    """The names of the phases whose commands are run."""
+    capsys.readouterr()
+    run_phases(tiny_plan(folder, **texts), folder, 2)
+    printed = capsys.readouterr().out.splitlines()
+    return [line.split("--out ")[1].split()[0].removeprefix(f"{folder}/") for line in printed]
+
+
+def test_what_is_finished_is_not_run_again_whatever_its_date(finished, capsys):
+    before = results(finished)
+    assert before["dpo/model.safetensors"] == "dpo" + "sft" + "pairs" + "sft"
+    for path in finished.rglob("*"):
+        os.utime(path, (4e9, 4e9))
+    times = seconds(finished)
+    assert commands_run(finished, capsys) == []
+    assert results(finished) == before and seconds(finished) == times
+
+
+@pytest.mark.parametrize(
+    "name", ["sft/model.safetensors", "dpo/config.json", "pairs", "other/model.safetensors"]
+)
+def test_a_result_that_somebody_has_changed_is_refused_by_name(name, finished):
+    change(finished / name)
+    before = (finished / name).read_bytes()
+    with pytest.raises(InputError, match=f"{finished / name}: has changed since it was made; delete it"):
+        run_phases(tiny_plan(finished), finished, 2)
+    assert (finished / name).read_bytes() == before
+    (finished / name).unlink()  # as the error says
+    run_phases(tiny_plan(finished), finished, 2)
+
+
+def test_a_changed_result_is_found_before_anything_is_run(finished):
+    change(finished / "dpo/model.safetensors")
+    shutil.rmtree(finished / "sft")
+    with pytest.raises(InputError, match="dpo/model.safetensors: has changed"):
+        run_phases(tiny_plan(finished), finished, 2)
+    assert not (finished / "sft").exists()
+
+
+def test_a_result_that_was_cut_short_is_refused(finished):
+    (finished / "dpo/model.safetensors").write_text("d")
+    with pytest.raises(InputError, match="dpo/model.safetensors: has changed"):
+        run_phases(tiny_plan(finished), finished, 2)
+
+
+def test_later_phases_of_a_result_that_became_another_are_made_again(finished, capsys):
+    """Here sft is trained anew with another outcome: its program has changed, of which nobody knows."""
+    script = finished.parent / "scripts/train.py"
+    shutil.rmtree(finished / "sft")
+    (finished / "dpo/notes.txt").write_text("mine")
+    plan = tiny_plan(finished)
+    script.write_text(script.read_text().replace("text + ", "text.upper() + "))
+    run_phases(plan, finished, 2)
+    assert results(finished)["pairs"] == "pairs" + "SFT"
+    assert results(finished)["dpo/model.safetensors"] == "DPO" + "SFT" + "pairs" + "SFT"
+    assert results(finished)["other/model.safetensors"] == "OTHER" + "SFT"
+    assert (finished / "dpo/notes.txt").read_text() == "mine"
+    assert commands_run(finished, capsys) == []
+
+
+def test_a_result_that_is_made_again_and_is_the_same_keeps_the_rest(finished, capsys):
+    shutil.rmtree(finished / "sft")
+    assert commands_run(finished, capsys) == ["sft"]
+
+
+def test_other_results_are_kept_where_one_changes(finished, capsys):
+    (finished / "pairs").unlink()
+    assert commands_run(finished, capsys, pairs="more") == ["pairs", "dpo"]
+    assert results(finished)["dpo/model.safetensors"] == "dpo" + "sft" + "more" + "sft"
+
+
+def test_a_run_with_other_flags_is_left_to_its_script(finished, capsys):
+    """Which here does not mind; a real one refuses by name, or goes on where the flags do not matter."""
+    assert commands_run(finished, capsys, other="flags") == ["other"]
+    assert (finished / "other/model.safetensors").read_text() == "other" + "sft"
+
+
+def test_a_file_that_no_command_of_ours_has_made_is_never_deleted(folder):
+    folder.mkdir()
+    (folder / "pairs").write_text("mine")
+    with pytest.raises(InputError, match=f"{folder / 'pairs'}: no record says what it was made from"):
+        run_phases(tiny_plan(folder), folder, 2)
+    assert (folder / "pairs").read_text() == "mine"
+
+
+def test_a_file_in_the_place_of_a_killed_phase_is_refused_too(finished):
+    """The ledger says that pairs were begun, and not that they were finished."""
+    ledger = json.loads((finished / "phases.json").read_text())
+    del ledger[f"{finished}/pairs"]
+    (finished / "phases.json").write_text(json.dumps(ledger))
+    (finished / "pairs").write_text("mine")
+    with pytest.raises(InputError, match="pairs: has changed since it was made"):
+        run_phases(tiny_plan(finished), finished, 2)
+
+
+def test_a_run_that_was_begun_from_something_else_is_refused(finished):
+    for name in ("dpo", "pairs"):
+        ledger = json.loads((finished / "phases.json").read_text())
+        del ledger[f"{finished}/{name}"]
+        (finished / "phases.json").write_text(json.dumps(ledger))
+    (finished / "pairs").unlink()
+    (finished / "dpo/model.safetensors").unlink()
+    with pytest.raises(InputError, match=f"{finished / 'dpo'}: was begun before {finished}/pairs changed"):
+        run_phases(tiny_plan(finished, pairs="more"), finished, 2)
+
+
+# ---------------------------------------------------------------- damaged state files
+
+
+ENTRY = {"command": ["a.py"], "read": {}, "seconds": 1.5, "made": {"a/model.safetensors": "0"}}
+
+
+def damaged(damage):
+    """A ledger with one thing wrong, as bytes."""
+    whole = json.dumps({"a": ENTRY, "b": ENTRY}).encode()
+    if damage == "truncated":
+        return whole[:-20]
+    if damage == "not UTF-8":
+        return whole.replace(b"a.py", b"\xff\xfe", 1)
+    if damage == "binary":
+        return bytes(range(256))
+    if damage == "a list":
+        return b"[1]"
+    if damage == "nested":
+        return b"[" * 100_000
+    if damage == "an entry is text":
+        return b'{"a": "x"}'
+    if damage == "no made":
+        return json.dumps({"a": {name: ENTRY[name] for name in ("command", "read", "seconds")}}).encode()
+    return json.dumps({"b": ENTRY, "a": {**ENTRY, **json.loads(damage)}}).encode()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "truncated",
+        "not UTF-8",
+        "binary",
+        "a list",
+        "nested",
+        "an entry is text",
+        "no made",
+        '{"seconds": "x"}',
+        '{"seconds": true}',
+        '{"seconds": -1}',
+        '{"seconds": NaN}',
+        '{"command": 7}',
+        '{"command": [1]}',
+        '{"read": []}',
+        '{"read": {"x": 1}}',
+        '{"made": null}',
+        '{"made": {"x": ["y"]}}',
+    ],
+)
+def test_a_damaged_ledger_is_one_line_that_says_what_to_do(damage, tmp_path):
+    path = tmp_path / "phases.json"
+    path.write_text(json.dumps({"a": ENTRY}))
+    assert Ledger(tmp_path).finished == {"a": ENTRY}
+    path.write_bytes(damaged(damage))
+    with pytest.raises(InputError, match=f"^{path}: .*delete it and start again") as error:
+        Ledger(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_without_its_ledger_what_is_finished_is_not_trained_again(finished):
+    before = results(finished)
+    (finished / "phases.json").unlink()
+    run_phases(tiny_plan(finished), finished, 2)
+    assert results(finished) == before
+    assert "is finished" in (finished / "logs/dpo.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["phases.json", "started.json"])
+def test_a_folder_in_the_place_of_a_ledger(name, tmp_path):
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=f"{tmp_path / name}: not a file; delete it"):
+        Ledger(tmp_path)
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path):
+    (tmp_path / "report.md").write_text("mine")
+    with pytest.raises(InputError, match="holds report.md"):
+        claim(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
+
+
+@pytest.mark.parametrize("left", [[], ["lock"], ["lock", "logs"], ["lock", "started.json.17.tmp"]])
+def test_what_a_run_leaves_that_was_killed_at_once_is_ours(left, tmp_path):
+    for name in left:
+        (tmp_path / name).touch()
+    claim(tmp_path).close()
+    (tmp_path / "report.md").write_text("a later one")
+    claim(tmp_path).close()
+
+
+@pytest.mark.parametrize("kind", ["a file", "a link that leads nowhere"])
+def test_what_is_no_folder_is_refused(kind, tmp_path):
+    out = tmp_path / "out"
+    if kind == "a file":
+        out.write_text("mine")
+    else:
+        out.symlink_to(tmp_path / "nowhere/at/all")
+    with pytest.raises(InputError, match=f"--out {out}: is there, and is no folder"):
+        claim(out)
