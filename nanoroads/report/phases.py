@@ -13,6 +13,7 @@ from typing import NamedTuple, TextIO
 from tqdm import tqdm
 
 from nanoroads.errors import InputError
+from nanoroads.progress import Progress, last_step
 from nanoroads.run.commands import as_typed, child_environment, command_line
 from nanoroads.weights.files import read_json_object, write_json
 
@@ -72,30 +73,24 @@ def run_phases(phases: list[Phase], out: Path, jobs: int) -> dict[str, float]:
         done = done_before(phases, ledger)
         waiting = [phase for phase in by_critical_path(phases) if phase.name not in done]
         running = []
-        bar = tqdm(
-            total=len(phases),
-            initial=len(done),
-            desc="phases",
-            unit="phase",
-            disable=None,  # no bar where stderr is not a terminal
-            dynamic_ncols=True,
-        )
+        progress = Progress("phases", "phase", total=len(phases), done=len(done))
         try:
             while waiting or running:
                 for phase in next_phases(waiting, done, jobs - len(running)):
                     waiting.remove(phase)
                     running.append(start(phase, out, jobs, lock))
-                bar.set_postfix_str(", ".join(short_name(job.phase.name, out) for job in running))
+                progress.show(", ".join(how_far(job, out) for job in running))
+                progress.advance(0)
                 time.sleep(POLL)
                 ended = [job for job in running if job.child.poll() is not None]
                 for job in ended:
                     done[job.phase.name] = finish(job, out, ledger)
                     running.remove(job)
-                    bar.update()
+                    progress.advance()
         finally:
             for job in running:
                 job.child.terminate()
-            bar.close()
+            progress.close()
     return {short_name(name, out): entry["seconds"] for name, entry in done.items()}
 
 
@@ -177,6 +172,11 @@ def acquire(lock, out):
     except BlockingIOError:
         print(f"{out}: waiting for the phases that another run of it has started", flush=True)
         fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def how_far(job, out):
+    """A running job's name and the step that it has come to, as its log says."""
+    return f"{short_name(job.phase.name, out)} {last_step(Path(job.log.name))}".strip()
 
 
 # ---------------------------------------------------------------- finish
