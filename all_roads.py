@@ -3,7 +3,7 @@ which the gap is closed.
 
     python all_roads.py --quick              a first look: a minute on two CPU cores
     python all_roads.py                      one seed: about three minutes
-    python all_roads.py --seeds 0 1 2        means and standard errors
+    python all_roads.py --seeds 0 1 2        the seeds 0, 1 and 2: means and standard errors
 
 It prints and runs the commands that you would type, two at a time. A finished phase is not run
 again; a phase that was killed goes on from its checkpoint. Results: OUT/report.md, OUT/results.json
@@ -15,16 +15,16 @@ changed it does not notice: then choose another --out.
 """
 
 import time
+from argparse import ArgumentTypeError
 from functools import partial
 from pathlib import Path
-
-from tqdm import tqdm
 
 from nanoroads.report.gap_closed import world_folder
 from nanoroads.report.ledger import Ledger
 from nanoroads.report.measures import combine, measures_file
 from nanoroads.report.phases import claim, new_phase, run_phases
 from nanoroads.report.write import report_files, verdict
+from nanoroads.run.commands import print_next
 from nanoroads.run.flags import SEED, Parser, positive, run_script
 from nanoroads.run.made_from import kept
 from nanoroads.weights.files import read_json_object
@@ -48,12 +48,24 @@ FULL = {"sft": [], "dpo": [], "rlhf": []}
 QUICK = {"sft": ["--steps", 700], "dpo": ["--epochs", 2], "rlhf": ["--reward-epochs", 2, "--steps", 120]}
 
 
+def seed(text):
+    """The type of --seeds."""
+    try:
+        return SEED(text)
+    except ValueError:
+        form = "a list of whole numbers with spaces between them, as in --seeds 0 1 2"
+        raise ArgumentTypeError(f"{text} is no seed; the flag takes {form}") from None
+
+
 def parse_flags(argv):
     parser = Parser(description=__doc__)
-    add = parser.add_argument
+    add = parser.add_argument_group("what is run").add_argument
+    seeds = "the seeds themselves: 0 1 2 are three seeds, 3 is seed 3 alone (default: 0)"
     add("--out", type=Path, help="folder of the results (default: out/all_roads, or out/quick)")
-    add("--seeds", type=SEED, nargs="+", default=[0], help="seeds, one or several (default: 0)")
+    add("--seeds", type=seed, nargs="+", default=[0], metavar="SEED", help=seeds)
     add("--quick", action="store_true", help="a first look: fewer steps, one world")
+
+    add = parser.add_argument_group("the machine").add_argument
     add("--jobs", type=positive(int), default=2, help="number of commands at a time (default: 2)")
     add("--device", choices=["auto", "cpu", "cuda", "mps"], help="training device (default: auto)")
     add("--kernel", choices=["auto", "torch", "triton"], help="log-prob kernels (default: auto)")
@@ -137,7 +149,8 @@ def main(argv=None):
     ledger = Ledger(args.out)
     made_from = {"seeds": args.seeds}
     measures = []
-    for folder in tqdm(folders.values(), desc="measuring", unit="seed", disable=None):
+    for folder in folders.values():
+        print(f"measuring {folder}", flush=True)
         runs = ledger.hashes([phase.name for phase in phases if folder in phase.result.parents])
         path = folder / "measures.json"
         kept(path, {"quick": args.quick, **runs}, partial(measures_file, folder, args.quick))
@@ -158,8 +171,10 @@ def main(argv=None):
     print("\n".join(verdict(results)))
     print(f"\n{args.out}/report.md has the tables and figures, {args.out}/results.json the numbers", end=" ")
     print(f"({results['seconds']['total']:.0f} s)")
-    print(f"next: python sample.py --model {first_folder}/rlhf_global --prompt 'WA>FL:'")
+    prompt = results["routes"]["prompts"][0]["prompt"]  # the policies differ most on this one
+    sample = ["sample.py", "--prompt", prompt, "--num-samples", 4, "--model"]
+    print_next(sample + [first_folder / "sft"], sample + [first_folder / "rlhf_global"])
 
 
 if __name__ == "__main__":
-    run_script(main, resumes="the same command goes on from there")
+    run_script(main, resumes="the same command goes on from there", less_memory=None)

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 
-from nanoroads.errors import InputError
+from nanoroads.errors import InputError, printable
 from nanoroads.generate import generate, stream
 from nanoroads.run.flags import SEED, Parser, add_machine_flags, non_negative, positive, run_script
 from nanoroads.run.run import pick_device, pick_dtype, pick_kernel
 from nanoroads.score import check_fitted, check_reference, rewards
 from nanoroads.text import data, layouts, tokenizer
+from nanoroads.text.encode import cut_prompt, encode_row
 from nanoroads.weights.checkpoint import load_policy, load_reward_model
 from nanoroads.weights.files import read_config
 from nanoroads.weights.identity import find
@@ -26,15 +27,14 @@ from nanoroads.world.task import task_of_run
 
 def flags(argv):
     """The command line -> args."""
-    parser = Parser(description=__doc__)
-    add = parser.add_argument
-    add("--model", type=Path, required=True, help="run directory or Hugging Face folder")
-
-    # Where the prompts come from: one of three.
-    source = parser.add_mutually_exclusive_group().add_argument
-    source("--prompt", help="one prompt (default: WA>FL: for a policy of the map)")
-    source("--prompts", type=Path, help='.jsonl file of rows {"prompt"}')
-    source("--chat", action="store_true", help="a conversation; an empty line ends it")
+    parser = Parser("--model DIR", description=__doc__)
+    group = parser.add_argument_group("the model and its prompts: one of three")
+    group.add_argument("--model", type=Path, required=True, help="run directory or Hugging Face folder")
+    source = group.add_mutually_exclusive_group().add_argument
+    source("--prompt", help="one prompt (default: WA>FL: for a policy of the map, else a line break)")
+    source("--prompts", type=Path, help='file of rows {"prompt"} (default: none)')
+    chat_help = "a conversation; Ctrl-C stops an answer, an empty line ends it"
+    source("--chat", action="store_true", help=chat_help)
 
     # How to sample.
     add = parser.add_argument_group("sampling").add_argument
@@ -47,8 +47,10 @@ def flags(argv):
 
     # Best of N by a reward.
     add = parser.add_argument_group("best of N").add_argument
-    add("--reward", type=Path, help="a reward model's folder, or a policy's, whose log-ratio is the reward")
-    add("--best-of", type=positive(int), help="draw this many, print the one that --reward likes best")
+    reward = "a reward model's folder, or a policy's, whose log-ratio is the reward (default: none)"
+    count = "draw this many, print the one that --reward likes best (default: none)"
+    add("--reward", type=Path, help=reward)
+    add("--best-of", type=positive(int), help=count)
     add_machine_flags(parser.add_argument_group("the machine"))
     args = parser.parse_args(argv)
 
@@ -62,24 +64,29 @@ def flags(argv):
     return args
 
 
-def say(model, encoding, prompt, seed, settings):
-    """Stream one response to stdout, as text, as soon as its bytes are whole. Returns the text."""
-    eos = tokenizer.eos_id(encoding)
+def pieces(model, encoding, prompt, seed, settings):
+    """Yields one response as text, piece by piece, as soon as the bytes of a character are whole."""
+    stop = tokenizer.stop_ids(encoding)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # holds back the bytes of half a character
-    text = ""
     with model.autocast():  # around the loop: weights are cast once, not at every step
-        for tokens, finished in stream(model, [prompt], 1, eos=eos, seed=seed, **settings):
+        for tokens, finished in stream(model, [prompt], 1, eos=stop, seed=seed, **settings):
             if finished.item():  # EOS, which is not printed
                 break
             # A token may be part of a character: what is not whole yet is printed with a later one.
-            piece = decoder.decode(tokenizer.piece(encoding, int(tokens[0])))
-            text += piece
-            print(piece, end="", flush=True)
-    print(decoder.decode(b"", final=True))  # bytes that no token completed
-    return text  # without them
+            yield decoder.decode(tokenizer.piece(encoding, int(tokens[0])))
+    yield decoder.decode(b"", final=True)  # bytes that no token completed
 
 
-def best_of(args, model, encoding, texts, prompts, settings):
+def say(text_pieces, said):
+    """Print the pieces of a response as they come, and append them to the list `said`."""
+    for piece in text_pieces:
+        said.append(piece)
+        # Character by character, since an escape sequence may come in several pieces.
+        print(printable(piece), end="", flush=True)
+    print()
+
+
+def best_of(args, model, encoding, task, texts, prompts, settings):
     """Draw --best-of responses of each prompt and print the one with the highest reward."""
     # Either class of reward: a scalar head, or the log-ratio of a policy to the reference it was fitted with.
     config = read_config(args.reward)
@@ -93,37 +100,47 @@ def best_of(args, model, encoding, texts, prompts, settings):
         check_reference(args.reward, reference_folder)  # it may have been trained again
         reference = load_policy(reference_folder, device, model.compute_dtype, like=model)
 
-    eos = tokenizer.eos_id(encoding)
+    stop = tokenizer.stop_ids(encoding)
     for text, prompt in zip(texts, prompts, strict=True):
-        responses = generate(model, [prompt], args.best_of, eos=eos, seed=args.seed, **settings)
+        responses = generate(model, [prompt], args.best_of, eos=stop, seed=args.seed, **settings)
         scores = rewards(reward_model, reference, [prompt], responses, config.get("beta"))
         scores = scores[0]  # (K,), K = --best-of
         best = int(scores.argmax())
-        answer = tokenizer.decode_all(encoding, responses[0])[best]
-        print(f"{text}{answer}")
+        answers = tokenizer.decode_all(encoding, responses[0])
+        print(printable(f"{text}{answers[best]}"))
         print(f"  score {scores[best]:.3f}, the best of {args.best_of} (mean {scores.mean():.3f})")
+        comment = task.comment(text, answers[best])  # on the map: its true reward
+        if comment:
+            mean = task.true_reward([text], responses, encoding)["true_reward"]
+            print(f"{comment}; mean of the {args.best_of}: {mean:.2f}")
 
 
 def ask():
-    """What the user types; nothing at the end of the input."""
+    """What the user types; nothing at the end of the input, or where Ctrl-C is pressed."""
     try:  # no "you: " where the input is a file or a pipe
         return input("you: " if sys.stdin.isatty() else "").strip()
-    except EOFError:
+    except (EOFError, KeyboardInterrupt):
+        if sys.stdin.isatty():
+            print()  # the next prompt of the shell begins a line
         return ""
 
 
 def chat(args, model, encoding, settings):
-    """A conversation, until an empty line."""
+    """A conversation, until an empty line. Ctrl-C stops the answer, and the conversation goes on."""
     messages = []  # the whole conversation, {"role", "content"} each
     room = model.config.block_size - settings["max_new_tokens"]  # tokens that a prompt may have
     line = ask()
     while line:
         messages.append({"role": "user", "content": line})
-        prompt = data.encode_row(encoding, messages).prompt  # by the folder's chat template, if it has one
-        prompt = data.cut_prompt(encoding, prompt, room)  # the oldest tokens go, but not the BOS
-        # Each turn draws from a seed of its own; the same words give the same conversation.
-        answer = say(model, encoding, prompt, args.seed + len(messages), settings)
-        messages.append({"role": "assistant", "content": answer.strip()})
+        said = []  # pieces of the answer, as many as there are when Ctrl-C is pressed
+        try:
+            prompt = encode_row(encoding, messages).prompt  # by the folder's chat template, if it has one
+            prompt = cut_prompt(encoding, prompt, room)  # the oldest tokens go, but not the BOS
+            # Each turn draws from a seed of its own; the same words give the same conversation.
+            say(pieces(model, encoding, prompt, args.seed + len(messages), settings), said)
+        except KeyboardInterrupt:
+            print(" [stopped]")
+        messages.append({"role": "assistant", "content": "".join(said).strip()})
         line = ask()
 
 
@@ -134,7 +151,7 @@ def read_prompts(args, task, encoding, context):
         rows = data.load(args.prompts, layouts.prompt_texts, encoding, data.Limits(context))
         return rows.texts, rows.prompts
     text = task.default_prompt() if args.prompt is None else args.prompt  # --prompt '' is refused later
-    prompt = data.encode_row(encoding, text, typed=True).prompt
+    prompt = encode_row(encoding, text, typed=True).prompt
     return [text], [prompt]
 
 
@@ -178,15 +195,16 @@ def main(argv=None):
 
     # Answer them, streaming; sample i of every prompt has the seed --seed + i.
     if args.best_of:
-        return best_of(args, model, encoding, texts, prompts, settings)
+        return best_of(args, model, encoding, task, texts, prompts, settings)
     for text, prompt in zip(texts, prompts, strict=True):
         for i in range(args.num_samples):  # one after the other, since they are streamed
-            print(text, end="", flush=True)
-            answer = say(model, encoding, prompt, args.seed + i, settings)
-            comment = task.comment(text, answer)  # on the map: its true reward
+            print(printable(text), end="", flush=True)
+            said = []
+            say(pieces(model, encoding, prompt, args.seed + i, settings), said)
+            comment = task.comment(text, "".join(said))  # on the map: its true reward
             if comment:
                 print(comment)
 
 
 if __name__ == "__main__":
-    run_script(main, resumes=False)
+    run_script(main, resumes=False, less_memory="a smaller --best-of or --max-new-tokens")

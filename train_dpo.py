@@ -1,9 +1,10 @@
 """Road 1, offline: pairs -> policy in one stage. DPO (Rafailov et al., 2305.18290) and variants.
 
-    python train_dpo.py                                    the built-in map: about 20 s on two CPU cores
-    python train_dpo.py --init FOLDER --data pairs.jsonl   your model, rows {"prompt", "chosen", "rejected"}
+    python train_dpo.py                                    the built-in map, 20 s on two CPU cores
+    python train_dpo.py --init FOLDER --data pairs.jsonl   your model and your pairs
     python train_dpo.py --loss ipo|hinge|simpo|cdpo|reference-free
 
+A pair is a row {"prompt", "chosen", "rejected"}.
 The chosen log-prob usually falls while the margin grows: that is DPO, not a bug, and metrics.jsonl
 shows it."""
 
@@ -13,6 +14,7 @@ import torch
 
 from nanoroads import losses
 from nanoroads.batch import pack, upload
+from nanoroads.run.commands import data_flag, print_next
 from nanoroads.run.flags import (
     model_kind,
     non_negative,
@@ -157,7 +159,8 @@ def main(argv=None):
     loss, accuracy = run.last_row["eval_loss"], run.last_row["eval_accuracy"]
     print(f"held-out loss {loss:.4f}, accuracy {accuracy:.3f}, margin {run.last_row['eval_margin']:.3f}")
     task.report(run.last_row)
-    print(f"next: python train_rlhf.py --init {args.init}    or: python sample.py --model {run.out}")
+    rlhf = ["train_rlhf.py", "--init", args.init, *data_flag(args.data, pairs=args.data)]
+    print_next(rlhf, ["sample.py", "--model", run.out])
 
 
 if __name__ == "__main__":

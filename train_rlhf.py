@@ -1,15 +1,15 @@
-"""Road 2, in two stages: preference pairs -> reward model -> on-policy RL against it, near the reference.
+"""Road 2, in two stages: pairs -> reward model -> on-policy RL against it, near the reference.
 
-    python train_rlhf.py                                   the built-in map: about 40 s on two CPU cores
-    python train_rlhf.py --reward local                    Theorem 2.2: the reward class is the policies' own
-                                                           log-probs, and the result comes back to DPO's
-    python train_rlhf.py --init FOLDER --data pairs.jsonl  your model, rows {"prompt", "chosen", "rejected"}
-    python train_rlhf.py --reward mymodule:myfunction      your rule: function(prompt, response) -> float
+    python train_rlhf.py                                   the built-in map, 40 s on two CPU cores
+    python train_rlhf.py --reward local                    Theorem 2.2: the reward is the policies'
+                                                           log-probs; back to DPO's policy
+    python train_rlhf.py --init FOLDER --data pairs.jsonl  your model and pairs, as in train_dpo.py
+    python train_rlhf.py --reward mymodule:myfunction      your function(prompt, response) -> float
     python train_rlhf.py --algo grpo|online-dpo|rebel|reinforce
 
-Stage 1 maximises the Bradley-Terry likelihood of the pairs over a reward class: `global`, a scalar head on
-the reference's trunk, or `local`, beta log pi/pi_ref. Stage 2 maximises E_pi[r] - kl KL(pi || pi_ref).
-All else is the same.
+Stage 1 maximises the Bradley-Terry likelihood of the pairs over a reward class: `global`, a scalar
+head on the reference's trunk, or `local`, beta log pi/pi_ref. Stage 2 maximises
+E_pi[r] - kl KL(pi || pi_ref). All else is the same.
 """
 
 from argparse import ArgumentParser
@@ -22,7 +22,9 @@ from nanoroads import losses
 from nanoroads.batch import Batch, pack, upload
 from nanoroads.generate import generate
 from nanoroads.model import LogProbs
+from nanoroads.progress import tracked
 from nanoroads.randomness import stream_key
+from nanoroads.run.commands import print_next
 from nanoroads.run.flags import model_kind, positive, row_limits, run_script, training_parser, use_defaults
 from nanoroads.run.inspect import inspect
 from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
@@ -60,34 +62,36 @@ CLASSES = ["global", "local"]  # of reward models
 ALGORITHMS = ["rloo", "grpo", "online-dpo", "rebel", "reinforce"]
 
 
-def stage_2_flags():
-    """Stage 2's flags, in a parser of their own: stage 1's run must not depend on them."""
-    parser = ArgumentParser(add_help=False)
+def add_stage_2_flags(parser):
+    """Stage 2's flags, in a function of their own: stage 1's run must not depend on them."""
     add = parser.add_argument_group("stage 2: reward -> policy").add_argument
     add("--start", type=Path, help="folder of the policy that RL starts from, e.g. DPO's (default: --init)")
     add("--algo", default="rloo", choices=ALGORITHMS, help="see rl_loss (default: rloo)")
     add("--samples", type=positive(int), default=8, help="responses per prompt (default: 8)")
-    add("--kl", type=positive(float), help="KL's weight (default: map 0.5, file 0.05, local reward its beta)")
+    kl = "weight of the KL term (default: a local reward's beta, else map 0.5, file 0.05)"
+    add("--kl", type=positive(float), help=kl)
     add("--updates", type=positive(int), default=1, help="steps per batch of samples (default: 1)")
     add("--temperature", type=positive(float), default=1.0, help="of samples and log-probs (default: 1)")
     add("--max-new-tokens", type=positive(int), help="tokens per sample (default: longest route; file 64)")
-    add("--compare", type=Path, help="folder of a policy, e.g. DPO's: record KL(that policy || ours)")
-    return parser
+    add("--compare", type=Path, help="policy to record KL(it || ours) of, e.g. DPO's (default: none)")
 
 
 def flags(argv):
     """The command line -> args."""
-    parser = training_parser(__doc__, Path("out/rlhf"), DEFAULTS, parents=[stage_2_flags()])
+    parser = training_parser(__doc__, Path("out/rlhf"), DEFAULTS)
     add = parser.add_argument_group("stage 1: pairs -> reward").add_argument
     add("--init", type=Path, default=Path("out/sft"), help="reference policy (default: %(default)s)")
     add("--reward", default="global", help="global|local|folder of either|module:function (default: global)")
-    add("--readout", default="last", choices=["last", "sum"], help="global: at the last token, or summed")
+    readout = "global: read at the last token, or summed over all (default: last)"
+    add("--readout", default="last", choices=["last", "sum"], help=readout)
     add("--beta", type=positive(float), help="local: scale of the reward (default: 0.3; pretrained 0.1)")
     add("--reward-epochs", type=positive(float), help="passes over the pairs (default: 4; pretrained 1)")
-    add("--reward-lr", type=positive(float), help="default: local 1e-4, global 3e-4; pretrained 1e-6, 3e-6")
+    reward_lr = "of AdamW (default: local 1e-4, global 3e-4; pretrained 1e-6, 3e-6)"
+    add("--reward-lr", type=positive(float), help=reward_lr)
     add("--reward-batch-size", type=positive(int), help="pairs per optimizer step (default: 32)")
     add("--eval-data", type=Path, help="file of held-out pairs (default: 5 %% of --data)")
-    add("--stop-after", choices=["reward"], help="stop when stage 1 is done")
+    add("--stop-after", choices=["reward"], help="stop when stage 1 is done (default: do not stop)")
+    add_stage_2_flags(parser)
     args = parser.parse_args(argv)
 
     kind = model_kind(args.init)
@@ -97,7 +101,9 @@ def flags(argv):
         del defaults["steps"], defaults["epochs"]
     use_defaults(args, defaults, kind)
 
-    # Refuse what does not go together.
+    # Refuse what does not exist or does not go together.
+    if args.reward not in CLASSES and ":" not in args.reward and not Path(args.reward).is_dir():
+        parser.error(f"--reward {args.reward}: not a folder; or global, local or module:function")
     if args.algo != "reinforce" and args.samples < 2:
         parser.error(f"--samples {args.samples}: --algo {args.algo} takes at least 2")
     if not 1e-20 <= args.temperature <= 1e30:
@@ -143,7 +149,9 @@ def main(argv=None):
         train, test = data.split(rows, train_path, test_path, layout, encoding, limits)
         # Without stage 2's flags, so that changing them keeps the reward model. --reward-lr and the like take
         # the names that the loop reads.
-        stage_2_names = vars(stage_2_flags().parse_args([]))
+        stage_2_parser = ArgumentParser()
+        add_stage_2_flags(stage_2_parser)
+        stage_2_names = vars(stage_2_parser.parse_args([]))
         reward_run = run.inside(
             "reward",
             without=stage_2_names,
@@ -165,7 +173,7 @@ def main(argv=None):
     summary = f"reward {last['reward']:.3f}, KL {last['kl']:.2f} nats"
     print(f"{summary}, entropy {last['entropy']:.2f} nats per token")
     task.report(last)
-    print(f"next: python sample.py --model {run.out}")
+    print_next(["sample.py", "--model", run.out])
 
 
 # ---------------------------------------------------------------- stage 1: pairs -> reward
@@ -305,7 +313,7 @@ def sample_responses(args, policy, step_rows, max_new_tokens, eos, batch_number)
     size = 8 * args.micro_batch_size if args.micro_batch_size else None
     k, temperature = args.samples, args.temperature
     responses = []
-    for chunk in chunks(step_rows.prompts, size):
+    for chunk in tracked(chunks(step_rows.prompts, size), "sampling", "part"):
         responses += generate(policy, chunk, k, max_new_tokens, temperature, eos=eos, seed=seed)
     return responses
 

@@ -1,7 +1,7 @@
 """Stage 0: supervised fine-tuning on responses makes the reference policy of both roads.
 
-python train_sft.py                                     the built-in map: about 20 s on two CPU cores
-python train_sft.py --data rows.jsonl --tokenizer gpt2  your rows {"prompt", "response"}, a new model
+python train_sft.py                                     the built-in map, 20 s on two CPU cores
+python train_sft.py --data rows.jsonl --tokenizer gpt2  rows {"prompt", "response"}, a new model
 python train_sft.py --data rows.jsonl --init FOLDER     your rows, a model that exists
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from nanoroads.batch import pack
 from nanoroads.errors import InputError
 from nanoroads.model import GPT, GPTConfig
+from nanoroads.run.commands import data_flag, print_next
 from nanoroads.run.flags import model_kind, positive, row_limits, run_script, training_parser, use_defaults
 from nanoroads.run.inspect import inspect
 from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
@@ -33,7 +34,8 @@ def flags(argv):
     parser = training_parser(__doc__, Path("out/sft"), DEFAULTS)
     add = parser.add_argument_group("the model and its rows").add_argument
     add("--init", type=Path, help="run directory or Hugging Face folder to start from (default: a new model)")
-    add("--prompt-template", help="format string over a row's fields, e.g. '{document}\\n\\nTL;DR:'")
+    template = "format string over a row's fields, e.g. '{document}\\n\\nTL;DR:' (default: none)"
+    add("--prompt-template", help=template)
     add("--rows", type=positive(int), default=40_000, help="demonstrations of the map (default: 40000)")
     add("--tokenizer", default="roadmap", help="roadmap|gpt2|folder, of a new model (default: roadmap)")
     add("--n-layer", type=positive(int), default=2, help="blocks of a new model (default: 2)")
@@ -125,7 +127,7 @@ def main(argv=None):
 
     run.finish(policy)  # model.safetensors, --export-hf
     print(f"held-out loss {run.last_row['eval_loss']:.4f} nats per token")
-    print(f"next: python train_dpo.py --init {run.out}")
+    print_next(["train_dpo.py", "--init", run.out, *data_flag(args.data)])
 
 
 if __name__ == "__main__":

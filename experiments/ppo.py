@@ -25,7 +25,7 @@ from nanoroads.batch import Batch, pack
 from nanoroads.errors import InputError
 from nanoroads.generate import generate
 from nanoroads.model import LogProbs
-from nanoroads.run.commands import make_if_missing
+from nanoroads.run.commands import data_flag, make_if_missing, print_next
 from nanoroads.run.flags import SEED, Parser, add_machine_flags, non_negative, positive, run_script
 from nanoroads.run.optim import Mean, adamw, batch_indices, learning_rate, update
 from nanoroads.run.run import Run
@@ -187,8 +187,8 @@ def main(argv=None):
     for folder in (args.init, args.reward):
         tokenizer.check_same(folder, tokenizer.get("roadmap"), "the map")
     train_policy(run, task, reference, reward_model)
-    rloo = f"python train_rlhf.py --init {args.init} --reward {args.reward}"  # the same with RLOO
-    print(f"next: {rloo}    or: python sample.py --model {run.out}")
+    rloo = ["train_rlhf.py", "--init", args.init, "--reward", args.reward]  # the same with RLOO
+    print_next(rloo + data_flag(args.data), ["sample.py", "--model", run.out])
 
 
 def load_scalar(folder, reference):
@@ -252,4 +252,4 @@ def train_policy(run, task, reference, reward_model):
 
 
 if __name__ == "__main__":
-    run_script(main, resumes=False)
+    run_script(main, resumes=False, less_memory="a smaller --batch-size")

@@ -43,6 +43,7 @@ from nanoroads import randomness
 from nanoroads.errors import InputError
 from nanoroads.generate import generate
 from nanoroads.losses import kl_k1
+from nanoroads.progress import tracked
 from nanoroads.report.ledger import Ledger, Phase
 from nanoroads.report.phases import claim, run_phases, short_name
 from nanoroads.report.summaries import summaries_report, with_error
@@ -100,20 +101,18 @@ TINY = replace(REDUCED, sft=80, pairs=24, test=8, batch=4, steps=5, sft_lr=3e-4)
 
 def flags(argv):
     """The command line -> (args, Size)."""
-    p = Parser(description=__doc__)
-    p.add_argument("--model", type=Path, required=True, help="Hugging Face folder of the pretrained model")
-    p.add_argument("--data", type=Path, required=True, help='file of rows {"document", "summary"}')
-    p.add_argument("--out", type=Path, default=Path("out/summarize"),
-                   help="folder of the results (default: %(default)s)")  # fmt: skip
-    p.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS,
-                   help="which of the settings to run (default: all)")  # fmt: skip
-    p.add_argument("--seed", type=SEED, default=0, help="seed of data order and samples (default: 0)")
-    p.add_argument("--dtype", choices=["float32", "bfloat16"],
-                   help="dtype of activations; float32 suits older CPUs (default: bfloat16 with "
-                        "--reduced or --tiny, else bfloat16 on a GPU only)")  # fmt: skip
-    p.add_argument("--reduced", action="store_true", help="sizes for a 135M model on two CPU cores")
-    p.add_argument("--tiny", action="store_true", help="five steps of everything: does it run here?")
-    args = p.parse_args(argv)
+    parser = Parser("--model DIR --data FILE", description=__doc__)
+    add = parser.add_argument_group("the experiment").add_argument
+    add("--model", type=Path, required=True, help="Hugging Face folder of the pretrained model")
+    add("--data", type=Path, required=True, help='file of rows {"document", "summary"}')
+    add("--out", type=Path, default="out/summarize", help="folder of the results (default: %(default)s)")
+    add("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS, help="(default: all)")
+    add("--seed", type=SEED, default=0, help="seed of data order and samples (default: 0)")
+    dtype = "of activations (default: bfloat16 with --reduced or --tiny, else on a GPU only)"
+    add("--dtype", choices=["float32", "bfloat16"], help=dtype)
+    add("--reduced", action="store_true", help="sizes for a 135M model on two CPU cores")
+    add("--tiny", action="store_true", help="five steps of everything: does it run here?")
+    args = parser.parse_args(argv)
 
     size = FULL
     if args.reduced:
@@ -267,7 +266,7 @@ def sample(args, size, policy, rows, k, temperature=1.0, seed=0):
     eos = tokenizer.stop_ids(encoding)
     prompts = [tokenizer.encode(encoding, PROMPT.format(**row)) for row in rows]
     responses = []
-    for chunk in chunks(prompts, 64):
+    for chunk in tracked(chunks(prompts, 64), "sampling", "batch"):
         responses += generate(policy, chunk, k, size.tokens, temperature, eos=eos, seed=seed)
     return Samples(prompts, responses, [tokenizer.decode_all(encoding, group) for group in responses])
 
@@ -362,4 +361,4 @@ def rewards_of(texts, rows, reward):
 
 
 if __name__ == "__main__":
-    run_script(main, resumes="the same command goes on from there")
+    run_script(main, resumes="the same command goes on from there", less_memory=None)

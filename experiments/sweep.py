@@ -47,7 +47,7 @@ that the results are reported on; policies, pairs and samples are not.
 def main(argv=None):
     """Run all settings in each world, then write the tables."""
     parser = Parser(description=__doc__)
-    add = parser.add_argument
+    add = parser.add_argument_group("the sweep").add_argument
     out = Path("out/sweep")
     report = Path(__file__).with_suffix(".md")
     worlds = list(WORLDS)
@@ -134,4 +134,4 @@ def last(run, name):
 
 
 if __name__ == "__main__":
-    run_script(main, resumes="the same command goes on from there")
+    run_script(main, resumes="the same command goes on from there", less_memory=None)

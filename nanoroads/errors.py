@@ -1,5 +1,6 @@
-"""The one exception that this project raises for what its user gave, and text that is safe to print."""
+"""The one exception that this project raises for what its user gave, and what its message is made of."""
 
+import difflib
 import re
 
 # Control characters but newline and tab, with which a text can rewrite the terminal; U+202A to U+202E and
@@ -25,3 +26,13 @@ def escaped(match):
     r"""One character as \xNN, or as \uNNNN beyond Latin-1."""
     code = ord(match[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def nearest_first(name: str, names, most: int = 6) -> str:
+    """The names that there are, at most `most` of them, those most like the misspelt one first."""
+
+    def likeness(candidate):
+        return difflib.SequenceMatcher(None, name.lower(), candidate.lower()).ratio()
+
+    by_likeness = sorted(names, key=likeness, reverse=True)
+    return ", ".join(by_likeness[:most])

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from nanoroads.batch import pack
 from nanoroads.errors import InputError
 from nanoroads.generate import generate
 from nanoroads.losses import implicit_reward, kl_k1
 from nanoroads.model import GPT
+from nanoroads.progress import tracked
 from nanoroads.text import tokenizer
 from nanoroads.weights.checkpoint import load_policy, load_reward_model
 from nanoroads.weights.files import local_folder, read_config
@@ -55,10 +55,10 @@ def scalar_rewards(
 
 
 def batches(model, prompts, responses, groups_per_pass):
-    """Yields the groups as Batches on the model's device, under a progress bar where it takes long."""
+    """Yields the groups as Batches on the model's device, and shows how many of them are done."""
     device = model.embedding.weight.device
     starts = range(0, len(prompts), groups_per_pass or len(prompts))
-    for start in tqdm(starts, desc="scoring", unit="batch", disable=None, delay=3, leave=False):
+    for start in tracked(starts, "scoring", "batch"):
         end = start + (groups_per_pass or len(prompts))
         yield pack(prompts[start:end], responses[start:end], device=device)
 

@@ -3,6 +3,7 @@
 They need no display: `fig, ax = new_figure(10, 6)`, draw on `ax`, `fig.savefig(path)`.
 """
 
+from collections import Counter
 from itertools import pairwise
 
 import matplotlib as mpl
@@ -12,8 +13,21 @@ from nanoroads.world.roadmap import NEIGHBOURS, ends, reward_parts
 
 INK = "#2b2d33"
 PALE = "#d9dce1"
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
+# A road has the same colour in every figure. Okabe and Ito's, which the colour-blind can tell apart.
+COLOURS = {
+    "sft": "#cc79a7",
+    "dpo": "#0072b2",
+    "rlhf_local": "#009e73",
+    "rlhf_global": "#d55e00",
+    "optimum": INK,
+}
+NAMES = {
+    "sft": "SFT",
+    "dpo": "DPO",
+    "rlhf_local": "RLHF, local reward",
+    "rlhf_global": "RLHF, global reward",
+    "optimum": "shortest routes",
+}
 STYLE = {
     "font.size": 10,
     "text.color": INK,
@@ -23,7 +37,6 @@ STYLE = {
     "axes.spines.right": False,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
-    "axes.prop_cycle": mpl.cycler(color=COLOURS),
     "legend.frameon": False,
     "xtick.color": INK,
     "ytick.color": INK,
@@ -96,51 +109,38 @@ CENTRES = {
 # Where a state is drawn, (x, y) in degrees of latitude: one of longitude is shorter here.
 PLACE = {state: (-0.72 * west, north) for state, (west, north) in CENTRES.items()}
 COAST = "WA OR CA AZ NM TX LA MS AL FL GA SC NC VA DE NJ CT RI MA NH ME VT NY PA OH MI WI MN ND MT".split()
-LANE = 0.36  # degrees between two routes on the same road
-LINE = 3.2  # width of a route, in points
+LANE = 0.45  # degrees between routes that earn a reward and routes that earn none
+FAILED = "#bfc4cb"  # of routes that earn none
+NARROWEST, WIDEST = 0.8, 12.0  # width of a road, in points, if one route takes it and if all do
 
 
-def draw_map(ax, routes: dict[str, str]):
-    """Draw the map and routes on it.
+def draw_samples(ax, prompt: str, samples: dict[str, int], colour: str):
+    """Draw the sampled routes of one prompt on the map: the more of them use a road, the wider it is.
 
-    routes: {label: prompt + response}, as {"DPO": "WA>FL:>ID>WY>NE>MO>TN>GA>FL"}. Routes that share
-    a road lie side by side, with arrows for the direction. A hop that is no road is dashed. The
-    start is a dark disc, the goal a star. Words that are no state are left out. Raises InputError
-    for a malformed prompt."""
-    prompt_length = len("WA>FL:")
-    starts = set()
-    goals = set()
-    visited = {}  # {label: the states of its route, start included}
-    for label, text in routes.items():
-        start, goal = ends(text[:prompt_length])
-        starts.add(start)
-        goals.add(goal)
-        words = text[prompt_length:].split(">")
-        visited[label] = [start] + [word for word in words if word in PLACE]
-    sharing = {}  # {road, whichever way it is driven: the labels of the routes that use it}
-    for label, states in visited.items():
-        for road in {tuple(sorted(hop)) for hop in pairwise(states)}:
-            sharing.setdefault(road, []).append(label)
+    samples: {route: how often it was drawn}, as {">ID>WY>NE>MO>TN>GA>FL": 3}.
+    Routes that earn a true reward are drawn in `colour`, the others in grey beside them. A hop that
+    is no road is dashed. The start is a dark disc, the goal a star. Words that are no state are left
+    out. Raises InputError for a malformed prompt."""
+    start, goal = ends(prompt)
+    earning = Counter()  # {hop: how many routes that earn a reward take it}
+    failing = Counter()
+    visited = {goal}
+    for response, times in samples.items():
+        states = [start] + [word for word in response.split(">") if word in PLACE]
+        visited.update(states)
+        counts = earning if reward_parts(prompt, response)["reward"] > 0 else failing
+        for hop in set(pairwise(states)):  # a route that goes round and round counts once
+            counts[hop] += times
 
     draw_roads(ax)
-    for i, (label, states) in enumerate(visited.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        ax.plot([], [], color=colour, lw=LINE, label=label)  # for the legend
-        for hop in dict.fromkeys(pairwise(states)):  # each hop once
-            here, there = hop
-            if here != there:
-                labels = sharing[tuple(sorted(hop))]
-                lane = LANE * (labels.index(label) - (len(labels) - 1) / 2)
-                draw_hop(ax, here, there, lane, colour)
-    named = goals.union(*visited.values())
+    total = sum(samples.values())
+    draw_hops(ax, failing, total, -LANE / 2, FAILED)
+    draw_hops(ax, earning, total, LANE / 2, colour)
     for state in PLACE:
-        draw_state(ax, state, state in starts, state in goals, state in named)
-
+        draw_state(ax, state, state == start, state == goal, state in visited)
     ax.margins(0.05, 0.09)
     ax.set_aspect("equal")
     ax.axis("off")
-    if routes:
-        ax.legend(loc="lower left", fontsize=10.5, handlelength=1.6)
 
 
 def draw_roads(ax):
@@ -153,14 +153,21 @@ def draw_roads(ax):
             draw_line(ax, PLACE[here], PLACE[there], color=PALE, lw=1, zorder=1)
 
 
-def draw_hop(ax, here, there, lane, colour):
-    """One hop of a route, with an arrow in the middle."""
+def draw_hops(ax, counts, total, lane, colour):
+    """Hops of `total` routes. counts: {(here, there): how many of them take it}."""
+    for (here, there), count in counts.items():
+        if here != there:
+            draw_hop(ax, here, there, lane, colour, width=NARROWEST + WIDEST * count / total)
+
+
+def draw_hop(ax, here, there, lane, colour, width):
+    """One hop, with an arrow in the middle. width: in points."""
     start, end = beside(PLACE[here], PLACE[there], lane)
     dashes = (0, (1.6, 1))
     style = "-" if there in NEIGHBOURS[here] else dashes
-    draw_line(ax, start, end, ls=style, color=colour, lw=LINE, zorder=2)
+    draw_line(ax, start, end, ls=style, color=colour, lw=width, zorder=2)
     arrow = {
-        "arrowstyle": "-|>,head_length=.6,head_width=.36",
+        "arrowstyle": "-|>,head_length=.36,head_width=.22",
         "color": colour,
         "lw": 0.5,
         "shrinkA": 0,
@@ -219,122 +226,172 @@ def between(start, end, fraction):
 
 # ---------------------------------------------------------------- figures of the results
 
-NAMES = {
-    "sft": "SFT",
-    "dpo": "DPO",
-    "rlhf_local": "RLHF, local reward",
-    "rlhf_global": "RLHF, global reward",
-    "optimum": "shortest routes",
-}
 REWARD_MODELS = {
     "dpo": "DPO's implicit reward",
-    "local": "local, without reference",
-    "global": "global: scalar head",
+    "local": "local, without a reference",
+    "global": "global: a scalar head",
+}
+# The global reward model and DPO's have the colours of their roads; the local one is on no road. Two
+# of the lines hide each other, so one is wide and one dashed.
+REWARD_MODEL_LINES = {
+    "dpo": {"color": COLOURS["dpo"], "marker": "s"},
+    "local": {"color": "#e69f00", "marker": "o", "lw": 4, "ms": 8},
+    "global": {"color": COLOURS["rlhf_global"], "marker": "^", "ls": "--"},
 }
 
 
 def rewards(results: dict) -> Figure:
-    """True reward of each policy, sampled and greedy, with standard errors."""
+    """True reward of each policy's samples, with standard errors and the numbers."""
     fig, ax = new_figure(7, 3.6)
     policies = results["policies"]
     names = [name for name in NAMES if name in policies]
-    draw_bars(ax, [policies[name]["reward"] for name in names], -0.19, "sampled at temperature 1")
-    draw_bars(ax, [policies[name]["greedy_reward"] for name in names], 0.19, "greedy")
+    means = [policies[name]["reward"]["mean"] for name in names]
+    errors = [policies[name]["reward"]["se"] for name in names]
+    error_style = {"ecolor": INK, "capsize": 3, "lw": 1}
+    colours = [COLOURS[name] for name in names]
+    bars = ax.bar(range(len(names)), means, 0.66, yerr=errors, color=colours, error_kw=error_style)
+    ax.bar_label(bars, fmt="%.3f", padding=3, fontweight="bold")
     ax.set_xticks(range(len(names)), [NAMES[name].replace(", ", ",\n") for name in names])
     ax.set_ylabel("true reward")
-    ax.set_title("Two roads from the same pairs")
-    ax.legend(loc="upper left")
+    ax.margins(y=0.12)
+    ax.set_title("True reward of samples at temperature 1, held-out prompts")
     return fig
-
-
-def draw_bars(ax, cells, shift, label):
-    """A bar for each {"mean", "se"}, moved from its tick by `shift`."""
-    x = [tick + shift for tick in range(len(cells))]
-    heights = [cell["mean"] for cell in cells]
-    errors = [cell["se"] for cell in cells]
-    ax.bar(x, heights, 0.36, yerr=errors, error_kw={"ecolor": INK, "capsize": 3, "lw": 1}, label=label)
 
 
 def best_of_n(results: dict) -> Figure:
     """True reward of the sample that each reward model likes best, against N."""
-    fig, ax = new_figure(5.2, 3.6)
+    fig, ax = new_figure(6.6, 3.8)
+    last = {}  # {label: (true reward at the largest N, colour)}
     for name, row in results["reward_models"].items():
-        draw_best_of_n(ax, row["best_of_n"], "o-", label=REWARD_MODELS[name])
-    draw_best_of_n(ax, results["best_of_n_true_reward"], "--", color=INK, lw=1, label="true reward")
+        style = REWARD_MODEL_LINES[name]
+        draw_best_of_n(ax, row["best_of_n"], **style)
+        last[REWARD_MODELS[name]] = (list(row["best_of_n"].values())[-1], style["color"])
+    truth = results["best_of_n_true_reward"]
+    draw_best_of_n(ax, truth, color=INK, ls=":", lw=1.5)
+    last["the true reward"] = (list(truth.values())[-1], INK)
     ax.set_xscale("log", base=2)
     ax.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
-    ax.set(xlabel="N samples of the SFT policy", ylabel="true reward of the best", title="Best of N")
-    ax.legend()
+    ax.set(xlabel="N samples of the SFT policy", ylabel="true reward of the favourite")
+    ax.set_title("The best of N samples, as each reward model judges")
+    label_ends(ax, max(int(n) for n in truth), last)
     return fig
 
 
-def draw_best_of_n(ax, rewards_by_n, line, **style):
+def draw_best_of_n(ax, rewards_by_n, **style):
     """rewards_by_n: {"1": reward, ..., "16": reward}, as JSON has it."""
-    ax.plot([int(n) for n in rewards_by_n], list(rewards_by_n.values()), line, **style)
+    ax.plot([int(n) for n in rewards_by_n], list(rewards_by_n.values()), **style)
+
+
+def label_ends(ax, x, last):
+    """Write the names of lines behind their ends, apart where the ends are not.
+
+    last: {name: (y of the line's end, colour)}."""
+    bottom, top = ax.get_ylim()
+    spacing = 0.07 * (top - bottom)
+    place = bottom - spacing  # of the name below
+    for name, (y, colour) in sorted(last.items(), key=lambda item: item[1][0]):
+        place = max(y, place + spacing)
+        text = f"{name} {y:.3f}"
+        ax.annotate(text, (x, place), (9, 0), textcoords="offset points", color=colour, va="center")
+    ax.set_ylim(bottom, max(top, place))  # names of equal lines may need more room
 
 
 def equivalence(results: dict, metrics: list[dict]) -> Figure:
     """KL(pi_DPO || pi) along RL on the local reward: Theorem 2.2 says that it falls to zero.
 
     metrics: the rows of that run's metrics.jsonl."""
-    fig, ax = new_figure(5.2, 3.6)
+    fig, ax = new_figure(6, 3.6)
     compared = [row for row in metrics if "kl_compare" in row]
     steps = [0] + [row["step"] for row in compared]
     kls = [results["equivalence"]["kl_dpo_sft"]] + [row["kl_compare"] for row in compared]
-    ax.plot(steps, kls, "o-")
-    for row in compared:
-        point = (row["step"], row["kl_compare"])
-        ax.annotate(f"{row['kl_compare']:.3f}", point, (0, 7), textcoords="offset points", ha="center")
+    ax.plot(steps, kls, "o-", color=COLOURS["rlhf_local"], clip_on=False)
+    for step, kl in zip(steps, kls, strict=True):
+        text = f"{kl:.3f}"
+        if step == 0:
+            text += ", the SFT policy"
+        # To the upper right, where the line, which falls, does not pass.
+        ax.annotate(text, (step, kl), (5, 5), textcoords="offset points")
     ax.set(
         xlabel="RL steps on DPO's own reward",
         ylabel="KL(DPO || policy), nats",
-        title="The roads are one (Theorem 2.2)",
+        title="How far RL on the local reward is from DPO's policy",
     )
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.12 * max(kls))
+    ax.margins(x=0.1)
     return fig
 
 
-def overoptimisation(rlhf: dict[str, list], dpo: dict[str, list]) -> Figure:
-    """Three panels over KL: RLHF's true reward, its reward model's score, and DPO's true reward.
+def overoptimisation(sft_reward: float, rlhf: dict[str, list], dpo: dict[str, list]) -> Figure:
+    """Three panels over KL: true reward of DPO and of RLHF on the same axes, and RLHF's score.
 
     rlhf, dpo: {label: rows of metrics.jsonl}, one run with a fair regulariser and one whose
-    regulariser is too weak. RLHF's true reward and score are of the same samples."""
-    fig, (rlhf_true, rlhf_score, dpo_true) = new_figure(12, 3.6, ncols=3)
-    for label, rows in rlhf.items():
-        draw_metric(rlhf_true, rows, "kl", "true_reward", "o", label)
-        draw_metric(rlhf_score, rows, "kl", "reward", "o", label)
-    for label, rows in dpo.items():
+    regulariser is too weak. Training begins at SFT's policy, which has KL 0 and `sft_reward`.
+    RLHF's true reward and score are of the same samples of training prompts."""
+    fig, (dpo_true, rlhf_true, rlhf_score) = new_figure(12.5, 3.9, ncols=3)
+    rlhf_true.sharey(dpo_true)
+    rlhf_true.sharex(dpo_true)
+    rlhf_score.sharex(dpo_true)
+    for fill, (label, rows) in zip(("full", "none"), dpo.items(), strict=False):
         evaluations = [row for row in rows if "map_kl" in row]
-        draw_metric(dpo_true, evaluations, "map_kl", "map_reward", "o-", label)
-    rlhf_true.set(title="RLHF: what is wanted", ylabel="true reward")
-    rlhf_score.set(title="RLHF: what is maximised", ylabel="reward model's score")
-    dpo_true.set(title="DPO", ylabel="true reward")
-    for ax in (rlhf_true, rlhf_score, dpo_true):
-        ax.margins(y=0.1)
+        points = [(row["map_kl"], row["map_reward"]) for row in evaluations]
+        draw_path(dpo_true, [(0.0, sft_reward), *points], COLOURS["dpo"], fill, label)
+    for fill, (label, rows) in zip(("full", "none"), rlhf.items(), strict=False):
+        points = [(row["kl"], row["true_reward"]) for row in rows]
+        draw_path(rlhf_true, [(0.0, sft_reward), *points], COLOURS["rlhf_global"], fill, label)
+        points = [(row["kl"], row["reward"]) for row in rows]
+        draw_path(rlhf_score, points, COLOURS["rlhf_global"], fill, label)
+    dpo_true.set(title="DPO: held-out prompts", ylabel="true reward")
+    rlhf_true.set(title="RLHF: training prompts", ylabel="true reward")
+    rlhf_score.set(title="RLHF: the same samples' score", ylabel="reward model's score")
+    for ax in (dpo_true, rlhf_true):
+        ax.plot([0], [sft_reward], "D", color=COLOURS["sft"], ms=8, zorder=5)
+        ax.annotate("SFT", (0, sft_reward), (8, -11), textcoords="offset points")
+    for ax in (dpo_true, rlhf_true, rlhf_score):
+        ax.margins(x=0.06, y=0.1)
         ax.set_xlabel("KL(policy || SFT), nats")
         ax.legend()
-    for ax in (rlhf_true, dpo_true):
-        ax.set_ylim(bottom=0)
+    dpo_true.set_ylim(bottom=-0.01)  # a marker at 0 is not cut
+    fig.suptitle("Along training, from the smallest marker to the largest", fontsize=10, x=0.01, ha="left")
     return fig
 
 
-def draw_metric(ax, rows, x_name, y_name, line, label):
-    """One metric of metrics.jsonl against another."""
-    ax.plot([row[x_name] for row in rows], [row[y_name] for row in rows], line, ms=4, label=label)
+def draw_path(ax, points, colour, fill, label):
+    """Points (x, y) in the order of time: their markers grow. fill: "full" or "none"."""
+    ax.plot(*zip(*points, strict=True), color=colour, lw=0.7, alpha=0.45)
+    faces = colour if fill == "full" else "white"
+    sizes = [8 + 50 * i / len(points) for i in range(len(points))]  # square points
+    ax.scatter(*zip(*points, strict=True), sizes, faces, edgecolors=colour, zorder=3, label=label)
 
 
-def routes(by_policy: dict[str, dict[str, str]]) -> Figure:
-    """A map for each policy with its greedy routes: {policy: {prompt: response}}, in any order."""
-    fig, axes = new_figure(13, 8.6, nrows=2, ncols=2)
-    names = [name for name in NAMES if name in by_policy]
-    for ax, name in zip(axes.flat, names, strict=False):  # a panel without a policy stays empty
-        labelled = {}
-        true_rewards = []
-        for prompt, response in by_policy[name].items():
-            true_reward = reward_parts(prompt, response)["reward"]
-            true_rewards.append(true_reward)
-            labelled[f"{prompt[:-1]}   {true_reward:.2f}"] = prompt + response
-        draw_map(ax, labelled)
-        mean = sum(true_rewards) / len(true_rewards)
-        ax.set_title(f"{NAMES[name]}: greedy routes, true reward {mean:.2f}")
+def routes(results: dict) -> Figure:
+    """The samples that results["routes"] holds, a row of maps for each prompt, a column per policy."""
+    shown = results["routes"]["prompts"]
+    names = [name for name in NAMES if name in shown[0]["samples"]]
+    rows, columns = len(shown), len(names)
+    fig, axes = new_figure(5 * columns, 2.95 * rows + 0.8, nrows=rows, ncols=columns, squeeze=False)
+    for row, axes_of_row in zip(shown, axes, strict=True):
+        prompt = row["prompt"]
+        for name, ax in zip(names, axes_of_row, strict=True):
+            samples = row["samples"][name]
+            draw_samples(ax, prompt, samples, COLOURS[name])
+            mean = mean_reward(prompt, samples)
+            ax.set_title(f"{prompt[:-1]}   {NAMES[name]}: {mean:.2f}", color=COLOURS[name])
+
+    averages = [f"{NAMES[name]} {results['policies'][name]['reward']['mean']:.3f}" for name in names]
+    sample_count = sum(shown[0]["samples"][names[0]].values())
+    text = [
+        f"{sample_count} samples of each policy at temperature 1, and their mean true reward. "
+        "The wider a road, the more samples take it; grey: samples that earn nothing.",
+        results["routes"]["rule"],
+        f"Mean over all held-out prompts: {'; '.join(averages)}.",
+    ]
+    fig.suptitle("\n".join(text), fontsize=11, x=0.01, ha="left")
     return fig
+
+
+def mean_reward(prompt, samples):
+    """The mean true reward of samples as `draw_samples` takes them."""
+    total = 0.0
+    for response, times in samples.items():
+        total += times * reward_parts(prompt, response)["reward"]
+    return total / sum(samples.values())

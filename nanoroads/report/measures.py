@@ -5,6 +5,7 @@ Everything is measured on the CPU in fp32, on held-out prompts unless a name say
 rlhf_local.
 """
 
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -21,11 +22,14 @@ from nanoroads.text.layouts import preference_texts
 from nanoroads.weights.checkpoint import load_policy, load_reward_model
 from nanoroads.weights.files import read_config, read_safetensors
 from nanoroads.world import roadmap
-from nanoroads.world.optimum import moves_apart, optimal_reward, shortest_routes
+from nanoroads.world.optimum import optimal_reward, shortest_routes
 from nanoroads.world.task import sample_routes
 
 WORLD = roadmap.WORLDS["roadmap"]
 BEST_OF = (1, 2, 4, 8, 16)  # the N of best-of-N
+SHOWN = 3  # prompts on the maps of the report
+CHOOSING = 16  # samples of a policy for each held-out prompt, by which those are chosen
+DRAWN = 64  # samples of a policy for each prompt that is shown
 
 
 def measure(folder: Path, quick: bool) -> dict:
@@ -47,7 +51,7 @@ def measure(folder: Path, quick: bool) -> dict:
         "best_of_n_true_reward": best_of_n_true_reward,
         "equivalence": equivalence_row(folder, prompts),
         "gap_closed": gap_closed,
-        "routes": greedy_routes(folder, prompts),
+        "routes": shown_routes(folder, prompts),
     }
 
 
@@ -71,21 +75,38 @@ def optimum_row(reference, prompts):
     return {"reward": reward, "greedy_reward": reward, "kl_to_ref": kl}
 
 
-def greedy_routes(folder, prompts):
-    """{policy: {prompt: its likeliest response}} for the maps in the report.
+def shown_routes(folder, prompts):
+    """Samples of the policies for the maps of the report: {"rule", "prompts"}.
 
-    The prompts are the first held-out ones whose ends are 2, 3, 4 and 5 moves apart."""
-    first_prompt = {}
-    for prompt in prompts:
-        first_prompt.setdefault(moves_apart(prompt), prompt)
-    chosen = [first_prompt[moves] for moves in (2, 3, 4, 5)]
-    routes = {"optimum": {prompt: shortest_routes(prompt)[0] for prompt in chosen}}
-    for name in ("sft", "dpo", "rlhf_global"):
-        policy = load_policy(folder / name)
-        _, groups = sample_routes(policy, WORLD, ENCODING, chosen, 1, temperature=0)
-        answers = tokenizer.decode_all(ENCODING, [group[0] for group in groups])
-        routes[name] = dict(zip(chosen, answers, strict=True))
-    return routes
+    "prompts": a row {"prompt", "samples": {policy: {route: how often it was drawn}}} for each of the
+    prompts on which the policies differ most. They are chosen by other samples than those that are
+    shown, since what is chosen because it is extreme is less so when it is drawn again."""
+    policies = {name: load_policy(folder / name) for name in ("sft", "dpo", "rlhf_global")}
+    means = []  # for each policy (prompts,)
+    for policy in policies.values():
+        rewards_by_prompt = []
+        for prompt, texts in zip(prompts, drawn(policy, prompts, CHOOSING, "choosing"), strict=True):
+            rewards_by_prompt.append([WORLD.reward(prompt, text) for text in texts])
+        means.append(torch.tensor(rewards_by_prompt).mean(1))
+    means = torch.stack(means)  # (policies, prompts)
+    spread = means.max(0).values - means.min(0).values  # (prompts,)
+    chosen = [prompts[i] for i in spread.argsort(descending=True, stable=True)[:SHOWN]]
+
+    rows = [{"prompt": prompt, "samples": {}} for prompt in chosen]
+    for name, policy in policies.items():
+        for row, texts in zip(rows, drawn(policy, chosen, DRAWN, "shown"), strict=True):
+            row["samples"][name] = dict(Counter(texts).most_common())
+    rule = (
+        f"Prompts: the {SHOWN} of {len(prompts)} held-out ones on which the policies' mean true rewards, "
+        f"of {CHOOSING} other samples, lie furthest apart."
+    )
+    return {"rule": rule, "prompts": rows}
+
+
+def drawn(policy, prompts, k, purpose):
+    """k responses to each prompt at temperature 1, as texts; others for another purpose."""
+    _, groups = sample_routes(policy, WORLD, ENCODING, prompts, k, seed=stream_key("routes", purpose))
+    return [tokenizer.decode_all(ENCODING, group) for group in groups]
 
 
 # ---------------------------------------------------------------- the reward models

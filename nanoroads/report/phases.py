@@ -13,6 +13,7 @@ from typing import NamedTuple, TextIO
 from tqdm import tqdm
 
 from nanoroads.errors import InputError
+from nanoroads.progress import Progress, last_step
 from nanoroads.report.ledger import Ledger, Phase
 from nanoroads.run.commands import as_typed, child_environment, command_line, how_it_failed
 from nanoroads.run.signals import end, uninterrupted
@@ -62,20 +63,14 @@ def run_phases(phases: list[Phase], out: Path, jobs: int, lock: TextIO | None = 
     ready = []  # their needs are done, and they have to be run
     running = []
     done = {}  # {name: entry in the ledger}
-    bar = tqdm(
-        total=len(phases),
-        desc="phases",
-        unit="phase",
-        disable=None,  # no bar where stderr is not a terminal
-        dynamic_ncols=True,
-    )
+    progress = Progress("phases", "phase", total=len(phases))
     try:
         while waiting or ready or running:
             for phase in with_needs_done(waiting, names - done.keys()):
                 waiting.remove(phase)
                 if ledger.is_done(phase):
                     done[phase.name] = ledger.finished[phase.name]
-                    bar.update()
+                    progress.advance()
                 else:
                     ready.append(phase)
             ready.sort(key=order.index)
@@ -84,17 +79,18 @@ def run_phases(phases: list[Phase], out: Path, jobs: int, lock: TextIO | None = 
                 ledger.start(phase)
                 with uninterrupted():  # or a signal could come before the child is in the list
                     running.append(start(phase, out, jobs, lock))
-            bar.set_postfix_str(", ".join(short_name(job.phase.name, out) for job in running))
+            progress.show(", ".join(how_far(job, out) for job in running))
+            progress.advance(0)
             time.sleep(POLL if running else 0)
             with uninterrupted():  # poll() takes a lock, and what a signal raises would leave it locked
                 ended = [job for job in running if job.child.poll() is not None]
             for job in ended:
                 running.remove(job)
                 done[job.phase.name] = finish(job, ledger)
-                bar.update()
+                progress.advance()
     finally:
         end([job.child for job in running])
-        bar.close()
+        progress.close()
     return {short_name(name, out): entry["seconds"] for name, entry in done.items()}
 
 
@@ -178,6 +174,11 @@ def start(phase, out, jobs, lock):
         command_line(command), env=environment, stdin=lock, stdout=log, stderr=subprocess.STDOUT
     )
     return Job(phase, child, time.time(), log)
+
+
+def how_far(job, out):
+    """A running job's name and the step that it has come to, as its log says."""
+    return f"{short_name(job.phase.name, out)} {last_step(Path(job.log.name))}".strip()
 
 
 # ---------------------------------------------------------------- finish

@@ -36,11 +36,12 @@ def draw(results, out, folder):
     figures.rewards(results).savefig(out / "rewards.png")
     figures.best_of_n(results).savefig(out / "best_of_n.png")
     figures.equivalence(results, read_metrics(folder / "rlhf_local")).savefig(out / "equivalence.png")
-    figures.routes(results["routes"]).savefig(out / "routes.png")
+    figures.routes(results).savefig(out / "routes.png")
     if results["gap_closed"]:  # not a quick look, so the runs with too weak a regulariser are there
         rlhf = metrics_by_flag([folder / "rlhf_global", folder / "rlhf_low_kl"], "kl")
         dpo = metrics_by_flag([folder / "dpo", folder / "dpo_low_beta"], "beta")
-        figures.overoptimisation(rlhf, dpo).savefig(out / "overoptimisation.png")
+        sft_reward = results["policies"]["sft"]["reward"]["mean"]
+        figures.overoptimisation(sft_reward, rlhf, dpo).savefig(out / "overoptimisation.png")
 
 
 def metrics_by_flag(runs, flag):

@@ -10,6 +10,7 @@ from pathlib import Path
 from nanoroads.errors import InputError
 from nanoroads.run import lock
 from nanoroads.run.signals import end, uninterrupted
+from nanoroads.world import roadmap
 
 ROOT = Path(__file__).resolve().parent.parent.parent  # the checkout
 
@@ -36,6 +37,20 @@ def child_environment():
 def as_typed(command):
     """The command as a user would type it."""
     return f"python {shlex.join(map(str, command))}"
+
+
+def print_next(*commands):
+    """Print what a user may want to type next: commands as lists of words."""
+    print(f"next: {'    or: '.join(as_typed(command) for command in commands)}")
+
+
+def data_flag(data, pairs="pairs.jsonl"):
+    """--data of the next command, where the one that has ended had this --data: a list of words.
+
+    pairs: the file of pairs, if `data` is not a world of the map."""
+    if data == "roadmap":  # the default
+        return []
+    return ["--data", data if data in roadmap.WORLDS else pairs]
 
 
 def make_if_missing(path, command):

@@ -5,13 +5,17 @@ import errno
 import io
 import math
 import os
+import re
+import shutil
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from nanoroads.errors import InputError, printable
+from nanoroads.errors import InputError, nearest_first, printable
+from nanoroads.progress import close_all
 from nanoroads.run import signals
 from nanoroads.text.data import Limits
 from nanoroads.weights.files import read_config
@@ -20,13 +24,20 @@ LONGEST_ERROR = 500  # characters
 DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # of writing: full, too large, over the quota
 SMALL_MODEL = 10_000_000  # parameters; the map's model has 117,000, the smallest pretrained ones 14 million
 
+HELP_WIDTH = 100  # columns
+
 # ---------------------------------------------------------------- running a script
 
 
-def run_script(main, resumes="a run goes on from its last checkpoint with the same command and --resume"):
+# How a training script goes on after Ctrl-C.
+WITH_RESUME = "a run goes on from its last checkpoint with the same command and --resume"
+
+
+def run_script(main, resumes=WITH_RESUME, less_memory="a smaller --micro-batch-size"):
     """Run main(); what a user can cause becomes one line on stderr and exit code 2.
 
-    resumes: how to go on after Ctrl-C or SIGTERM; False: not at all."""
+    resumes: how to go on after Ctrl-C or SIGTERM; False: not at all. less_memory: what to try where
+    a model's tensors do not fit, by flags that the script has; None: there is none."""
     write_any_text()
     try:
         with signals.stopping():
@@ -40,14 +51,18 @@ def run_script(main, resumes="a run goes on from its last checkpoint with the sa
         out_of_memory = is_out_of_memory(error)
         if isinstance(error, RuntimeError) and not out_of_memory:
             raise
+        close_all()
         text = message_of(error) or "out of memory"
         if getattr(error, "errno", None) in DISK_ERRORS and error.filename is None:
             text = f"standard output: {error.strerror}"  # every file of ours is named
             discard_output()
-        hint = " (try a smaller --micro-batch-size)" if out_of_memory else ""
-        print_error(f"{text}{hint}")
+        # A MemoryError is Python's or NumPy's. No forward pass raises one, so a smaller one is no help.
+        if out_of_memory and less_memory and not isinstance(error, MemoryError):
+            text += f" (try {less_memory})"
+        print_error(text)
         sys.exit(2)
     except (KeyboardInterrupt, signals.Stopped) as stopped:
+        close_all()
         number = getattr(stopped, "number", signal.SIGINT)
         hint = f"; {resumes}" if resumes else ""
         print(f"\nstopped{hint}", file=sys.stderr)
@@ -62,9 +77,9 @@ def discard_output():
 def write_any_text():
     r"""Let stdout write what its encoding cannot, half a character or an é in ASCII, as \udc80 or \xe9.
 
-    stderr does so anyway."""
+    stderr does so anyway. And line by line, as stderr does: a log of both has them in their order."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # it may also be None, or what a notebook puts there
-        sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
 
 
 def print_error(message):
@@ -90,14 +105,27 @@ def is_out_of_memory(error):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line."""
+    """An ArgumentParser whose errors are one line, and whose help is at most HELP_WIDTH columns wide.
 
-    def __init__(self, **options):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
-        # Of all flags without a number type. An empty path, as an unset shell variable leaves it, would be
+    required: the flags that the usage line names, as a user would type them."""
+
+    def __init__(self, required="", **options):
+        width = min(HELP_WIDTH, shutil.get_terminal_size().columns - 2)
+        formatter = partial(argparse.RawDescriptionHelpFormatter, width=width, max_help_position=30)
+        usage = " ".join(f"%(prog)s {required} [flags]".split())
+        super().__init__(formatter_class=formatter, usage=usage, **options)
         # the directory that the script was started in.
         self.register("type", None, not_empty)
         self.register("type", Path, path)
+
+    def parse_args(self, args=None, namespace=None):
+        """As argparse does it. A flag that there is not is refused with the nearest ones that there are."""
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = re.findall(r"^  (?:-h, )?(--[a-z-]+)", self.format_help(), re.MULTILINE)
+            nearest = nearest_first(unknown[0].partition("=")[0], flags, most=3)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}; the nearest flags are {nearest}")
+        return known
 
     def error(self, message):
         print_error(f"{Path(self.prog).name}: {message} (--help lists the flags)")
@@ -149,11 +177,13 @@ SEED = non_negative(int, below=2**32)
 # ---------------------------------------------------------------- the flags of every training script
 
 
-def training_parser(doc, out, defaults, parents=()):
+def training_parser(doc, out, defaults):
     """A parser with the flags that every training script has.
 
     doc: the script's docstring. out: where its run goes. defaults: its DEFAULTS, see `use_defaults`."""
-    parser = Parser(description=doc, parents=parents)
+    large = f"a model of more than {SMALL_MODEL // 1_000_000} million parameters"
+    epilog = f"A default after `pretrained` is for a Hugging Face folder, or\n{large}."
+    parser = Parser(description=doc, epilog=epilog)
 
     add = parser.add_argument_group("the run").add_argument
     add("--out", type=Path, default=out, help="directory of the run (default: %(default)s)")
@@ -162,7 +192,8 @@ def training_parser(doc, out, defaults, parents=()):
     add("--log-every", type=positive(int), default=10, help="steps per line of metrics.jsonl (default: 10)")
     add("--eval-every", type=positive(int), default=100, help="steps between evaluations (default: 100)")
     add("--save-every", type=positive(int), default=100, help="steps between checkpoints (default: 100)")
-    add("--export-hf", type=Path, metavar="DIR", help="also write the result as a Hugging Face folder")
+    export = "also write the result as a Hugging Face folder (default: none)"
+    add("--export-hf", type=Path, metavar="DIR", help=export)
 
     files = "roadmap[-short|-hidden], or a .jsonl[.gz] or .parquet file, or hf:org/name[:split]"
     add = parser.add_argument_group("the data").add_argument
@@ -180,8 +211,8 @@ def training_parser(doc, out, defaults, parents=()):
 
     add = parser.add_argument_group("the optimizer").add_argument
     shapes = ["cosine", "constant"]
-    steps = "number of optimizer steps; overrides --epochs"
-    add("--steps", type=positive(int), help=f"{steps} {default_text(defaults, 'steps')}")
+    steps = f"number of optimizer steps, in place of --epochs {default_text(defaults, 'steps')}"
+    add("--steps", type=positive(int), help=steps)
     add("--epochs", type=positive(float), help=f"passes over the data {default_text(defaults, 'epochs')}")
     add("--lr", type=positive(float), help=f"peak learning rate of AdamW {default_text(defaults, 'lr')}")
     add("--schedule", default="cosine", choices=shapes, help="after the warm-up (default: cosine)")
@@ -189,7 +220,7 @@ def training_parser(doc, out, defaults, parents=()):
     add("--weight-decay", type=non_negative(float), default=0.0, help="of AdamW, on matrices (default: 0)")
     add("--clip", type=positive(float), default=1.0, help="largest gradient norm (default: 1)")
     add("--batch-size", type=positive(int), help=f"prompts per step {default_text(defaults, 'batch_size')}")
-    micro = "prompts per forward pass, which bounds the memory; none: all"
+    micro = "prompts per forward pass, which bounds the memory"
     add(
         "--micro-batch-size", type=positive(int), help=f"{micro} {default_text(defaults, 'micro_batch_size')}"
     )
@@ -278,12 +309,16 @@ def use_defaults(args, defaults, kind):
     print(f"using: {', '.join(words)}")
 
 
+# What holds where a flag has no default.
+NO_DEFAULT = {"steps": "as --epochs says", "epochs": "as --steps says", "micro_batch_size": "all"}
+
+
 def default_text(defaults, name):
-    """The two defaults of a flag, for its help text; none: it is not set."""
+    """The two defaults of a flag, for its help text."""
     words = []
     for kind in ("map", "file"):
         value = defaults[kind].get(name)
-        words.append("none" if value is None else str(value))
+        words.append(NO_DEFAULT.get(name, "none") if value is None else f"{value:g}")
     if words[0] == words[1]:
         return f"(default: {words[0]})"
     return f"(default: {words[0]}; pretrained {words[1]})"

@@ -14,10 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import kernels
 from nanoroads.errors import InputError
+from nanoroads.progress import Progress
 from nanoroads.randomness import seed_weights
 from nanoroads.run.folder import (
     LOCK,
@@ -72,7 +72,7 @@ class Run:
         self.total = 0  # optimizer steps of the whole run
         self.saved = 0  # steps that the last checkpoint holds
         self.made_from = ""  # a hash of what decides the result, once it is described
-        self.bar = None
+        self.progress = None  # of the loop, while it runs
         self.seconds = {}  # {"seconds_<name>": s} of each `timed` part, since this process started
         self.last_row = {}  # the last line of metrics.jsonl
         seed_weights(stage, args.seed)
@@ -138,7 +138,7 @@ class Run:
     # ------------------------------------------------------------ the loop
 
     def steps(self, model, optimizer, total: int):
-        """Yields the steps that are left, under a progress bar.
+        """Yields the steps that are left, and shows how far they are.
 
         Fills model and optimizer from the last checkpoint, drops later lines of metrics.jsonl, and
         with --profile traces a few steps."""
@@ -147,14 +147,14 @@ class Run:
         drop_lines_after(self.out / "metrics.jsonl", self.saved)
         if self.args.compile:
             model.compile_trunk()
-        left = range(self.saved, total)
-        options = {"initial": self.saved, "total": total, "desc": self.stage, "unit": "step"}
-        with profiled(self.args.profile, self.out, self.device) as profile_step:
-            # disable=None: silent where stderr is not a terminal.
-            self.bar = tqdm(left, disable=None, dynamic_ncols=True, **options)
-            for step in self.bar:
+        with (
+            profiled(self.args.profile, self.out, self.device) as profile_step,
+            Progress(self.stage, "step", total, done=self.saved) as self.progress,
+        ):
+            for step in range(self.saved, total):
                 yield step
                 profile_step()
+                self.progress.advance(say=self.will_log(step))
 
     def evaluates(self, step: int) -> bool:
         """Whether held-out measures are due: every --eval-every steps, and after the last one."""
@@ -167,7 +167,7 @@ class Run:
     def log(self, step: int, row: dict, show=("loss",)):
         """Append {name: number or tensor} to metrics.jsonl, if the step gets a line.
 
-        show: the names to show beside the progress bar. Here alone tensors become numbers, which waits
+        show: the names to show while the loop runs. Here alone tensors become numbers, which waits
         for the device. Raises InputError for a value that is not finite."""
         if not self.will_log(step):
             return
@@ -179,7 +179,7 @@ class Run:
                 hint = f"a lower --lr may help; {self.out} keeps its last checkpoint"
                 raise InputError(f"step {step + 1}: {name} is {value}; {hint}")
         append_line(self.out / "metrics.jsonl", json.dumps(self.last_row))
-        self.bar.set_postfix({name: self.last_row[name] for name in show})
+        self.progress.show(", ".join(f"{name} {self.last_row[name]:.4g}" for name in show))
 
     def save(self, step: int, model, optimizer):
         """A checkpoint to resume from, if --save-every steps have passed since the last one."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import tiktoken
-from tqdm import tqdm
 
 from nanoroads.errors import InputError, printable
+from nanoroads.progress import tracked
 from nanoroads.text.columns import Columns
 from nanoroads.text.encode import EncodedRow, cut_prompt, encode_row, left_out_line
 from nanoroads.text.layouts import Texts
@@ -117,7 +117,7 @@ class Reading(NamedTuple):
 
 def readings(path: str | Path, layout: Layout, encoding: tiktoken.Encoding, limits: Limits):
     """Yields a Reading of every row of a file, good or bad. Raises InputError for the file itself."""
-    for number, raw_row in tqdm(raw_rows(path), desc=printable(f"reading {path}"), unit="row", disable=None):
+    for number, raw_row in tracked(raw_rows(path), f"reading {path}", "row"):
         row = {}
         texts = whole = encoded = error = None
         try:

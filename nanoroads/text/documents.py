@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from nanoroads import randomness
 from nanoroads.errors import InputError
+from nanoroads.progress import tracked
 from nanoroads.text.rouge import rouge_l, words
 from nanoroads.text.rows import parse, raw_rows
 
@@ -30,7 +31,7 @@ def read_documents(path, size, seed):
 
     Returns Documents. Raises InputError: a row without texts, too few short documents."""
     short = []
-    for number, line in raw_rows(path):
+    for number, line in tracked(raw_rows(path), f"reading {path}", "row"):
         try:
             row = parse(line)
         except InputError as error:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from nanoroads.errors import InputError
+from nanoroads.errors import InputError, nearest_first
 from nanoroads.text.bounds import OutOfBounds, bounded
 from nanoroads.text.values import plain
 from nanoroads.weights.files import write_text
@@ -38,6 +38,7 @@ OTHER_KINDS = [
     (b"\x28\xb5\x2f\xfd", "a zstandard file; unpack it"),
 ]
 TABLES = (".csv", ".tsv")  # with their many dialects: pandas reads them
+ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 
 
 def write_rows(path: str | Path, rows: Iterable[dict]) -> None:
@@ -88,7 +89,7 @@ def open_rows(path):
     if name.startswith("hf:"):
         return hub_rows(name)
     if not Path(path).exists() or Path(path).is_dir():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: no such file{files_like(Path(path))}")
     if name.endswith(TABLES):
         lines = 'pandas.read_csv(FILE).to_json("rows.jsonl", orient="records", lines=True)'
         raise InputError(f"{path}: a table; {lines} makes rows of it")
@@ -112,6 +113,18 @@ def bounded_lines(file, path):
             if len(line) > MOST_LINE_BYTES:
                 raise InputError(f"{path}:{number}: a line of more than {MOST_LINE_BYTES:,} bytes")
             yield line
+
+
+def files_like(path):
+    """The end of an error about a file that is not there: what there is instead."""
+    if path.is_dir():
+        return ", but a folder"
+    if not path.parent.is_dir():
+        return f" (there is no folder {path.parent})"
+    files = [file.name for file in path.parent.iterdir() if file.name.endswith(ENDINGS)]
+    if not files:
+        return ""
+    return f"; {path.parent} has {nearest_first(path.name, files, most=3)}"
 
 
 def parquet_rows(path):

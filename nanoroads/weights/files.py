@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from nanoroads.errors import InputError
+from nanoroads.errors import InputError, nearest_first
 from nanoroads.weights.folder import check_regular, own_file, read_json_object
 
 UMASK = os.umask(0)  # the only way to read it is to set it
@@ -176,7 +176,7 @@ def read_config(folder):
     Of the second without the keys that mean something in ours."""
     path = own_file(local_folder(folder), "config.json")
     if path is None:
-        raise InputError(f"{folder}: no such run (it has no config.json)")
+        raise InputError(f"{folder}: no such run (it has no config.json){runs_like(Path(folder))}")
     config = read_json_object(path)
     if "model_type" in config:  # Hugging Face's; weights/hf_config.py checks it
         return {name: value for name, value in config.items() if name not in CONFIG_TYPES}
@@ -189,6 +189,16 @@ def read_config(folder):
     if not 0 < config.get("beta", 1.0) < math.inf:
         raise InputError(f"{path}: beta is {config['beta']!r}, not a positive number")
     return config
+
+
+def runs_like(folder):
+    """The end of an error about a folder that is no run: the runs beside it and in it."""
+    beside = [path.parent for path in folder.parent.glob("*/config.json")]
+    inside = [path.parent for path in folder.glob("*/config.json")]
+    runs = [str(path) for path in [*beside, *inside]]
+    if not runs:
+        return ""
+    return f"; there is {nearest_first(str(folder), runs, most=2)}"
 
 
 def cpu_weights(model):

@@ -9,10 +9,10 @@ without it train_dpo.py and train_rlhf.py do not take pairs that lie beside thei
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
 from nanoroads import randomness
 from nanoroads.errors import InputError
+from nanoroads.progress import Progress
+from nanoroads.run.commands import data_flag, print_next
 from nanoroads.run.flags import SEED, Parser, positive, run_script
 from nanoroads.run.made_from import jsonl, policy_hash, write_made
 from nanoroads.text import tokenizer
@@ -34,7 +34,7 @@ def draw_pairs(policy, encoding, world, prompts, n, seed, split="train"):
     rng = randomness.generator("pair prompts", split, seed)
     attempts = 20 * (n // CHUNK + 1)  # 20 times the samples that n pairs need at least
     triples = []
-    with tqdm(total=n, desc="pairs", unit="pair", disable=None) as bar:
+    with Progress("drawing pairs", "pair", total=n) as progress:
         for attempt in range(attempts):
             drawn_prompts = [prompts[i] for i in rng.integers(len(prompts), size=CHUNK)]
             samples = randomness.stream_key("pair samples", split, seed, attempt)
@@ -46,7 +46,7 @@ def draw_pairs(policy, encoding, world, prompts, n, seed, split="train"):
                 if ended and not empty and a != b and len(triples) < n:
                     first, second = tokenizer.decode_all(encoding, (a, b))
                     triples.append((prompt, first, second))
-            bar.update(len(triples) - before)
+            progress.advance(len(triples) - before)
             if len(triples) == n:
                 return triples
     raise InputError(f"the policy hardly ever gives two different responses: {len(triples)} pairs of {n}")
@@ -54,8 +54,8 @@ def draw_pairs(policy, encoding, world, prompts, n, seed, split="train"):
 
 def main(argv=None):
     """Sample the policy, label the pairs, write them as rows {"prompt", "chosen", "rejected"}."""
-    parser = Parser(description=__doc__)
-    add = parser.add_argument
+    parser = Parser("--policy DIR --out FILE", description=__doc__)
+    add = parser.add_argument_group("the pairs").add_argument
     add("--policy", type=Path, required=True, help="run directory of the policy to sample")
     add("--out", type=Path, required=True, help="JSONL file to write")
     add("--n", type=positive(int), default=5000, help="number of pairs (default: 5000)")
@@ -84,11 +84,9 @@ def main(argv=None):
     rows = roadmap.label_pairs(world, prompts, first, second, labels)
     made_from = {**drawn_from, "n": args.n, "seed": args.seed}
     write_made(args.out, {args.out.name: jsonl(rows)}, made_from, round(time.time() - begin, 1))
-    next_command = f"python train_dpo.py --init {args.policy}"
-    if world.name != "roadmap":
-        next_command += f" --data {world.name}"
-    print(f"{args.out}: {args.n} pairs\nnext: {next_command}")
+    print(f"{args.out}: {args.n} pairs")
+    print_next(["train_dpo.py", "--init", args.policy, *data_flag(world.name)])
 
 
 if __name__ == "__main__":
-    run_script(main, resumes=False)
+    run_script(main, resumes=False, less_memory=None)

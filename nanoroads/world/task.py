@@ -5,10 +5,12 @@ on it. The map's files are made when they are missing, and its true reward is kn
 nothing is known, so its measures are empty.
 """
 
+from pathlib import Path
+
 import torch
 
 from nanoroads import randomness
-from nanoroads.errors import InputError
+from nanoroads.errors import InputError, nearest_first
 from nanoroads.generate import generate
 from nanoroads.losses import kl_k1
 from nanoroads.run.commands import make_if_missing
@@ -23,9 +25,15 @@ MEASURES = randomness.stream_key("measures on the map")
 
 
 def task_of(data: str) -> "MapTask | FileTask":
-    """The task of a --data flag: the name of a world of the map, or a file."""
+    """The task of a --data flag: the name of a world of the map, or a file.
+
+    Raises InputError for a name that is neither."""
     if data in roadmap.WORLDS:
         return MapTask(roadmap.WORLDS[data])
+    is_name = ":" not in data and "/" not in data and not Path(data).suffix
+    if is_name and not Path(data).exists():
+        worlds = nearest_first(data, roadmap.WORLDS)
+        raise InputError(f"--data {data}: no such file, and no world of the map; those are {worlds}")
     return FileTask(data)
 
 

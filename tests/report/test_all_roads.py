@@ -10,7 +10,7 @@ import torch
 import all_roads
 from nanoroads.errors import InputError
 from nanoroads.model import GPT, GPTConfig
-from nanoroads.report import measures, on_map, write
+from nanoroads.report import measures, on_map, phases, write
 from nanoroads.report.phases import Phase, acquire, by_critical_path, run_phases, start
 from nanoroads.text import tokenizer
 from nanoroads.world import optimum, roadmap
@@ -68,12 +68,45 @@ def test_errors_are_over_prompts_not_samples():
     assert row["mean"] == 4.0 and row["se"] == pytest.approx(math.sqrt(8 / 2))
 
 
-def test_greedy_routes_are_of_prompts_ever_further_apart(monkeypatch):
-    monkeypatch.setattr(measures, "load_policy", lambda folder: policy())
-    prompts = roadmap.prompts(roadmap.WORLDS["roadmap"], "test")
-    rows = measures.greedy_routes(Path("x"), prompts)
-    assert [rows["optimum"][p].count(">") for p in rows["sft"]] == [2, 3, 4, 5]
-    assert all(p in prompts for p in rows["dpo"]) and set(rows) == {"sft", "dpo", "rlhf_global", "optimum"}
+def test_the_prompts_that_are_shown_are_those_on_which_the_policies_differ_most(monkeypatch):
+    """Computed again from policies whose rewards are known: the rule looks at no policy's name."""
+    prompts = [f"{a}>{b}:" for a, b in zip("WA OR CA NV".split(), "OR CA NV UT".split(), strict=True)]
+    # The share of samples that go straight to the goal, which earns 1; the others earn 0.
+    share = {
+        "sft": dict(zip(prompts, (0.5, 1.0, 0.0, 0.25), strict=True)),
+        "dpo": dict(zip(prompts, (0.5, 0.0, 0.25, 0.25), strict=True)),
+        "rlhf_global": dict(zip(prompts, (0.75, 0.5, 0.75, 0.5), strict=True)),
+    }
+    asked = []
+
+    def drawn(policy, of, k, purpose):
+        asked.append((policy, k, purpose))
+        texts = []
+        for prompt in of:
+            straight = round(share[policy][prompt] * k)
+            texts.append([prompt[2:5]] * straight + [">ME"] * (k - straight))
+        return texts
+
+    monkeypatch.setattr(measures, "load_policy", lambda folder: folder.name)
+    monkeypatch.setattr(measures, "drawn", drawn)
+    shown = measures.shown_routes(Path("x"), prompts)
+    # Spreads: 0.25, 1, 0.75, 0.25; the first of equals stands first.
+    assert [row["prompt"] for row in shown["prompts"]] == [prompts[1], prompts[2], prompts[0]]
+    assert shown["prompts"][0]["samples"]["rlhf_global"] == {">CA": 32, ">ME": 32}
+    assert f"3 of {len(prompts)}" in shown["rule"]
+    purposes = {purpose for _, _, purpose in asked}
+    assert len(purposes) == 2  # the samples that are shown did not choose the prompts
+
+
+def test_samples_for_another_purpose_are_others():
+    one = measures.drawn(policy(), PROMPTS, 8, "choosing")
+    assert one == measures.drawn(policy(), PROMPTS, 8, "choosing")
+    assert one != measures.drawn(policy(), PROMPTS, 8, "shown")
+
+
+def test_seeds_that_show_other_prompts_are_combined():
+    rows = [{"routes": {"rule": "x", "prompts": [{"prompt": p, "samples": {}}]}} for p in PROMPTS[:2]]
+    assert measures.combine(rows) == rows[0]
 
 
 # ---------------------------------------------------------------- the schedule
@@ -179,7 +212,7 @@ def results(sft=0.2, dpo=0.4, rlhf=0.5, short=(0.4, 0.41), hidden=(0.4, 0.41), k
         "best_of_n_true_reward": best(0.6),
         "equivalence": {"kl_dpo_rlhf_local": kl, "kl_dpo_sft": 1.0, "stage_1_weights_apart": 0.0},
         "gap_closed": gap,
-        "routes": {"sft": {"WA>CA:": ">OR>CA"}},
+        "routes": {"rule": "x", "prompts": [{"prompt": "WA>CA:", "samples": {"sft": {">OR>CA": 4}}}]},
     }
 
 
@@ -222,3 +255,11 @@ def test_seeds_are_a_list_of_seeds():
     assert (seeds("3"), seeds("0"), seeds("1"), seeds("4", "7")) == ([3], [0], [1], [4, 7])
     assert seeds("4", "7", "4") == [4, 7]
     assert all_roads.parse_flags([]).seeds == [0]
+
+
+def test_a_running_phase_says_how_far_it_is(tmp_path):
+    with open(tmp_path / "log.txt", "w") as log:
+        job = phases.Job(Phase(f"{tmp_path}/seed0/rlhf", [], []), None, 0.0, log)
+        assert phases.how_far(job, tmp_path) == "seed0/rlhf"
+        print("rloo: 1,835 prompts x 8\nrlhf: step 40 of 300, reward 1.2, 00:30 left", file=log, flush=True)
+        assert phases.how_far(job, tmp_path) == "seed0/rlhf rlhf 40/300"

@@ -1,9 +1,15 @@
 """Figures hold the numbers they are given: the heights, points and labels that a reader looks at."""
 
+import itertools
+import math
+
+import matplotlib as mpl
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from nanoroads.errors import InputError
 from nanoroads.report import figures
+from nanoroads.world.roadmap import STATES
 
 
 def cell(mean):
@@ -23,12 +29,48 @@ RESULTS = {
 }
 
 
-def test_rewards_are_the_heights_of_the_bars(tmp_path):
+def test_rewards_are_the_heights_of_the_bars_and_the_numbers_on_them(tmp_path):
     fig = figures.rewards(RESULTS)
-    heights = sorted(bar.get_height() for bar in fig.axes[0].patches)
-    assert heights == pytest.approx(sorted([0.1 * i for i in range(1, 6)] + [0.2 * i for i in range(1, 6)]))
+    ax = fig.axes[0]
+    assert [bar.get_height() for bar in ax.patches] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])  # sampled
+    numbers = [text.get_text() for text in ax.texts]
+    assert numbers == ["0.100", "0.200", "0.300", "0.400", "0.500"]
+    assert "held-out" in ax.get_title("left") and "samples" in ax.get_title("left")
     fig.savefig(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 5_000
+
+
+def test_a_road_has_one_colour_in_every_figure():
+    colour = figures.COLOURS
+    assert len(set(colour.values())) == len(colour) == len(figures.NAMES)
+    bars = figures.rewards(RESULTS).axes[0].patches
+    assert [mpl.colors.to_hex(bar.get_facecolor()) for bar in bars] == [colour[n] for n in figures.NAMES]
+    lines = figures.best_of_n(RESULTS).axes[0].lines
+    assert lines[0].get_color() == colour["dpo"] and lines[2].get_color() == colour["rlhf_global"]
+    assert lines[1].get_color() not in colour.values()  # the local reward model is on no road
+    assert figures.equivalence(RESULTS, []).axes[0].lines[0].get_color() == colour["rlhf_local"]
+    dpo_true, rlhf_true, score = overoptimisation().axes
+    assert {line.get_color() for line in dpo_true.lines} == {colour["dpo"], colour["sft"]}
+    assert {line.get_color() for line in rlhf_true.lines} == {colour["rlhf_global"], colour["sft"]}
+    maps = figures.routes({**RESULTS, "routes": ROUTES}).axes
+    for ax, name in zip(maps, ("sft", "dpo"), strict=True):
+        assert colour[name] in {line.get_color() for line in ax.lines}
+
+
+def test_the_colours_differ_for_the_colour_blind():
+    """Under simulated deuteranopia and protanopia (Vienot et al., 1999) no two of them are close."""
+    simulations = [
+        [[0.29275, 0.70725, -0.02234], [0.29275, 0.70725, 0.02234], [0, 0, 1]],
+        [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
+    ]
+    for matrix in simulations:
+        seen = []
+        for colour in [*figures.COLOURS.values(), figures.FAILED]:
+            linear = [value**2.2 for value in mpl.colors.to_rgb(colour)]
+            mixed = [sum(a * b for a, b in zip(row, linear, strict=True)) for row in matrix]
+            seen.append([max(0.0, value) ** (1 / 2.2) for value in mixed])
+        for one, other in itertools.combinations(seen, 2):
+            assert math.dist(one, other) > 0.14
 
 
 def test_best_of_n_and_equivalence_are_the_points_of_the_lines():
@@ -45,31 +87,135 @@ def test_best_of_n_and_equivalence_are_the_points_of_the_lines():
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([0, 100, 200], [1.25, 0.5, 0.25])
 
 
-def test_overoptimisation_shows_the_true_reward_and_the_score():
+def boxes_of_texts(fig):
+    """Where each text of the first axes stands, in pixels."""
+    FigureCanvasAgg(fig).draw()
+    return [text.get_window_extent() for text in fig.axes[0].texts]
+
+
+def test_best_of_n_names_every_line_and_none_hides_another():
+    equal = {"1": 0.2, "4": 0.3, "16": 0.4}
+    results = {
+        "reward_models": {name: {"best_of_n": equal} for name in ("dpo", "local", "global")},
+        "best_of_n_true_reward": equal,
+    }
+    fig = figures.best_of_n(results)
+    boxes = boxes_of_texts(fig)
+    assert len(boxes) == 4
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+    for box in boxes:
+        assert 0 <= box.x0 and box.x1 <= fig.bbox.x1 and 0 <= box.y0 and box.y1 <= fig.bbox.y1
+    styles = {(line.get_linestyle(), line.get_linewidth()) for line in fig.axes[0].lines}
+    assert len(styles) == 4
+
+
+@pytest.mark.parametrize("kls", [[0.07, 0.016, 0.003], [0.2, 0.19, 0.18], [0.5, 0.1, 0.6]])
+def test_no_label_of_the_equivalence_is_struck_through(kls):
+    rows = [{"step": 100 * (i + 1), "kl_compare": kl} for i, kl in enumerate(kls)]
+    fig = figures.equivalence(RESULTS, rows)
+    boxes = boxes_of_texts(fig)
+    texts = [text.get_text() for text in fig.axes[0].texts]
+    assert texts[0] == "1.250, the SFT policy" and texts[1:] == [f"{kl:.3f}" for kl in kls]
+    line = fig.axes[0].lines[0]
+    path = line.get_transform().transform_path(line.get_path())
+    falling = sorted(kls, reverse=True) == kls  # what it does unless the theorem fails
+    if falling:
+        assert not any(path.intersects_bbox(box, filled=False) for box in boxes)
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+
+
+def overoptimisation():
     rl = {
         "kl 0.5": [{"kl": 1.0, "true_reward": 0.4, "reward": -1.0}],
-        "kl 0.05": [{"kl": 8.0, "true_reward": 0.1, "reward": 2.0}],
+        "kl 0.05": [
+            {"kl": 8.0, "true_reward": 0.1, "reward": 2.0},
+            {"kl": 9.0, "true_reward": 0.0, "reward": 3.0},
+        ],
     }
     dpo = {"beta 0.3": [{"loss": 1.0}, {"map_kl": 1.5, "map_reward": 0.3}]}
-    true, score, right = figures.overoptimisation(rl, dpo).axes
-    points = lambda ax: [(*line.get_xdata(), *line.get_ydata()) for line in ax.lines]  # noqa: E731
-    assert points(true) == [(1.0, 0.4), (8.0, 0.1)]
-    assert points(score) == [(1.0, -1.0), (8.0, 2.0)]
-    assert points(right) == [(1.5, 0.3)]
+    return figures.overoptimisation(0.2, rl, dpo)
 
 
-def test_routes_say_what_each_policy_earns(tmp_path):
-    best = {"WA>CA:": ">OR>CA", "WA>NV:": ">OR>NV"}
-    fig = figures.routes({"sft": {"WA>CA:": ">OR>CA", "WA>NV:": ">NV"}, "optimum": best})
+def test_overoptimisation_starts_at_sft_on_the_same_axes_in_the_order_of_time():
+    dpo_true, rlhf_true, score = overoptimisation().axes
+
+    def points(ax):
+        return [list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in ax.lines]
+
+    assert points(dpo_true) == [[(0, 0.2), (1.5, 0.3)], [(0, 0.2)]]
+    assert points(rlhf_true) == [[(0, 0.2), (1.0, 0.4)], [(0, 0.2), (8.0, 0.1), (9.0, 0.0)], [(0, 0.2)]]
+    assert points(score) == [[(1.0, -1.0)], [(8.0, 2.0), (9.0, 3.0)]]
+    assert dpo_true.get_xlim() == rlhf_true.get_xlim() and dpo_true.get_ylim() == rlhf_true.get_ylim()
+    for ax in (dpo_true, rlhf_true, score):
+        for markers in ax.collections:
+            sizes = list(markers.get_sizes())
+            assert sizes == sorted(set(sizes))
+
+
+# ---------------------------------------------------------------- the map
+
+ROUTES = {
+    "rule": "Prompts: those of this test.",
+    "prompts": [{"prompt": "WA>CA:", "samples": {"sft": {">NV": 3, ">OR>CA": 1}, "dpo": {">OR>CA": 4}}}],
+}
+
+
+def test_routes_say_what_each_policy_earns_and_how_the_prompts_were_chosen(tmp_path):
+    fig = figures.routes({**RESULTS, "routes": ROUTES})
     titles = [ax.get_title("left") for ax in fig.axes]
-    assert titles[0] == "SFT: greedy routes, true reward 0.47"  # WA>NV is no road
-    assert titles[1].endswith("0.95")
-    labels = [line.get_label() for line in fig.axes[0].lines]
-    assert "WA>CA   0.95" in labels and "WA>NV   0.00" in labels
+    # WA>NV is no road; WA>OR>CA earns 0.95.
+    assert titles == ["WA>CA   SFT: 0.24", "WA>CA   DPO: 0.95"]
+    words = fig.get_suptitle()
+    assert "4 samples" in words and "Prompts: those of this test." in words
+    assert "Mean over all held-out prompts: SFT 0.100; DPO 0.200." in words
     fig.savefig(tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 5_000
+
+
+def test_every_state_is_named_and_words_that_are_none_are_left_out(tmp_path):
+    fig, ax = figures.new_figure(10, 6)
+    figures.draw_samples(ax, "WA>FL:", {">OR>WA>XX>OR>OR>FL": 1}, "#0072b2")
+    fig.savefig(tmp_path / "map.png")
+    assert (tmp_path / "map.png").stat().st_size > 20_000
+    assert sorted(text.get_text() for text in ax.texts if text.get_text()) == STATES
+    dashed = [line for line in ax.lines if line.is_dashed()]
+    assert len(dashed) == 1  # OR>FL; from OR to itself there is nothing to draw
+    bold = {text.get_text() for text in ax.texts if text.get_weight() == "bold"}
+    assert bold - {""} == {"WA", "OR", "FL"}
+
+
+def test_routes_that_earn_lie_beside_those_that_do_not():
+    """Also where they drive the same road the other way."""
+    for failing in (">OR>NV", ">OR>WA"):
+        _, ax = figures.new_figure(10, 6)
+        figures.draw_samples(ax, "WA>OR:", {">OR": 1, failing: 1}, "#0072b2")
+        earning = next(line for line in ax.lines if line.get_color() == "#0072b2")
+        grey = [line for line in ax.lines if line.get_color() == figures.FAILED]
+        x, y = earning.get_xdata()[0], earning.get_ydata()[0]
+        apart = []
+        for line in grey:
+            for end in (0, 1):
+                apart.append(math.dist((x, y), (line.get_xdata()[end], line.get_ydata()[end])))
+        assert min(apart) == pytest.approx(figures.LANE)
+
+
+def test_the_wider_a_road_the_more_samples_take_it():
+    fig, ax = figures.new_figure(4, 3)
+    figures.draw_samples(ax, "WA>CA:", {">OR>CA": 3, ">OR>NV>CA": 1, ">NV": 2}, "#0072b2")
+    widths = {}  # {colour: widths of its hops}
+    for line in ax.lines:
+        widths.setdefault(line.get_color(), []).append(line.get_linewidth())
+    narrow, wide = figures.NARROWEST, figures.WIDEST
+    earning = [narrow + wide * count / 6 for count in (4, 3, 1, 1)]  # WA>OR, OR>CA, OR>NV, NV>CA
+    assert sorted(widths["#0072b2"], reverse=True) == pytest.approx(earning)
+    assert widths[figures.FAILED] == pytest.approx([narrow + wide * 2 / 6])
+    dashed = [line for line in ax.lines if line.get_color() == figures.FAILED]
+    assert dashed[0].is_dashed()  # WA>NV is no road
 
 
 def test_a_malformed_prompt_is_refused():
     fig, ax = figures.new_figure(4, 3)
     with pytest.raises(InputError, match="start and a goal"):
-        figures.draw_map(ax, {"x": "WAFL:>OR"})
+        figures.draw_samples(ax, "WAFL:", {">OR": 1}, "#000000")

@@ -9,6 +9,7 @@ import pytest
 
 from nanoroads.errors import InputError
 from nanoroads.run import commands
+from nanoroads.run.commands import data_flag, print_next
 
 SFT = ["train_sft.py", "--out", Path("a b"), "--seed", 3]
 
@@ -54,3 +55,17 @@ def test_commands_work_from_any_directory(monkeypatch):
     monkeypatch.delenv("PYTHONPATH")
     assert commands.child_environment()["PYTHONPATH"] == root
     assert (commands.ROOT / "train_sft.py").is_file()
+
+
+def test_the_next_command_can_be_typed_as_it_is(capsys):
+    print_next(["train_dpo.py", "--init", Path("my run")], ["sample.py", "--prompt", "WA>FL:"])
+    assert capsys.readouterr().out == (
+        "next: python train_dpo.py --init 'my run'    or: python sample.py --prompt 'WA>FL:'\n"
+    )
+
+
+def test_the_next_command_reads_the_same_world_or_a_file_of_pairs():
+    assert data_flag("roadmap") == []
+    assert data_flag("roadmap-short") == ["--data", "roadmap-short"]
+    assert data_flag("rows.jsonl") == ["--data", "pairs.jsonl"]
+    assert data_flag("my pairs.jsonl", pairs="my pairs.jsonl") == ["--data", "my pairs.jsonl"]

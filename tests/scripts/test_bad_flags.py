@@ -1,6 +1,7 @@
 """Flags that no run can have: one line on stderr that names the
 flag, exit code 2, and nothing is written."""
 
+import re
 import subprocess
 
 import pytest
@@ -12,7 +13,8 @@ import sample
 import train_dpo
 import train_rlhf
 import train_sft
-from nanoroads.run.commands import child_environment, command_line
+from nanoroads.run.commands import ROOT, child_environment, command_line
+from nanoroads.run.flags import run_script
 from nanoroads.world import pairs
 
 TRAINING = [train_sft, train_dpo, train_rlhf]
@@ -121,9 +123,90 @@ def test_a_kernel_that_cannot_work_here(refuses, sft, tmp_path):
     refuses(train_dpo, "--kernel triton", out=tmp_path / "out", init=sft, kernel="triton")
 
 
-def test_memory_that_is_not_there(refuses, sft, rlhf):
+TOO_LARGE = "[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: 9 bytes"
+
+
+@pytest.mark.parametrize(
+    "script, error, hint",
+    [
+        ("train_sft.py", RuntimeError(TOO_LARGE), "(try a smaller --micro-batch-size)"),
+        ("train_rlhf.py", torch.cuda.OutOfMemoryError("CUDA"), "(try a smaller --micro-batch-size)"),
+        ("train_dpo.py", MemoryError("Unable to allocate 7 TiB"), None),  # NumPy's, of too many --rows
+        ("train_dpo.py", MemoryError(), None),  # Python's
+        ("sample.py", RuntimeError(TOO_LARGE), "(try a smaller --best-of or --max-new-tokens)"),
+        ("experiments/ppo.py", RuntimeError(TOO_LARGE), "(try a smaller --batch-size)"),
+        ("all_roads.py", MemoryError(), None),
+        ("all_roads.py", RuntimeError(TOO_LARGE), None),
+        ("nanoroads/world/pairs.py", RuntimeError(TOO_LARGE), None),
+    ],
+)
+def test_memory_that_is_not_there(script, error, hint, capsys):
+    """What is to be tried is a flag that the script has, and one that can help."""
+
+    def main():
+        raise error
+
+    source = (ROOT / script).read_text()
+    call = re.search(r"^    run_script\(main.*\)$", source, re.MULTILINE)[0]
+    with pytest.raises(SystemExit):
+        exec(call.strip(), {"main": main, "run_script": run_script})
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    if hint is None:
+        assert "try" not in said and "--" not in said
+    else:
+        assert said.endswith(f"{hint}\n")
+        for flag in re.findall(r"--[a-z-]+", hint):
+            shared = (ROOT / "nanoroads/run/flags.py").read_text() if script.startswith("train") else ""
+            assert f'"{flag}"' in source + shared
+
+
+def test_samples_that_do_not_fit_in_memory(refuses, sft, rlhf):
     flags = {"model": sft, "reward": rlhf / "reward", "best_of": 10**10, "device": "cpu"}
-    refuses(sample, "memory", "--micro-batch-size", **flags)
+    refuses(sample, "memory", **flags)
+
+
+# ---------------------------------------------------------------- names that there are not
+
+
+def test_a_world_that_there_is_not(refuses, sft, tmp_path):
+    for script, flags in ((train_sft, {}), (train_dpo, {"init": sft}), (train_rlhf, {"init": sft})):
+        for name in ("roadmap-shrt", "Roadmap-Short", "short"):
+            nearest_first = "those are roadmap-short, roadmap"
+            refuses(script, name, nearest_first, "roadmap-hidden", out=tmp_path / "x", data=name, **flags)
+
+
+def test_a_file_that_there_is_not(refuses, sft, tmp_path):
+    row_file(tmp_path)
+    flags = {"init": sft, "out": tmp_path / "x"}
+    refuses(train_dpo, "no such file", "has rows.jsonl", data=tmp_path / "row.jsonl", **flags)
+    refuses(train_dpo, "no such file, but a folder", data=tmp_path, **flags)
+    refuses(train_dpo, "there is no folder", data=tmp_path / "none/rows.jsonl", **flags)
+    eval_data = {"data": tmp_path / "rows.jsonl", "eval_data": tmp_path / "rwos.jsonl"}
+    refuses(train_dpo, "rwos.jsonl", "has rows.jsonl", **eval_data, **flags)
+    refuses(sample, "has rows.jsonl", model=sft, prompts=tmp_path / "rows.jsonl.gz", device="cpu")
+
+
+def test_a_folder_of_a_model_that_there_is_not(refuses, sft, dpo, tmp_path):
+    near = tmp_path / "dop"
+    for name in ("dpo", "sft"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    refuses(sample, "dop", f"there is {tmp_path / 'dpo'}", model=near, device="cpu")
+    refuses(sample, f"there is {tmp_path / 'dpo'}", model=sft, reward=near, best_of=2, device="cpu")
+    refuses(pairs, f"there is {tmp_path / 'dpo'}", policy=near, out=tmp_path / "p.jsonl")
+    out = tmp_path / "x"
+    refuses(train_rlhf, f"there is {tmp_path / 'dpo'}", init=sft, out=out, compare=near)
+    refuses(train_rlhf, f"there is {tmp_path / 'dpo'}", init=sft, out=out, start=near)
+    refuses(sample, "there is", "/dpo", "/sft", model=tmp_path, device="cpu")  # the folder of the runs
+
+
+def test_a_reward_that_there_is_not(refuses, sft, tmp_path):
+    for name in ("globl", "locale", "out/rewrd"):
+        refuses(
+            train_rlhf, name, "global, local", "module:function", init=sft, out=tmp_path / "x", reward=name
+        )
+    refuses(train_sft, "gpt3", "roadmap", "gpt2", out=tmp_path / "x", tokenizer="gpt3")
 
 
 # ---------------------------------------------------------------- flags that do not go together

@@ -341,35 +341,6 @@ def test_exact_optimum_at_the_limits():
 # ---------------------------------------------------------------- the drawing
 
 
-def test_draw_map(tmp_path):
-    fig, ax = figures.new_figure(10, 6)
-    routes = {"good": "WA>FL:>ID>WY>NE>MO>TN>GA>FL", "bad": "WA>FL:>OR>WA>XX>OR>OR>FL", "none": "ME>NH:"}
-    figures.draw_map(ax, routes)
-    fig.savefig(tmp_path / "map.png")
-    assert (tmp_path / "map.png").stat().st_size > 20_000
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == list(routes)
-    assert sorted(t.get_text() for t in ax.texts if t.get_text()) == rm.STATES
-    dashed = [line for line in ax.lines if line.get_linestyle() == "--"]
-    assert len(dashed) == 1 and dashed[0].get_color() == figures.COLOURS[1]  # OR-FL; OR-OR is not drawn
-    good = [line for line in ax.lines if line.get_color() == figures.COLOURS[0] and len(line.get_xdata())]
-    assert len(good) == 7
-    start = (good[0].get_xdata()[0], good[0].get_ydata()[0])
-    assert start == pytest.approx(figures.PLACE["WA"])  # no other route is on this road
-    with pytest.raises(InputError, match="prompt"):
-        figures.draw_map(ax, {"x": "FL"})
-
-
-def test_shared_roads_have_lanes():
-    _, ax = figures.new_figure(10, 6)
-    figures.draw_map(ax, {"out": "WA>ID:>ID", "back": "ID>WA:>WA"})
-    out, back = (
-        next(line for line in ax.lines if line.get_color() == figures.COLOURS[i] and len(line.get_xdata()))
-        for i in (0, 1)
-    )
-    start = np.array([out.get_xdata()[0] - back.get_xdata()[1], out.get_ydata()[0] - back.get_ydata()[1]])
-    assert np.linalg.norm(start) == pytest.approx(0.36)
-
-
 def test_places_are_roughly_right():
     assert figures.PLACE.keys() == rm.NEIGHBOURS.keys()
     x = {state: place[0] for state, place in figures.PLACE.items()}
