@@ -29,7 +29,9 @@ def tiny_runs(seed_folder, seed, world, quick, machine_flags=()):
 
 def measure(folder, quick):
     MEASURED.append(folder.name)
-    return {"measures.json": json.dumps({"weights": (folder / "sft/model.safetensors").read_text()}).encode()}
+    routes = {"rule": "", "prompts": [{"prompt": "WA>CA:", "samples": {}}]}
+    weights = (folder / "sft/model.safetensors").read_text()
+    return {"measures.json": json.dumps({"weights": weights, "routes": routes}).encode()}
 
 
 def write_report(results, out, folder):
