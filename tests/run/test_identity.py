@@ -275,14 +275,15 @@ def test_what_is_really_gone_is_named(sft, refuses, tmp_path):
     refuses(sample, *words, model=sft, reward=out, best_of=2, prompt="WA>FL:", device="cpu")
 
 
-def test_a_reference_that_was_trained_again_is_no_reference(sft, dpo, refuses, tmp_path):
+def test_a_reference_that_was_trained_again_is_no_reference(sft, dpo, rows, refuses, tmp_path):
     """beta log pi/pi_ref with another pi_ref at the same place."""
     shutil.copytree(sft, tmp_path / "sft")
     out = run(train_dpo, tmp_path / "dpo", init=tmp_path / "sft", steps=2)
     save_model(tmp_path / "sft", load_model(dpo))
     words = [out, "was fitted against"]
     refuses(sample, *words, model=sft, reward=out, best_of=2, prompt="WA>FL:", device="cpu")
-    refuses(train_rlhf, *words, out=tmp_path / "rl", init=tmp_path / "sft", reward=out)
+    data = rows / "pairs.jsonl"  # those beside --init would be refused first
+    refuses(train_rlhf, *words, out=tmp_path / "rl", init=tmp_path / "sft", reward=out, data=data)
 
 
 # ---------------------------------------------------------------- the same tokens

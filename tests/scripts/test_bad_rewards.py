@@ -84,12 +84,13 @@ def test_a_loss_without_a_reference_fits_no_log_ratio(loss, refuses, sft, dpo, t
     refuses(train_rlhf, free, "no reward", out=tmp_path / "out", init=sft, reward=free)
 
 
-def test_a_local_reward_of_another_reference(refuses, sft, dpo, tmp_path):
+def test_a_local_reward_of_another_reference(refuses, sft, dpo, rows, tmp_path):
     same = copy(sft, tmp_path / "same")
     run(train_rlhf, tmp_path / "moved", init=same, reward=dpo, steps=1)  # what it holds is the same
     other = copy(sft, tmp_path / "other")
     save_model(other, load_model(dpo))
-    refuses(train_rlhf, dpo, sft, other, out=tmp_path / "out", init=other, reward=dpo)
+    data = rows / "pairs.jsonl"  # those beside --init would be refused first
+    refuses(train_rlhf, dpo, sft, other, out=tmp_path / "out", init=other, reward=dpo, data=data)
 
 
 # ---------------------------------------------------------------- sampling
