@@ -10,8 +10,8 @@ again; a phase that was killed goes on from its checkpoint. Results: OUT/report.
 and the figures beside them.
 
 Start it again whenever you like. It makes again what is missing, and what was made from something
-that has changed since; a result that somebody has changed is refused by name. That the code has
-changed it does not notice: then choose another --out.
+that has changed since; a result that somebody has changed is refused by name. It does not notice
+changed code: choose another --out after a change.
 """
 
 import time
@@ -48,7 +48,7 @@ FULL = {"sft": [], "dpo": [], "rlhf": []}
 QUICK = {"sft": ["--steps", 700], "dpo": ["--epochs", 2], "rlhf": ["--reward-epochs", 2, "--steps", 120]}
 
 
-def seed(text):
+def seed_type(text):
     """The type of --seeds."""
     try:
         return SEED(text)
@@ -58,11 +58,12 @@ def seed(text):
 
 
 def parse_flags(argv):
+    """The command line -> args."""
     parser = Parser(description=__doc__)
     add = parser.add_argument_group("what is run").add_argument
-    seeds = "the seeds themselves: 0 1 2 are three seeds, 3 is seed 3 alone (default: 0)"
+    seeds_help = "the seeds themselves: 0 1 2 are three seeds, 3 is seed 3 alone (default: 0)"
     add("--out", type=Path, help="folder of the results (default: out/all_roads, or out/quick)")
-    add("--seeds", type=seed, nargs="+", default=[0], metavar="SEED", help=seeds)
+    add("--seeds", type=seed_type, nargs="+", default=[0], metavar="SEED", help=seeds_help)
     add("--quick", action="store_true", help="a first look: fewer steps, one world")
 
     add = parser.add_argument_group("the machine").add_argument
@@ -137,7 +138,7 @@ def main(argv=None):
         machine_flags += ["--kernel", args.kernel]
 
     # 1. The runs of all seeds in all worlds, as commands. They are planned as one job, so that no
-    # core is idle while a seed waits for its last phase. What is finished is not run again.
+    # core is idle while a seed waits for its last phase.
     phases = []
     for seed, folder in folders.items():
         for world in worlds:
@@ -151,11 +152,12 @@ def main(argv=None):
     measures = []
     for folder in folders.values():
         print(f"measuring {folder}", flush=True)
-        runs = ledger.hashes([phase.name for phase in phases if folder in phase.result.parents])
+        names = [phase.name for phase in phases if folder in phase.result.parents]  # of this seed
+        run_hashes = ledger.hashes(names)
         path = folder / "measures.json"
-        kept(path, {"quick": args.quick, **runs}, partial(measures_file, folder, args.quick))
+        kept(path, {"quick": args.quick, **run_hashes}, partial(measures_file, folder, args.quick))
         measures.append(read_json_object(path))
-        made_from.update({**runs, str(path): of_file(path)})
+        made_from.update({**run_hashes, str(path): of_file(path)})
     # Of this call alone: phases overlap, and finished ones are not run again.
     seconds["total"] = round(time.time() - begin, 1)
 
@@ -169,8 +171,8 @@ def main(argv=None):
     kept(args.out / "results.json", made_from, partial(report_files, results, first_folder))
     results = read_json_object(args.out / "results.json")
     print("\n".join(verdict(results)))
-    print(f"\n{args.out}/report.md has the tables and figures, {args.out}/results.json the numbers", end=" ")
-    print(f"({results['seconds']['total']:.0f} s)")
+    total = f"{results['seconds']['total']:.0f} s"
+    print(f"\n{args.out}/report.md: tables and figures; {args.out}/results.json: the numbers ({total})")
     prompt = results["routes"]["prompts"][0]["prompt"]  # the policies differ most on this one
     sample = ["sample.py", "--prompt", prompt, "--num-samples", 4, "--model"]
     print_next(sample + [first_folder / "sft"], sample + [first_folder / "rlhf_global"])

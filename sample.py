@@ -193,7 +193,7 @@ def main(argv=None):
             raise InputError(f"a prompt of {len(prompt)} tokens and --max-new-tokens {length} exceed {over}")
         task.check_prompt(text)
 
-    # Answer them, streaming; sample i of every prompt has the seed --seed + i.
+    # Answer them, streaming. Sample i of every prompt has the seed --seed + i: each can be drawn again alone.
     if args.best_of:
         return best_of(args, model, encoding, task, texts, prompts, settings)
     for text, prompt in zip(texts, prompts, strict=True):

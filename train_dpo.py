@@ -4,9 +4,9 @@
     python train_dpo.py --init FOLDER --data pairs.jsonl   your model and your pairs
     python train_dpo.py --loss ipo|hinge|simpo|cdpo|reference-free
 
-A pair is a row {"prompt", "chosen", "rejected"}.
-The chosen log-prob usually falls while the margin grows: that is DPO, not a bug, and metrics.jsonl
-shows it."""
+A pair is a row {"prompt", "chosen", "rejected"}. The chosen log-prob usually falls while the margin
+grows (see metrics.jsonl): that is DPO, not a bug.
+"""
 
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def preference_loss(args, logp, ref_logp, lengths):
 
 
 def measures(loss, logp, ref_logp, beta):
-    """What a person wants to see of P pairs: {name: tensor}, whose means are logged.
+    """Measures of P pairs: {name: tensor}, whose means are logged.
 
     Margin and accuracy are those of the implicit reward, whatever the loss, so that runs can be compared."""
     reward = losses.implicit_reward(logp, ref_logp, beta)  # (P, 2)
@@ -119,14 +119,15 @@ def main(argv=None):
         return inspect(train_path, test_path, layouts.preference_texts, encoding, limits)
     train, test = data.load_split(train_path, test_path, layouts.preference_texts, encoding, limits)
 
-    # 2. The reference never changes, so what it says of the pairs is computed once.
+    # 2. The reference never changes, so what it says of the pairs is computed once, and kept in --out.
     groups_per_pass = args.micro_batch_size or args.batch_size  # a group: one prompt and its responses
     ref_logp = reference_logps(run, "ref_logp", reference, train, groups_per_pass)  # (N, 2), on the CPU
     test_ref_logp = reference_logps(run, "ref_logp_test", reference, test, groups_per_pass)
     if not task.has_measures:
         reference = None  # the map's measures need it; otherwise the policy can have its memory
 
-    # 3. Train a copy of it. Each step is a function of (seed, step), so a resumed run ends in the same bits.
+    # 3. Train a second copy of --init. Each step is a function of (seed, step), so a resumed run ends in
+    # the same bits.
     policy = load_policy(args.init, run.device, run.compute_dtype)
     run.describe(policy, tokenizer_name, beta=args.beta, reference=str(args.init))  # config.json
     optimizer = adamw(policy, args.lr, args.weight_decay)
@@ -145,13 +146,13 @@ def main(argv=None):
             (loss.sum() / len(indices)).backward()  # a mean over the pairs of the whole step
             metrics.add(**measures(loss, logp, chunk_ref_logp, args.beta))
         lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
-        grad_norm = update(policy, optimizer, lr, args.clip)  # before clipping
+        grad_norm = update(policy, optimizer, lr, args.clip)  # clips and steps; the norm before clipping
 
         # 4. Write down what happened. Nothing here waits for the device, unless the step is logged.
         row = {**metrics.means(), "grad_norm": grad_norm}
         if run.evaluates(step):
             row.update(held_out_measures(args, policy, test, test_ref_logp, groups_per_pass))
-            row.update(task.measure(policy, reference, encoding, groups_per_pass))  # of a file: nothing
+            row.update(task.measure(policy, reference, encoding, groups_per_pass))  # of a file {}
         run.log(step, row, show=("loss", "accuracy"))  # every --log-every steps
         run.save(step, policy, optimizer)  # every --save-every steps
 

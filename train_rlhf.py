@@ -9,7 +9,7 @@
 
 Stage 1 maximises the Bradley-Terry likelihood of the pairs over a reward class: `global`, a scalar
 head on the reference's trunk, or `local`, beta log pi/pi_ref. Stage 2 maximises
-E_pi[r] - kl KL(pi || pi_ref). All else is the same.
+E_pi[r] - kl KL(pi || pi_ref). Everything else is as in train_dpo.py.
 """
 
 from argparse import ArgumentParser
@@ -63,13 +63,13 @@ ALGORITHMS = ["rloo", "grpo", "online-dpo", "rebel", "reinforce"]
 
 
 def add_stage_2_flags(parser):
-    """Stage 2's flags, in a function of their own: stage 1's run must not depend on them."""
+    """Stage 2's flags, apart from the others: stage 1's run must not depend on them."""
     add = parser.add_argument_group("stage 2: reward -> policy").add_argument
     add("--start", type=Path, help="folder of the policy that RL starts from, e.g. DPO's (default: --init)")
     add("--algo", default="rloo", choices=ALGORITHMS, help="see rl_loss (default: rloo)")
     add("--samples", type=positive(int), default=8, help="responses per prompt (default: 8)")
-    kl = "weight of the KL term (default: a local reward's beta, else map 0.5, file 0.05)"
-    add("--kl", type=positive(float), help=kl)
+    kl_help = "weight of the KL term (default: a local reward's beta, else map 0.5, file 0.05)"
+    add("--kl", type=positive(float), help=kl_help)
     add("--updates", type=positive(int), default=1, help="steps per batch of samples (default: 1)")
     add("--temperature", type=positive(float), default=1.0, help="of samples and log-probs (default: 1)")
     add("--max-new-tokens", type=positive(int), help="tokens per sample (default: longest route; file 64)")
@@ -82,12 +82,12 @@ def flags(argv):
     add = parser.add_argument_group("stage 1: pairs -> reward").add_argument
     add("--init", type=Path, default=Path("out/sft"), help="reference policy (default: %(default)s)")
     add("--reward", default="global", help="global|local|folder of either|module:function (default: global)")
-    readout = "global: read at the last token, or summed over all (default: last)"
-    add("--readout", default="last", choices=["last", "sum"], help=readout)
+    readout_help = "global: read at the last token, or summed over all (default: last)"
+    add("--readout", default="last", choices=["last", "sum"], help=readout_help)
     add("--beta", type=positive(float), help="local: scale of the reward (default: 0.3; pretrained 0.1)")
     add("--reward-epochs", type=positive(float), help="passes over the pairs (default: 4; pretrained 1)")
-    reward_lr = "of AdamW (default: local 1e-4, global 3e-4; pretrained 1e-6, 3e-6)"
-    add("--reward-lr", type=positive(float), help=reward_lr)
+    reward_lr_help = "(default: local 1e-4, global 3e-4; pretrained 1e-6, 3e-6)"
+    add("--reward-lr", type=positive(float), help=reward_lr_help)
     add("--reward-batch-size", type=positive(int), help="pairs per optimizer step (default: 32)")
     add("--eval-data", type=Path, help="file of held-out pairs (default: 5 %% of --data)")
     add("--stop-after", choices=["reward"], help="stop when stage 1 is done (default: do not stop)")
@@ -107,7 +107,7 @@ def flags(argv):
     if args.algo != "reinforce" and args.samples < 2:
         parser.error(f"--samples {args.samples}: --algo {args.algo} takes at least 2")
     if not 1e-20 <= args.temperature <= 1e30:
-        parser.error(f"--temperature {args.temperature}: fp32 logits take 1e-20 to 1e30")
+        parser.error(f"--temperature {args.temperature}: must lie between 1e-20 and 1e30")
     if args.algo == "rebel" and args.samples % 2:
         parser.error(f"--samples {args.samples}: --algo rebel takes an even number")
     if args.algo == "reinforce" and args.micro_batch_size and args.micro_batch_size < args.batch_size:
@@ -147,14 +147,13 @@ def main(argv=None):
     judge_source = args.reward  # a folder, or module:function
     if args.reward in CLASSES:
         train, test = data.split(rows, train_path, test_path, layout, encoding, limits)
-        # Without stage 2's flags, so that changing them keeps the reward model. --reward-lr and the like take
-        # the names that the loop reads.
+        # This run does not record stage 2's flags, so changing them keeps the reward model. --reward-lr and
+        # its like become lr and so on, the names that the loop reads.
         stage_2_parser = ArgumentParser()
         add_stage_2_flags(stage_2_parser)
-        stage_2_names = vars(stage_2_parser.parse_args([]))
         reward_run = run.inside(
             "reward",
-            without=stage_2_names,
+            without=vars(stage_2_parser.parse_args([])),
             steps=None,
             epochs=args.reward_epochs,
             lr=args.reward_lr,
@@ -170,8 +169,8 @@ def main(argv=None):
     prompt_rows = rows.unique_prompts()
     train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, tokenizer_name, encoding)
     last = run.last_row
-    summary = f"reward {last['reward']:.3f}, KL {last['kl']:.2f} nats"
-    print(f"{summary}, entropy {last['entropy']:.2f} nats per token")
+    reward, kl, entropy = last["reward"], last["kl"], last["entropy"]
+    print(f"reward {reward:.3f}, KL {kl:.2f} nats, entropy {entropy:.2f} nats per token")
     task.report(last)
     print_next(["sample.py", "--model", run.out])
 
@@ -201,19 +200,18 @@ def held_out_measures(args, model, rows, ref_logp, groups_per_pass):
 def train_reward(run, tokenizer_name, train, test):
     """Bradley-Terry maximum likelihood over the class --reward. train, test: pairs as data Rows.
 
-    This is train_dpo.py's loop with another loss, and for the local class not even that: DPO's loss is
-    the Bradley-Terry loss of beta log pi/pi_ref, so it ends in the very weights that train_dpo.py ends
-    in."""
+    This is train_dpo.py's loop with another loss. For the local class even the loss is the same: DPO's is
+    the Bradley-Terry loss of beta log pi/pi_ref, so both end in the same weights."""
     if run.finished:
         return
     args = run.args
     groups_per_pass = args.micro_batch_size or args.batch_size
     if args.reward == "global":
         model = new_reward_model(args.init, run.device, run.compute_dtype, args.readout)
-        ref_logp = torch.zeros(len(train), 2)  # this class needs no reference
+        ref_logp = torch.zeros(len(train), 2)  # not read: both classes share the loop
         test_ref_logp = torch.zeros(len(test), 2)
     else:
-        model = load_policy(args.init, run.device, run.compute_dtype)  # still the reference
+        model = load_policy(args.init, run.device, run.compute_dtype)  # before the first step the reference
         ref_logp = reference_logps(run, "ref_logp", model, train, groups_per_pass)  # (N, 2)
         test_ref_logp = reference_logps(run, "ref_logp_test", model, test, groups_per_pass)
     run.describe(model, tokenizer_name, beta=args.beta, reference=str(args.init))  # config.json
@@ -233,7 +231,7 @@ def train_reward(run, tokenizer_name, train, test):
             (loss.sum() / len(indices)).backward()  # a mean over the pairs of the whole step
             metrics.add(loss=loss, accuracy=ranked_right(chosen - rejected))
         lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
-        grad_norm = update(model, optimizer, lr, args.clip)  # before clipping
+        grad_norm = update(model, optimizer, lr, args.clip)  # clips and steps; the norm before clipping
 
         # Write down what happened. Nothing here waits for the device, unless the step is logged.
         row = {**metrics.means(), "grad_norm": grad_norm}
@@ -257,7 +255,7 @@ class Rollout:
     batch: Batch  # S responses with R tokens
     ref: LogProbs  # of the reference
     reward: torch.Tensor  # (S,)
-    old: LogProbs | None = None  # of the policy that sampled, from the first update on
+    old: LogProbs | None = None  # of the policy that sampled; filled in at the first update
 
 
 def rl_loss(args, kl_weight, now, rollout):
@@ -271,14 +269,15 @@ def rl_loss(args, kl_weight, now, rollout):
         grpo        (reward - mean) / std             clipped per token, mean over tokens     the loss (k3)
         online-dpo  the best of k against the worst   DPO at beta = kl_weight                 DPO's loss
         rebel       samples 1 against 2, 3 against 4  (log-ratio gap - reward gap)^2          the reward
+
+    Where the KL is in the reward, read: reward - kl_weight (log pi/pi_ref).
     """
     k = args.samples
     never_clipped = torch.zeros_like(rollout.reward)
-    # For reinforce, rloo and rebel: k1 inside the reward, whose gradient is that of the KL (Ahmadian et al.,
-    # 2402.14740). Never whitened: that would change the balance of reward and KL, and with it the optimum of
-    # Theorem 2.2.
-    k1 = losses.kl_k1(rollout.old.sequence, rollout.ref.sequence)  # (S,)
-    regularised = rollout.reward - kl_weight * k1  # (S,)
+    # For reinforce, rloo and rebel: the estimator k1 of the KL inside the reward, whose policy gradient is
+    # the KL's (Ahmadian et al., 2402.14740). Not whitened: that would change the optimum of Theorem 2.2.
+    log_ratio = losses.kl_k1(rollout.old.sequence, rollout.ref.sequence)  # (S,)
+    regularised = rollout.reward - kl_weight * log_ratio  # (S,)
 
     if args.algo == "online-dpo":
         logp, ref_logp = now.sequence.view(-1, k), rollout.ref.sequence.view(-1, k)  # (prompts, k)
@@ -297,40 +296,40 @@ def rl_loss(args, kl_weight, now, rollout):
     if args.algo == "rloo":
         advantage = losses.rloo_advantage(regularised.view(-1, k)).flatten()
     else:
-        advantage = losses.reinforce_advantage(regularised.view(-1, k)).flatten()
+        advantage = losses.reinforce_advantage(regularised)
     if args.updates == 1:
         return losses.policy_gradient(now.sequence, advantage), never_clipped
     # More than one update on the same samples: clip the probability ratio of whole responses.
     return losses.clipped_policy_gradient(now.sequence, rollout.old.sequence, advantage)
 
 
-def sample_responses(args, policy, step_rows, max_new_tokens, eos, batch_number):
+def sample_responses(args, policy, batch_rows, max_new_tokens, eos, batch_number):
     """k responses to each prompt of this step, all as tokens.
 
-    Eight micro-batches at a time: the cache of all responses at once could be larger than the model. A
-    response's random numbers do not depend on that, see randomness.py."""
+    Eight micro-batches at a time, to bound the KV cache. The random numbers do not depend on that, see
+    randomness.py."""
     seed = stream_key("responses", args.seed, batch_number)
     size = 8 * args.micro_batch_size if args.micro_batch_size else None
     k, temperature = args.samples, args.temperature
     responses = []
-    for chunk in tracked(chunks(step_rows.prompts, size), "sampling", "part"):
+    for chunk in tracked(chunks(batch_rows.prompts, size), "sampling", "part"):
         responses += generate(policy, chunk, k, max_new_tokens, temperature, eos=eos, seed=seed)
     return responses
 
 
 @torch.no_grad()
-def score_responses(args, reference, judge, step_rows, responses):
-    """The prompts that were step_rows (data Rows) and k responses to each -> a Rollout per micro-batch."""
+def score_responses(args, reference, judge, batch_rows, responses):
+    """Score k responses to each prompt of batch_rows (data Rows) -> one Rollout per micro-batch."""
     device = reference.embedding.weight.device
     rollouts = []
-    for chunk in chunks(range(len(step_rows)), args.micro_batch_size):
-        prompts = [step_rows.prompts[i] for i in chunk]
+    for chunk in chunks(range(len(batch_rows)), args.micro_batch_size):
+        prompts = [batch_rows.prompts[i] for i in chunk]
         groups = [responses[i] for i in chunk]
         batch = pack(prompts, groups, device=device)
         ref = reference(batch, args.temperature)  # at the temperature of the samples
-        texts = [step_rows.texts[i] for i in chunk for _ in range(args.samples)]  # S prompts as text
-        answers = [response for group in groups for response in group]  # S responses as tokens
-        rollouts.append(Rollout(batch, ref, judge(batch, ref, texts, answers)))
+        prompt_texts = [batch_rows.texts[i] for i in chunk for _ in range(args.samples)]  # S strings
+        response_tokens = [response for group in groups for response in group]  # S token lists
+        rollouts.append(Rollout(batch, ref, judge(batch, ref, prompt_texts, response_tokens)))
     return rollouts
 
 
@@ -338,14 +337,15 @@ def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, token
     """On-policy RL: sample, score, update. prompt_rows: data Rows, each prompt once."""
     args = run.args
     groups_per_pass = args.micro_batch_size or args.batch_size
-    kl_weight = args.kl or judge.beta or task.kl  # Theorem 2.2 holds for a local reward at kl = beta
+    # --kl, else a local reward's beta, at which Theorem 2.2 holds, else the task's default.
+    kl_weight = args.kl or judge.beta or task.kl
     policy = load_policy(args.start or args.init, run.device, run.compute_dtype)
     eos = tokenizer.stop_ids(encoding)
     other = None
     if args.compare:
-        compared = prompt_rows.prompts[:256]
+        prompts = prompt_rows.prompts[:256]  # enough for a mean
         seed = stream_key("compare", args.seed)
-        other = OtherSamples(args.compare, policy, compared, max_new_tokens, eos, seed, groups_per_pass)
+        other = OtherSamples(args.compare, policy, prompts, max_new_tokens, eos, seed, groups_per_pass)
     run.describe(policy, tokenizer_name, kl=kl_weight, reference=str(args.init))  # config.json
     optimizer = adamw(policy, args.lr, args.weight_decay)
     total = total_steps(len(prompt_rows), args.batch_size, args.epochs, args.steps)
@@ -358,13 +358,13 @@ def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, token
         if step % args.updates == 0:
             batch_number = step // args.updates
             indices = batch_indices(len(prompt_rows), args.batch_size, batch_number, args.seed)
-            step_rows = prompt_rows.select(indices)
+            batch_rows = prompt_rows.select(indices)
             with run.timed("sampling"):
-                responses = sample_responses(args, policy, step_rows, max_new_tokens, eos, batch_number)
+                responses = sample_responses(args, policy, batch_rows, max_new_tokens, eos, batch_number)
             with run.timed("scoring"):
-                rollouts = score_responses(args, reference, judge, step_rows, responses)
+                rollouts = score_responses(args, reference, judge, batch_rows, responses)
 
-        # One optimizer step on all of them.
+        # One optimizer step on all rollouts.
         with run.timed("training"):
             metrics = Mean()
             for rollout in rollouts:
@@ -372,19 +372,19 @@ def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, token
                 if rollout.old is None:  # the first update: the sampler is this very policy, the ratio is 1
                     rollout.old = LogProbs(now.sequence.detach(), now.token.detach())
                 loss, clipped = rl_loss(args, kl_weight, now, rollout)  # (S,), and (S,) or (R,)
-                (loss.sum() / (len(step_rows) * args.samples)).backward()  # a mean over the step's samples
-                # KL and entropy of the policy that sampled: of another one its samples say little.
-                k1 = losses.kl_k1(rollout.old.sequence, rollout.ref.sequence)  # (S,)
-                metrics.add(loss=loss, reward=rollout.reward, kl=k1, length=rollout.batch.lengths.float())
-                metrics.add(entropy=-rollout.old.token, clip_fraction=clipped)  # clipped as rl_loss says
+                (loss.sum() / (len(batch_rows) * args.samples)).backward()  # a mean over the step's samples
+                # KL and entropy of the policy that sampled: its samples say little about a later one.
+                kl = losses.kl_k1(rollout.old.sequence, rollout.ref.sequence)  # (S,)
+                metrics.add(loss=loss, reward=rollout.reward, kl=kl, length=rollout.batch.lengths.float())
+                metrics.add(entropy=-rollout.old.token, clip_fraction=clipped)  # as rl_loss says
             lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
-            grad_norm = update(policy, optimizer, lr, args.clip)  # before clipping
+            grad_norm = update(policy, optimizer, lr, args.clip)  # clips and steps; the norm before clipping
 
         # Write down what happened. Nothing here waits for the device, unless the step is logged.
         row = {**metrics.means(), "grad_norm": grad_norm}
         if run.will_log(step):
             row.update(run.seconds)  # sums since this process started
-            row.update(task.true_reward(step_rows.texts, responses, encoding))  # of a file: nothing
+            row.update(task.true_reward(batch_rows.texts, responses, encoding))  # of a file {}
         if run.evaluates(step):
             row.update(task.measure(policy, reference, encoding, groups_per_pass))
             if other:

@@ -34,16 +34,14 @@ def flags(argv):
     parser = training_parser(__doc__, Path("out/sft"), DEFAULTS)
     add = parser.add_argument_group("the model and its rows").add_argument
     add("--init", type=Path, help="run directory or Hugging Face folder to start from (default: a new model)")
-    template = "format string over a row's fields, e.g. '{document}\\n\\nTL;DR:' (default: none)"
-    add("--prompt-template", help=template)
+    template_help = "format string over a row's fields, e.g. '{document}\\n\\nTL;DR:' (default: none)"
+    add("--prompt-template", help=template_help)
     add("--rows", type=positive(int), default=40_000, help="demonstrations of the map (default: 40000)")
     add("--tokenizer", default="roadmap", help="roadmap|gpt2|folder, of a new model (default: roadmap)")
     add("--n-layer", type=positive(int), default=2, help="blocks of a new model (default: 2)")
     add("--n-head", type=positive(int), default=2, help="attention heads of a new model (default: 2)")
     add("--n-embd", type=positive(int), default=64, help="width of a new model (default: 64)")
-    add(
-        "--block-size", type=positive(int), default=64, help="context of a new model, in tokens (default: 64)"
-    )
+    add("--block-size", type=positive(int), default=64, help="tokens a new model can read (default: 64)")
     args = parser.parse_args(argv)
 
     kind = model_kind(args.init)
@@ -90,12 +88,12 @@ def main(argv=None):
     task = task_of(args.data)
     policy, tokenizer_name, encoding = build(args, run.compute_dtype)
     policy.to(run.device)  # weights are fp32; products run in run.compute_dtype
-    path = task.demonstrations(run.out, args.rows, args.seed)
+    rows_path = task.demonstrations(run.out, args.rows, args.seed)
     layout = partial(layouts.sft_texts, template=args.prompt_template)  # a row -> prompt, [response]
     limits = row_limits(args, policy)
     if args.inspect:
-        return inspect(path, None, layout, encoding, limits)
-    train, test = data.load_split(path, None, layout, encoding, limits)  # 5 % are held out
+        return inspect(rows_path, None, layout, encoding, limits)
+    train, test = data.load_split(rows_path, None, layout, encoding, limits)  # 5 % are held out
 
     # 2. Train it. Each step is a function of (seed, step), so a resumed run ends in the same bits.
     run.describe(policy, tokenizer_name)  # config.json
@@ -116,7 +114,7 @@ def main(argv=None):
             (loss.sum() / step_tokens).backward()  # a mean over the response tokens of the whole step
             metrics.add(loss=loss)
         lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
-        grad_norm = update(policy, optimizer, lr, args.clip)  # before clipping
+        grad_norm = update(policy, optimizer, lr, args.clip)  # clips and steps; the norm before clipping
 
         # 3. Write down what happened. Nothing here waits for the device, unless the step is logged.
         row = {**metrics.means(), "grad_norm": grad_norm}

@@ -12,7 +12,7 @@ from nanoroads.weights.packed import decoding_twin
 
 
 def sample_token(logits, u, temperature, top_k, top_p):
-    """logits (N, V), u (N,) fp64, uniform in [0, 1) -> tokens (N,).
+    """logits (N, V), u (N,) uniform in [0, 1), fp64 where the device has it -> tokens (N,).
 
     temperature 0 is greedy; top_k 0 and top_p 1 keep every token. Ties with the k-th logit are kept.
     Raises InputError where a row of logits has a NaN, an infinity, or nothing above -infinity."""
@@ -22,7 +22,7 @@ def sample_token(logits, u, temperature, top_k, top_p):
         raise InputError(f"the policy's logits are not finite, so nothing can be sampled ({hint})")
     if temperature == 0:
         return likeliest
-    # From the largest on, which is 0 now: no temperature, however small, makes that infinite.
+    # Subtract the largest logit first, so that no small temperature gives +infinity.
     logits = (logits.float() - largest.float()[:, None]) / max(temperature, 1e-30)
     if top_k:
         kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
@@ -35,7 +35,7 @@ def sample_token(logits, u, temperature, top_k, top_p):
         removed = torch.zeros_like(mass_before, dtype=torch.bool).scatter(1, index, mass_before >= top_p)
         logits = logits.masked_fill(removed, -torch.inf)
     # Invert the cumulative distribution: one random number per row, where torch.multinomial draws V.
-    # In fp64, u too: one of 24 bits would draw some of 150,000 tokens a thousand times too often.
+    # In fp64, u too: with 24 random bits rare tokens of a large vocabulary get wrong probabilities.
     cdf = logits.softmax(-1, dtype=u.dtype).cumsum(-1)  # (N, V)
     token = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).squeeze(1)
     return token.clamp(max=logits.shape[-1] - 1)
@@ -69,7 +69,7 @@ def prefill(model, prompts, cache, k, max_new_tokens):
     mask = None
     if bool((lengths < width).any()):
         causal = column[None, :width] <= column[:width, None]
-        # A padding query must see something, or it is NaN: itself.
+        # A padding query sees itself; with nothing to see it would be NaN.
         itself = torch.eye(width, dtype=torch.bool, device=device)
         mask = ((causal & visible[:, None, :width]) | itself).unsqueeze(1)  # (P, 1, width, width)
     position = (column[:width] - padding[:, None]).clamp(min=0)
@@ -92,7 +92,7 @@ def stream(model, prompts, k, max_new_tokens, temperature=1.0, top_k=0, top_p=1.
     eos: the id that ends a response, or several; a finished row goes on yielding the one that it ended
     with. The caller may stop at any step. Raises InputError where logits are not finite; ValueError if a
     prompt is empty, or prompt + max_new_tokens is over the model's block_size."""
-    width = longest_prompt(model, prompts, max_new_tokens)
+    width = check_prompts(model, prompts, max_new_tokens)
     any_padding = any(len(prompt) < width for prompt in prompts)
     device = model.embedding.weight.device
     dtype = model.compute_dtype or model.embedding.weight.dtype
@@ -102,8 +102,10 @@ def stream(model, prompts, k, max_new_tokens, temperature=1.0, top_k=0, top_p=1.
         hidden, running = prefill(model, prompts, cache, k, max_new_tokens)  # (P*k, D)
         head = model.sampling_head()
     stop = torch.tensor(stop_list(eos), dtype=torch.int64, device=device)
-    wide = torch.float32 if device.type == "mps" else torch.float64  # mps has no fp64
-    u = torch.tensor(uniform(prompts, k, max_new_tokens, seed)).to(device, wide)  # (P*k, max_new_tokens)
+    u = torch.tensor(uniform(prompts, k, max_new_tokens, seed))  # (P*k, max_new_tokens) fp64
+    if device.type == "mps":  # it has no fp64, in which numbers just below 1 stay below it
+        u = u.float().clamp(max=1 - 2**-24)
+    u = u.to(device)
     tokens = torch.zeros(len(prompts) * k, dtype=torch.int64, device=device)
     finished = torch.zeros_like(tokens, dtype=torch.bool)
 
@@ -111,6 +113,7 @@ def stream(model, prompts, k, max_new_tokens, temperature=1.0, top_k=0, top_p=1.
         with model.autocast():
             logits = head(hidden)  # (N, V), N rows that are still being written
         drawn = sample_token(logits, u[running.index, step], temperature, top_k, top_p)  # (N,)
+        # Rows that have finished but are not dropped yet are drawn, too; they keep their EOS.
         tokens = torch.where(finished, tokens, tokens.index_copy(0, running.index, drawn))
         finished = finished | torch.isin(tokens, stop)
         yield tokens, finished
@@ -137,8 +140,8 @@ def stop_list(eos):
     return [eos] if isinstance(eos, int) else list(eos)
 
 
-def longest_prompt(model, prompts, max_new_tokens):
-    """The length of the longest prompt, in tokens. Raises ValueError for one that can't be answered."""
+def check_prompts(model, prompts, max_new_tokens):
+    """Raises ValueError for a prompt that can't be answered. Returns the longest one's length, in tokens."""
     if not prompts:
         raise ValueError("generate: no prompts")
     if not all(prompts):
@@ -162,13 +165,13 @@ def generate(
     eos: int | Sequence[int] | None = None,
     seed: int = 0,
 ) -> list[list[list[int]]]:
-    """P prompts as token lists -> P lists of k responses: token lists that end in EOS unless they were
-    cut off.
+    """P prompts as token lists -> P lists of k responses, each ending in EOS unless it was cut off.
 
-    eos: the id that ends a response, or several, of which the first to come does.
-    seed: any integer, best a `randomness.stream_key`. Sample i of a prompt is the same one whatever else
-    is in the batch, but for rounding. Raises what `stream` raises."""
-    with model.autocast():  # around the loop: weights are cast once, not at every step
+    eos: the id that ends a response, or several ids; the first that is drawn ends it.
+    seed: any integer, preferably from `randomness.stream_key`. Sample i of a prompt is the same one
+    whatever else is in the batch, but for rounding. Raises what `stream` raises."""
+    # `stream` opens autocast at every step; within this outer one the weights that were cast are kept.
+    with model.autocast():
         columns = [
             token
             for token, _ in stream(model, prompts, k, max_new_tokens, temperature, top_k, top_p, eos, seed)

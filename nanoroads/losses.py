@@ -157,7 +157,7 @@ def check_samples(name: str, reward: Tensor, exactly: int | None = None):
 
 
 def centred(reward: Tensor, dim: int) -> Tensor:
-    """The rewards minus their mean over `dim`; exactly 0 where they tie, whatever they are.
+    """The rewards minus their mean over `dim`; exactly 0 where all are equal.
 
     The mean of equal numbers is not quite that number in fp32, so the first one is subtracted first."""
     from_first = reward - reward.narrow(dim, 0, 1)
@@ -195,12 +195,12 @@ def grpo_advantage(reward: Tensor, scale: bool = True) -> Tensor:
 
 
 def reinforce_advantage(reward: Tensor) -> Tensor:
-    """REINFORCE with the batch mean as its baseline, (G, k) -> (G, k):
+    """REINFORCE with the batch mean as its baseline, of any shape:
 
         r_i - mean of all G k samples
 
-    Williams, 1992. Give it the samples of the whole optimizer step. The mean holds r_i itself, so
-    the expected gradient is 1 - 1/(G k) of the true one for samples of one prompt."""
+    Williams, 1992. Give it the samples of the whole optimizer step. The mean includes r_i itself,
+    which scales the expected gradient by 1 - 1/(G k)."""
     return centred(reward.flatten(), 0).view_as(reward)
 
 
@@ -282,16 +282,17 @@ def online_dpo(logp: Tensor, ref_logp: Tensor, reward: Tensor, beta: float, labe
         raise ValueError(f"online_dpo: label is {label!r}, not 'hard' or 'soft'")
     best = reward.argmax(1, keepdim=True)  # (G, 1)
     worst = reward.argmin(1, keepdim=True)  # (G, 1)
-    place = torch.cat([best, worst], dim=1)  # (G, 2)
+    pair = torch.cat([best, worst], dim=1)  # (G, 2)
     gap = (reward.gather(1, best) - reward.gather(1, worst)).squeeze(1).detach()  # (G,)
     tied = gap == 0  # (G,)
-    # Of a tied prompt zeros enter the loss, since what is infinite would have a gradient of NaN.
-    best_logp, worst_logp = logp.gather(1, place).masked_fill(tied[:, None], 0.0).unbind(1)  # (G,)
-    ref_pair = ref_logp.gather(1, place).masked_fill(tied[:, None], 0.0)  # (G, 2)
+    # Tied prompts enter the loss as zeros: to mask its result alone would give NaN gradients where a log-prob
+    # is infinite.
+    best_logp, worst_logp = logp.gather(1, pair).masked_fill(tied[:, None], 0.0).unbind(1)  # (G,)
+    ref_best_logp, ref_worst_logp = ref_logp.gather(1, pair).masked_fill(tied[:, None], 0.0).unbind(1)
     label_smoothing = 0.0
     if label == "soft":
         label_smoothing = torch.sigmoid(-gap)  # 1 - q
-    loss = dpo(best_logp, worst_logp, ref_pair[:, 0], ref_pair[:, 1], beta, label_smoothing)
+    loss = dpo(best_logp, worst_logp, ref_best_logp, ref_worst_logp, beta, label_smoothing)
     return loss.masked_fill(tied, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Every random number of the project, and what it is drawn from.
+"""Where the project's random numbers come from.
 
 A stream of random numbers has a name: its purpose, then the numbers that tell it from others of the
 same purpose, e.g. ("responses", seed, step). It is derived from that name by hashing, so two names
@@ -35,16 +35,16 @@ def uniform(prompts: list, k: int, length: int, seed: int) -> np.ndarray:
     """The random numbers that k responses to each of P prompts are sampled with.
 
     prompts: P token lists. Returns (P*k, length) fp64, uniform in [0, 1) with 53 bits each; row
-    p*k + i is that of sample i of prompt p. A row is the SHAKE-128 hash of (seed, prompt, i) alone,
-    whatever else is in the batch. A prompt that stands there again goes on counting its samples."""
-    drawn = {}  # prompt -> how many of its samples have their numbers
+    p*k + i is that of sample i of prompt p, the SHAKE-128 hash of (seed, prompt, i). Where a prompt
+    occurs again, i counts on from there; nothing else in the batch matters."""
+    samples_so_far = {}  # prompt -> how many of its samples have their numbers
     rows = []
     for prompt in prompts:
         tokens = ",".join(map(str, prompt))
-        first = drawn.get(tokens, 0)
-        drawn[tokens] = first + k
+        first = samples_so_far.get(tokens, 0)
+        samples_so_far[tokens] = first + k
         for sample in range(first, first + k):
             name = f"{seed}/{tokens}/{sample}"
             rows.append(hashlib.shake_128(name.encode()).digest(8 * length))
     bits = np.frombuffer(b"".join(rows), dtype="<u8").reshape(len(rows), length)
-    return (bits >> 11) * 2.0**-53
+    return (bits >> 11) * 2.0**-53  # the upper 53 bits, as many as fp64 holds
