@@ -101,8 +101,10 @@ def result(out):
         name = str(path.relative_to(out))
         if path.name == "metrics.jsonl":
             found[name] = metrics(path.parent)
-        else:
+        elif path.is_file():
             found[name] = path.read_bytes()
+        else:
+            found[name] = "no file"
     return found
 
 
