@@ -54,26 +54,25 @@ def metrics_by_flag(runs, flag):
 
 def verdict(results: dict) -> list[str]:
     """What the numbers say, for or against the paper."""
-    sft = results["policies"]["sft"]["reward"]["mean"]
-    dpo = results["policies"]["dpo"]["reward"]["mean"]
-    rlhf = results["policies"]["rlhf_global"]["reward"]["mean"]
+    rewards = {name: row["reward"] for name, row in results["policies"].items()}  # {"mean", "se"} each
+    lead, lead_se = difference(rewards["rlhf_global"], rewards["dpo"])
+    gain, gain_se = difference(rewards["dpo"], rewards["sft"])
     before = results["equivalence"]["kl_dpo_sft"]
     after = results["equivalence"]["kl_dpo_rlhf_local"]
     # "comes back": more than three quarters of the KL that SFT's policy had to DPO's are gone
     comes_back = after < before / 4
     lines = [
-        f"{yes_or_no(rlhf > dpo)}: RLHF on the global reward beats DPO in true reward "
-        f"(by {rlhf - dpo:+.3f}).",
-        f"{yes_or_no(dpo > sft)}: DPO beats SFT (by {dpo - sft:+.3f}).",
+        f"{yes_or_no(lead > 0)}: RLHF on the global reward beats DPO in true reward "
+        f"(by {with_se(lead, lead_se)}).",
+        f"{yes_or_no(gain > 0)}: DPO beats SFT (by {with_se(gain, gain_se)}).",
         f"{yes_or_no(comes_back)}: RLHF on the local reward comes back to DPO's policy (Theorem 2.2): "
         f"KL {before:.3f} before, {after:.3f} nats after.",
     ]
     for name, row in results["gap_closed"].items():
-        advantage = row["rlhf_global"]["mean"] - row["dpo"]["mean"]
-        se = (row["rlhf_global"]["se"] ** 2 + row["dpo"]["se"] ** 2) ** 0.5
+        advantage, se = difference(row["rlhf_global"], row["dpo"])
         world = name.replace("_", " ")
         lines.append(
-            f"{yes_or_no(advantage < (rlhf - dpo) / 2)}: with the gap closed ({world}) less than half "
+            f"{yes_or_no(advantage < lead / 2)}: with the gap closed ({world}) less than half "
             f"of RLHF's advantage is left ({advantage:+.3f} ± {se:.3f})."
         )
     models = results["reward_models"]
@@ -89,6 +88,17 @@ def verdict(results: dict) -> list[str]:
 def yes_or_no(holds):
     """How a claim that holds, or does not, begins its line."""
     return "yes" if holds else "NO"
+
+
+def difference(one, other):
+    """(one - other, its standard error) of two {"mean", "se"}, taken as independent."""
+    return one["mean"] - other["mean"], (one["se"] ** 2 + other["se"] ** 2) ** 0.5
+
+
+def with_se(gain, se):
+    """A difference and its standard error, and a word where that is large."""
+    doubt = ", less than two standard errors" if abs(gain) < 2 * se else ""
+    return f"{gain:+.3f} ± {se:.3f}{doubt}"
 
 
 # ---------------------------------------------------------------- the sections

@@ -230,6 +230,8 @@ def test_the_verdict_can_go_either_way():
     assert words(kl=0.26) == ["yes", "yes", "NO", "yes", "yes"]
     assert words(short=(0.4, 0.46)) == ["yes", "yes", "yes", "NO", "yes"]
     assert words(hidden=(0.4, 0.46)) == ["yes", "yes", "yes", "yes", "NO"]
+    assert "by +0.100 ± 0.014)." in write.verdict(results())[0]
+    assert "by +0.020 ± 0.014, less than two standard errors)." in write.verdict(results(rlhf=0.42))[0]
     last = write.verdict(results())[5]
     assert "likelihood: global, dpo, local" in last and "best-of-16: global, local, dpo" in last
 
