@@ -13,7 +13,7 @@ from typing import NamedTuple
 import tiktoken
 
 from nanoroads.errors import InputError
-from nanoroads.text import chat, tokenizer
+from nanoroads.text import chat, chat_template, tokenizer
 from nanoroads.text.layouts import TextOrMessages, chat_text
 from nanoroads.text.trusted import TrustedText
 
@@ -43,7 +43,7 @@ def encode_row(
             raise InputError("the field 'tools' goes with messages only; write them into the prompt's text")
         return encode_text(encoding, prompt, answers, typed)
     answers = [only_message(answer) for answer in answers]
-    if chat.template(encoding) is None:
+    if chat_template.template(encoding) is None:
         return encode_without_template(encoding, prompt, answers, tools)
 
     conversation = chat.encode_conversation(encoding, prompt, answers, tools)
@@ -157,7 +157,7 @@ def cut_prompt(encoding: tiktoken.Encoding, prompt: list[int], most: int) -> lis
     BOS: what the tokenizer or the chat template puts in front."""
     if len(prompt) <= most:
         return prompt
-    for bos in (encoding_bos(encoding), chat.written_bos(encoding)):
+    for bos in (encoding_bos(encoding), chat_template.written_bos(encoding)):
         if bos and prompt[: len(bos)] == bos:
             return bos + prompt[len(prompt) - most + len(bos) :]
     return prompt[-most:]

@@ -12,6 +12,7 @@ from pathlib import Path
 import tiktoken
 
 from nanoroads.errors import InputError
+from nanoroads.text import chat_template
 from nanoroads.text.bounds import bounded
 from nanoroads.text.tokenizer_json import FolderEncoding, pattern_of_any, split_at_matches
 from nanoroads.weights.files import read_config
@@ -110,20 +111,25 @@ def special_id(encoding, text):
 
 
 def eos_id(encoding: tiktoken.Encoding) -> int:
-    """The id of the token that ends a response. Raises InputError if the encoding has none."""
-    if isinstance(encoding, FolderEncoding) and encoding.stops:
-        return encoding.stops[0]
-    for token in EOS_TEXTS:
-        if token in encoding.special_tokens_set:
-            return encoding.encode_single_token(token)
-    raise InputError(f"tokenizer {encoding.name!r} has no token {' or '.join(EOS_TEXTS)}")
+    """The id that is put behind a response without one. Raises InputError if the encoding has none."""
+    return stop_ids(encoding)[0]
 
 
+@functools.cache
 def stop_ids(encoding: tiktoken.Encoding) -> tuple[int, ...]:
-    """The ids that end a sampled response, eos_id first. Raises what `eos_id` raises."""
-    if isinstance(encoding, FolderEncoding) and encoding.stops:
-        return encoding.stops
-    return (eos_id(encoding),)
+    """The ids that end a sampled response, eos_id first. Raises what `eos_id` raises.
+
+    Those that the folder's files name, and the one that its chat template writes behind an answer."""
+    stops = list(getattr(encoding, "stops", ()))
+    if not stops:
+        known = [text for text in EOS_TEXTS if text in encoding.special_tokens_set]
+        stops += [encoding.encode_single_token(text) for text in known[:1]]
+    if isinstance(encoding, FolderEncoding):
+        written = chat_template.answer_end(encoding).text
+        stops += [encoding.ids[written]] if written else []
+    if not stops:
+        raise InputError(f"tokenizer {encoding.name!r} has no token {' or '.join(EOS_TEXTS)}")
+    return tuple(dict.fromkeys(stops))  # each once
 
 
 # ---------------------------------------------------------------- text -> ids

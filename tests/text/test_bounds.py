@@ -14,7 +14,7 @@ import pytest
 from helpers.folders import END, small_folder
 
 from nanoroads.errors import InputError
-from nanoroads.text import bounds, chat, data, rows, tokenizer
+from nanoroads.text import bounds, chat_template, data, rows, tokenizer
 from nanoroads.text.bounds import OutOfBounds, bounded
 from nanoroads.text.encode import encode_row
 from nanoroads.text.layouts import sft_texts
@@ -138,7 +138,7 @@ REFUSED = {
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(chat, "MOST_SECONDS", 0.3)
+    monkeypatch.setattr(chat_template, "MOST_SECONDS", 0.3)
 
 
 @pytest.mark.parametrize("name", STOPPED)

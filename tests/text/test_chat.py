@@ -9,7 +9,7 @@ from helpers import smollm2
 from tokenizers import models, pre_tokenizers
 
 from nanoroads.errors import InputError
-from nanoroads.text import chat, tokenizer, trusted
+from nanoroads.text import chat_template, tokenizer, trusted
 from nanoroads.text.encode import encode_row
 
 # Written here in the manner of the families they are named after.
@@ -134,9 +134,9 @@ def test_rendered_as_transformers_does(tmp_path, name):
                 expected = hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
             except Exception as error:  # Mistral's roles must alternate
                 with pytest.raises(InputError, match=str(error)):
-                    chat.render(encoding, messages, generation)
+                    chat_template.render(encoding, messages, generation)
                 continue
-            assert chat.render(encoding, messages, generation) == expected
+            assert chat_template.render(encoding, messages, generation) == expected
             ids = hf.apply_chat_template(
                 messages, tokenize=True, add_generation_prompt=True, return_dict=False
             )
@@ -250,20 +250,23 @@ def test_messages_may_hold_values_that_json_does_not_know(tmp_path):
 
 def test_where_the_template_is_found(tmp_path):
     several = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "one"}]
-    assert chat.render(make(tmp_path, several), [USER]) == "one"
+    assert chat_template.render(make(tmp_path, several), [USER]) == "one"
     (tmp_path / "chat_template.jinja").write_text("two")
-    assert chat.render(make(tmp_path, several), [USER]) == "two"
+    assert chat_template.render(make(tmp_path, several), [USER]) == "two"
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(InputError, match="its chat template cannot be read"):
-        chat.template(make(tmp_path, several))
+        chat_template.template(make(tmp_path, several))
     (tmp_path / "chat_template.jinja").unlink()
-    assert chat.template(make(tmp_path, None)) is None and chat.template(make(tmp_path, several[:1])) is None
-    assert chat.template(tokenizer.get("roadmap")) is None
+    assert (
+        chat_template.template(make(tmp_path, None)) is None
+        and chat_template.template(make(tmp_path, several[:1])) is None
+    )
+    assert chat_template.template(tokenizer.get("roadmap")) is None
 
 
 def test_dates(tmp_path):
     encoding = make(tmp_path, "{{ strftime_now('%Y') }}")
-    assert chat.render(encoding, [USER]) == str(datetime.datetime.now().year)
+    assert chat_template.render(encoding, [USER]) == str(datetime.datetime.now().year)
 
 
 @pytest.mark.parametrize(

@@ -296,6 +296,38 @@ def test_a_response_ends_with_the_token_that_the_template_writes(tmp_path):
     assert tokenizer.decode_all(encoding, sampled) == ["a", "a", "<s>a", "<|im_end|>", ""]
 
 
+@pytest.mark.parametrize("behind", ["", "\n---\n", "<|im_start|>assistant\n", "<s>\n"])
+def test_what_the_template_writes_behind_an_answer_ends_it(tmp_path, behind):
+    """ChatML on a base model: no file names <|im_end|>. The right tokens are TRL's up to it."""
+    encoding = make(tmp_path, CHATML + behind, eos_token="<s>")
+    assert tokenizer.stop_ids(encoding) == (256, 258) and tokenizer.eos_id(encoding) == 256
+    answers = [BOT, BOT | {"content": "a<|im_end|>\nb"}, BOT | {"content": "---"}]
+    expected = as_trl(from_transformers(tmp_path), [USER], answers)[1]
+    row = encode_row(encoding, [USER], [[answer] for answer in answers])
+    for answer, ours, theirs in zip(answers, row.responses, expected, strict=True):
+        count = 1 + answer["content"].count("<|im_end|>")
+        places = [place for place, token in enumerate(theirs) if token == 258]
+        assert ours == theirs[: places[count - 1] + 1]
+    assert tokenizer.decode_all(encoding, row.responses[:1]) == [BOT["content"]]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '\n' }}{% endfor %}"
+        "{{ '<|im_start|>assistant\n' }}",
+        "{% for m in messages %}{{ '<|im_start|>' + m.content }}{% endfor %}",
+        "{{ raise_exception('no') }}",
+        "{{ messages[1:] | length }}",
+        "{% for %}",
+    ],
+)
+def test_a_token_that_opens_a_turn_ends_none(tmp_path, template):
+    encoding = make(tmp_path, template, eos_token="<s>")
+    assert tokenizer.stop_ids(encoding) == (256,)
+    assert texts(encoding, encode_row(encoding, "Hi", ["x"]))[1] == ["x<s>"]
+
+
 # ---------------------------------------------------------------- tools
 
 

@@ -16,7 +16,7 @@ import torch
 from helpers.folders import FILES, small_folder
 
 from nanoroads.errors import InputError
-from nanoroads.text import chat, tokenizer
+from nanoroads.text import chat_template, tokenizer
 from nanoroads.text.encode import encode_row
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.weights.files import read_config
@@ -113,7 +113,7 @@ def damaged_copy(whole, folder, rng):
 def use(folder):
     """Load, tokenise and compute as a script does. Returns "works", or the message of the error."""
     tokenizer.get.cache_clear()
-    chat.template.cache_clear()
+    chat_template.template.cache_clear()
     try:
         policy = load_policy(folder)
         _, encoding = tokenizer.of(folder, policy)
