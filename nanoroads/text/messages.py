@@ -1,7 +1,8 @@
 """Message lists as people's files hold them -> [{"role": text, "content": text, ...}, ...].
 
 Read besides the usual form: ShareGPT's {"from", "value"}; one message without a list around it; a list
-written as JSON text, as CSV files hold it; content as a list of text parts; tool calls without content.
+written as JSON text, as CSV files hold it; content as a list of text parts; tool calls without content,
+or as a message of their own.
 """
 
 import json
@@ -18,7 +19,10 @@ ROLES = {
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "observation": "tool",
 }
+# LLaMA-Factory's role of an assistant's tool calls, which its content holds as JSON.
+CALLER = "function_call"
 USUAL_ROLES = ("user", "assistant", "system", "tool")
 # How messages begin when they are written as text, and the keys that they hold then, by JSON or Python.
 OBJECT_BEGINS = re.compile(r"""\s*(\[\s*)?\{\s*["']""")
@@ -87,6 +91,12 @@ def one_message(message, place, name):
 
     if not isinstance(message.get("role"), str) or not message["role"]:
         raise refused("has no 'role'")
+    if message["role"] == CALLER:
+        calls = list_of_objects(message.pop("content", None), CALLER)
+        if not calls:
+            raise refused(f"has no call in {CALLER!r}")
+        message["role"] = "assistant"
+        message["tool_calls"] = [{"type": "function", "function": call} for call in calls]
     message["role"] = usual_role(message["role"])
     if "tool_calls" in message:
         message["tool_calls"] = list_of_objects(message["tool_calls"], "tool_calls")
@@ -128,10 +138,11 @@ def text_of_parts(parts, refused):
 def list_of_objects(value, name):
     """`tools` or `tool_calls`: a list of objects, or one, or the JSON of either -> a list.
 
-    Raises InputError."""
+    A null in JSON text stays, as in TRL: somebody wrote it, it is no gap in a table. Raises InputError."""
     if isinstance(value, str):
         try:
-            value = plain(json.loads(value)) if value.strip() else []
+            value = json.loads(value) if value.strip() else []
+            plain(value)  # refuses what is nested too deep
         except (ValueError, RecursionError):
             raise InputError(f"field {name!r} is text, but not the JSON of a list of objects") from None
     if isinstance(value, dict):

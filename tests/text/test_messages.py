@@ -96,3 +96,26 @@ def test_tool_calls_are_an_answer_and_tools_a_list():
     for tools in ("sky", ["sky"], 3, '["sky"]', "[" * 9999):
         with pytest.raises(InputError, match="field 'tools'"):
             layouts.sft_texts({"messages": [USER, HELLO], "tools": tools})
+
+
+def test_nulls_that_json_text_holds_are_meant():
+    """As TRL reads a column of text; in a table's own columns they are gaps."""
+    tool = {"type": "function", "function": {"name": "sky", "parameters": {"default": None}}}
+    texts = layouts.sft_texts({"messages": [USER, HELLO], "tools": json.dumps([tool])})
+    assert texts.tools == [tool]
+
+
+def test_tool_calls_as_messages_of_their_own():
+    """LLaMA-Factory's way to write them, also as the answer."""
+    call = {"name": "sky", "arguments": {"city": "Oslo"}}
+    usual = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
+    asked = {"from": "human", "value": "hi"}
+    for value in (json.dumps(call), json.dumps([call])):
+        called = {"from": "function_call", "value": value}
+        turns = [asked, called, {"from": "observation", "value": "rain"}, {"from": "gpt", "value": "hello"}]
+        texts = layouts.sft_texts({"conversations": turns})
+        assert texts.prompt == [USER, usual, {"role": "tool", "content": "rain"}]
+        assert layouts.sft_texts({"conversations": [asked, called]}).answers == [[usual]]
+    for value in ("sky()", "[1]", "", None):
+        with pytest.raises(InputError, match="field 'function_call'|has no call in 'function_call'"):
+            layouts.sft_texts({"conversations": [asked, {"from": "function_call", "value": value}]})
