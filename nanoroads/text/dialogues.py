@@ -24,13 +24,21 @@ HH_ROLES = {"System": "system", "Human": "user", "Assistant": "assistant"}
 
 
 def same_turn(one: dict, other: dict) -> bool:
-    """Whether two messages say the same."""
-    return all(one.get(key) == other.get(key) for key in READ_KEYS)
+    """Whether two messages say the same. Blanks around it count in an answer only.
+
+    A data set that has its prompt apart has often stripped it."""
+    for key in READ_KEYS:
+        said, counterpart = one.get(key), other.get(key)
+        if key == "content" and one["role"] != "assistant":
+            said, counterpart = said.strip(), counterpart.strip()
+        if said != counterpart:
+            return False
+    return True
 
 
-def same_turns(some: list[dict], others: list[dict]) -> bool:
+def same_turns(messages: list[dict], counterparts: list[dict]) -> bool:
     """Whether two message lists say the same."""
-    return len(some) == len(others) and all(map(same_turn, some, others))
+    return len(messages) == len(counterparts) and all(map(same_turn, messages, counterparts))
 
 
 def shared_beginning(one: list[dict], other: list[dict]) -> int:

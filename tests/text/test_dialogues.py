@@ -28,6 +28,7 @@ def preferences(prompt, chosen, rejected):
         (None, [SYSTEM, USER], [SYSTEM, USER]),
         ([USER], [], [USER]),
         ([USER], [USER], [USER]),
+        ([USER | {"content": "hi \n"}], [USER], [USER]),  # one of them was stripped
         ([SYSTEM, USER], [SYSTEM, USER], [SYSTEM, USER]),
         ([SYSTEM, USER], [USER], [SYSTEM, USER]),  # the dialogues without the system message
         ([USER], [SYSTEM, USER], [SYSTEM, USER]),  # the prompt without it
