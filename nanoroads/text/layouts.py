@@ -73,26 +73,43 @@ def sft_texts(row: dict, template: str | None = None) -> Texts:
 
 def templated(row, template):
     """Any fields make the prompt; the response may also be the field `summary` or `output`."""
-    try:
-        prompt = template.format(**row)
-        names = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
-    except KeyError as error:
-        raise InputError(f"--prompt-template {template!r} does not fit the row (no field {error})") from None
-    except (IndexError, ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"--prompt-template {template!r} does not fit the row ({error!r})") from None
-    for name in names:
-        if name not in row or isinstance(row[name], (int, float)):  # a number can be written out
-            continue
-        if isinstance(row[name], list):
-            raise InputError(f"field {name!r} is a list, not text")
-        if not isinstance(row[name], str) or not row[name]:
-            field(row, name)  # says what it is instead
+    prompt, names = filled(template, row)
     response = field(row, *TEMPLATED_RESPONSE)
     response_name = name_with_value(row, *TEMPLATED_RESPONSE)
     if isinstance(response, list):
         prompt, answer = response_at_the_answer(prompt, response, response_name)
         return from_messages(row, prompt, [answer], names + [response_name])
     return Texts(prompt, [response], None, tuple(names) + (response_name,))
+
+
+def filled(template, row):
+    """(a --prompt-template with a row's values, names of the fields that it reads). Raises InputError.
+
+    A value may lie deeper, as in {info[title]}. Python would write anything out; only text and numbers
+    are meant."""
+    formatter = Formatter()
+    names = []
+    try:
+        for _, place, _, _ in formatter.parse(template):
+            if place is None:  # text without a value behind it
+                continue
+            value, name = formatter.get_field(place, (), row)
+            if value == "":
+                raise InputError(f"field {place!r} is empty")
+            if not isinstance(value, (str, int, float)):
+                raise InputError(f"field {place!r} is {type(value).__name__}, not text")
+            if isinstance(value, str) and isinstance(text_or_messages(value, place), list):
+                raise InputError(f"field {place!r} is a message list, not text")
+            names.append(name)
+        return template.format(**row), names
+    except InputError:
+        raise
+    except KeyError as error:
+        raise InputError(
+            f"--prompt-template {template!r} does not fit the row (no value for {error})"
+        ) from None
+    except (IndexError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"--prompt-template {template!r} does not fit the row ({error!r})") from None
 
 
 def is_one_message_list(row):
@@ -116,6 +133,10 @@ def prompt_and_response(row):
     response = field(row, *RESPONSE)
     name = name_with_value(row, *RESPONSE)
     if isinstance(prompt, str) and isinstance(response, str):
+        if turns_of_text(prompt) and response.startswith(prompt):  # a whole dialogue, as HH-RLHF writes it
+            response = response.removeprefix(prompt)
+            if not response.strip():
+                raise InputError(f"an answer is empty, in {name!r}")
         return Texts(prompt, [response], None, ("prompt", name))
     prompt, answer = response_at_the_answer(prompt, as_messages(response, "assistant"), name)
     return from_messages(row, prompt, [answer], ["prompt", name])

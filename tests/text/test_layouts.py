@@ -1,17 +1,30 @@
 """Every layout of a row -> prompt and answers; bad rows and pairs by file and line."""
 
+import json
+
 import pytest
 from helpers.rows import ASKED, BYE, HELLO, USER, load
 
 from nanoroads.errors import InputError
 from nanoroads.text import data, layouts
 from nanoroads.text.data import Limits
+from nanoroads.text.rows import parse
 
 
 @pytest.mark.parametrize("name", ["response", "completion"])
 def test_sft_rows(encoding, rows, name):
     path = rows({"prompt": "Q", name: "A"}, {"prompt": "é木\n", name: " 🌲", "id": 7})
     assert load(path, layouts.sft_texts, encoding) == ([("Q", ["A"]), ("é木\n", [" 🌲"])], ["Q", "é木\n"])
+
+
+def test_a_dialogue_of_text_holds_its_prompt_once(encoding, rows):
+    prompt = "\n\nHuman: a\n\nAssistant:"
+    for row in ({"prompt": prompt, "response": prompt + " b"}, {"prompt": prompt, "completion": " b"}):
+        assert load(rows(row), layouts.sft_texts, encoding)[0] == [(prompt, [" b"])]
+    quotation = {"prompt": "A river:", "response": "A river: a stream"}
+    assert load(rows(quotation), layouts.sft_texts, encoding)[0] == [("A river:", ["A river: a stream"])]
+    with pytest.raises(InputError, match="an answer is empty, in 'response'"):
+        load(rows({"prompt": prompt, "response": prompt + " "}), layouts.sft_texts, encoding)
 
 
 def test_prompt_template(encoding, rows):
@@ -21,14 +34,32 @@ def test_prompt_template(encoding, rows):
     assert layouts.sft_texts({"id": 7, "summary": "s"}, "{id}:")[:2] == ("7:", ["s"])
     for value, says in (
         ("", "empty"),
-        ([USER], "a list, not text"),
-        (["text"], "a list, not text"),
+        ([USER], "list, not text"),
+        (["text"], "list, not text"),
         ({}, "dict, not text"),
+        (json.dumps([USER]), "a message list, not text"),
     ):
         with pytest.raises(InputError, match=f"field 'document' is {says}"):
             layouts.sft_texts({"document": value, "summary": "s"}, "{document}\n\nTL;DR:")
     for template in ("{nothing}", "{", "{0}", "{summary.x}", "{summary[x]}"):
         with pytest.raises(InputError, match="rows.jsonl:1: --prompt-template .* does not fit"):
+            load(path, lambda row, t=template: layouts.sft_texts(row, t), encoding)
+
+
+def test_prompt_template_with_values_that_lie_deeper(encoding, rows):
+    row = {"info": {"post": "p", "title": None, "tags": ["a", None], "id": 7}, "summary": "s"}
+    path = rows(row)
+    texts = layouts.sft_texts(parse(row), "{info[id]}. {info[post]} {info[tags][0]}")
+    assert texts.prompt == "7. p a" and set(texts.fields) == {"info", "summary"}
+    for template, says in (
+        ("{info[title]}", "does not fit the row .no value for 'title'"),
+        ("{info[tags][1]}", "field 'info.tags..1.' is NoneType, not text"),
+        ("{info[tags]}", "field 'info.tags.' is list, not text"),
+        ("{info}", "field 'info' is dict, not text"),
+        ("{info.__class__}", "field 'info.__class__' is type, not text"),
+        ("{summary.upper}", "field 'summary.upper' is builtin_function_or_method, not text"),
+    ):
+        with pytest.raises(InputError, match=says):
             load(path, lambda row, t=template: layouts.sft_texts(row, t), encoding)
 
 
