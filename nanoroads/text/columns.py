@@ -5,6 +5,8 @@ prompt, a margin, or scores that say that both answers are equally good."""
 
 from collections import Counter
 
+from nanoroads.text.layouts import BAD_LABELS, GOOD_LABELS
+
 # A column of numbers of these kinds for the chosen answer has a counterpart for the rejected one.
 SCORES = ("score", "rating", "reward")
 MOST_NAMES = 12  # of columns that are named in one line
@@ -20,6 +22,7 @@ class Columns:
         self.inverted = Counter()  # column of scores -> rows in which the rejected answer has more
         self.small_margins = Counter()  # column of margins -> rows in which it is 0 or less
         self.bad_labels = 0  # rows with one answer, and label false
+        self.other_labels = 0  # those whose label is neither true nor false, but a class, say
         self.repeated_prompts = 0  # rows in which each answer begins with the prompt
 
     def add(self, row, texts):
@@ -29,8 +32,11 @@ class Columns:
             if name not in texts.fields:
                 self.unread[name] += 1
         self.add_scores(row)
-        if row.get("label") is False and len(texts.answers) == 1:
-            self.bad_labels += 1
+        if "label" in row and len(texts.answers) == 1:
+            if row["label"] in BAD_LABELS:
+                self.bad_labels += 1
+            elif row["label"] not in GOOD_LABELS:
+                self.other_labels += 1
         if isinstance(texts.prompt, str) and texts.answers:
             if all(answer.startswith(texts.prompt) for answer in texts.answers):
                 self.repeated_prompts += 1
@@ -63,7 +69,7 @@ class Columns:
             lines.append(f"{name} and {counterpart}: {counts}")
         for name, count in self.small_margins.items():
             lines.append(f"{name}: 0 or less in {count:,} {of_rows}")
-        if self.bad_labels:
+        if self.bad_labels and not self.other_labels:
             marked = f"answers marked as bad (false) in {self.bad_labels:,} {of_rows}"
             lines.append(f"label: {marked}; such rows, KTO's, are imitated like the others")
         if self.repeated_prompts:

@@ -48,6 +48,9 @@ OTHER_NAMES = {
     "chosen": ("preferred_output", "accepted", "response_chosen", "completion", "response"),
     "rejected": ("non_preferred_output", "response_rejected"),
 }
+# What "label" holds beside a single answer, in KTO's rows.
+GOOD_LABELS = (True, 1, "true", "True", "1")
+BAD_LABELS = (False, 0, "false", "False", "0")
 
 
 class Texts(NamedTuple):
@@ -340,7 +343,7 @@ def either(names):
 
 def renaming_hint(row, name):
     """For an error: what the row has that may be the field `name`."""
-    if name in ("chosen", "rejected") and isinstance(row.get("label"), bool):
+    if name in ("chosen", "rejected") and row.get("label") in GOOD_LABELS + BAD_LABELS:
         return "; its 'label' marks a single answer as good or bad (as KTO has it), and pairs are wanted"
     for other in OTHER_NAMES.get(name, ()):
         if has_value(row, other):

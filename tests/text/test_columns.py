@@ -76,15 +76,18 @@ def test_margins_of_nothing_are_counted(encoding, rows, capsys):
         assert said(path, layouts.preference_texts, encoding, capsys) == says
 
 
-def test_single_answers_with_a_label_are_named(encoding, rows, capsys):
+@pytest.mark.parametrize("good, bad", [(True, False), (1, 0), (1.0, 0.0), ("True", "False"), ("1", "0")])
+def test_single_answers_with_a_label_are_named(good, bad, encoding, rows, capsys):
     """KTO's rows: SFT imitates good and bad alike, and says so; they are no pairs."""
-    path = rows(*({"prompt": "Q", "completion": "A", "label": label} for label in (True, False, False)))
+    path = rows(*({"prompt": "Q", "completion": "A", "label": label} for label in (good, bad, bad)))
     assert said(path, layouts.sft_texts, encoding, capsys) == [
         "columns not read: label",
         "label: answers marked as bad (false) in 2 of 3 rows; such rows, KTO's, are imitated like the others",
     ]
     with pytest.raises(InputError, match="has no field 'chosen'.*'label' marks a single answer"):
         data.load(path, layouts.preference_texts, encoding, Limits(99))
+    path = rows(*({"prompt": "Q", "completion": "A", "label": label} for label in (good, bad, 2)))
+    assert said(path, layouts.sft_texts, encoding, capsys) == ["columns not read: label"]  # classes
 
 
 @pytest.mark.parametrize(
