@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from nanoroads.text.columns import Columns
 from nanoroads.text.data import SAME_TOKENS
+from nanoroads.text.encode import left_out_line
 from nanoroads.text.layouts import SAME_ANSWERS
 from nanoroads.text.split import held_out_rows, prompt_keys
 from nanoroads.text.tokenizer import special_pattern, stop_ids
@@ -33,6 +34,7 @@ class Findings:
     chosen: set = field(default_factory=set)  # hashes of a prompt and its chosen answer
     rejected: set = field(default_factory=set)
     columns: Columns = field(default_factory=Columns)
+    left_out: str = ""  # of the generation prompt, in the first row where the template drops some of it
 
 
 def examine(readings, encoding):
@@ -57,6 +59,7 @@ def look(findings, reading, special, stops):
             if special and special.search(said(answer)):
                 findings.counts["special"] += 1
     if reading.whole:
+        findings.left_out = findings.left_out or reading.whole.left_out
         names = ["prompt", *RESPONSE_NAMES[findings.responses]]
         for name, tokens in zip(names, [reading.whole.prompt, *reading.whole.responses], strict=True):
             findings.lengths.setdefault(name, array("i")).append(len(tokens))
@@ -118,17 +121,22 @@ def look_at_tokens(findings, reading, stops):
 # ---------------------------------------------------------------- what to say
 
 
-def report(findings, path, held_out=None, held_out_path=None):
+def report(findings, path, held_out=None, held_out_path=None, skip_bad_rows=False):
     """Findings -> lines. held_out: Findings of --eval-data, if there is one."""
     lines = [f"whole file: {path}"]
     lines += count_lines(findings)
     lines += split_lines(findings, held_out, held_out_path)
     lines += length_lines(findings)
     lines += [f"  {line}" for line in findings.columns.lines()]
+    if findings.left_out:
+        lines.append(f"  {left_out_line(findings.left_out)}")
     lines += error_lines(findings)
     if held_out and held_out.errors:
         lines += [f"held-out file: {held_out_path}", *error_lines(held_out)]
-    todo = [*advice(findings), *split_advice(findings, held_out)]
+    todo = error_advice(findings, "", skip_bad_rows)
+    if held_out:
+        todo += error_advice(held_out, f" of {held_out_path}", skip_bad_rows)
+    todo += [*advice(findings), *split_advice(findings, held_out)]
     return [*lines, "what to do", *(f"  {line}" for line in todo or ["nothing: every row can be trained"])]
 
 
@@ -211,15 +219,24 @@ def error_lines(findings):
     return lines
 
 
+def error_advice(findings, of_file, skip_bad_rows):
+    """What to do about rows that cannot be used. of_file: which file they are in, if it must be said."""
+    if not findings.errors:
+        return []
+    bad = f"bad rows{of_file} ({findings.errors.total():,})"
+    if not findings.keys:
+        return [f"{bad} are all that there are: edit the file, since nothing can be read of it"]
+    if skip_bad_rows:
+        return [f"{bad} are left out: edit the lines named above to keep them"]
+    return [f"{bad} stop the run: edit the lines named above, or give --skip-bad-rows"]
+
+
 def advice(findings):
-    """What to do about each finding, as lines."""
+    """What to do about each other finding, as lines."""
     counts = findings.counts
     longest = {name: max(lengths) for name, lengths in findings.lengths.items()}
     longest_response = max((longest[name] for name in longest if name != "prompt"), default=0)
     lines = []
-    if findings.errors:
-        bad = findings.errors.total()
-        lines.append(f"bad rows ({bad:,}) stop the run: edit the lines named above, or give --skip-bad-rows")
     if counts["identical"] + counts["identical tokens"]:
         lines.append("identical pairs prefer nothing: remove them from the file")
     if counts["identical when cut"] or counts["cut responses"]:
@@ -237,6 +254,8 @@ def advice(findings):
     if 3 * max(counts["chosen longer"], counts["rejected longer"]) > 2 * len(findings.keys) > 100:
         lines.append("length tells most pairs apart: it may be what is learned; watch the length of samples")
     lines += column_advice(findings.columns)
+    if findings.left_out:
+        lines.append("a chat template that keeps the end of its generation prompt would be trained behind it")
     return lines
 
 
@@ -255,7 +274,9 @@ def column_advice(columns):
 
 
 def split_advice(findings, held_out):
-    """What to do about prompts on both sides."""
+    """What to do about prompts on both sides, or where nothing can be held out."""
+    if held_out is None and findings.responses and len(findings.keys) == 1:
+        return ["one row cannot be split: at least two are needed, one of them to be held out"]
     if not findings.responses or not in_both(findings, held_out):
         return []
     if held_out is None:

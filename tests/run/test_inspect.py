@@ -134,6 +134,51 @@ def test_held_out_files_are_examined_too(tmp_path, capsys):
     assert lines[-1] == "prompts on both sides: remove them from one file, or held-out measures say too much"
 
 
+@pytest.mark.parametrize(
+    "bad, bad_held_out, skip, says",
+    [
+        (1, 0, False, "bad rows (1) stop the run: edit the lines named above, or give --skip-bad-rows"),
+        (1, 0, True, "bad rows (1) are left out: edit the lines named above to keep them"),
+        (0, 2, False, "bad rows of {other} (2) stop the run: "),
+        (0, 2, True, "bad rows of {other} (2) are left out: "),
+    ],
+)
+def test_what_becomes_of_bad_rows(bad, bad_held_out, skip, says, tmp_path, capsys):
+    good = [GOOD, GOOD | {"prompt": "Q2"}]
+    path = write_jsonl(tmp_path / "rows.jsonl", good + [{"prompt": "Q3"}] * bad)
+    other = write_jsonl(tmp_path / "test.jsonl", [GOOD | {"prompt": "Q4"}] + [{}] * bad_held_out)
+    limits = Limits(40, skip_bad_rows=skip)
+    lines = reported(capsys, path, other, layouts.preference_texts, byte_encoding(), limits)
+    assert lines[-2] == "what to do" and lines[-1].startswith(says.format(other=other))
+
+
+def test_files_that_cannot_be_trained_are_not_called_good(tmp_path, capsys):
+    path = write_jsonl(tmp_path / "rows.jsonl", [GOOD])
+    lines = reported(capsys, path, None, layouts.preference_texts, byte_encoding(), Limits(40))
+    assert lines[-1] == "one row cannot be split: at least two are needed, one of them to be held out"
+    other = write_jsonl(tmp_path / "test.jsonl", [GOOD | {"prompt": "Q2"}])
+    lines = reported(capsys, path, other, layouts.preference_texts, byte_encoding(), Limits(40))
+    assert lines[-1] == "nothing: every row can be trained"
+    path = write_jsonl(tmp_path / "rows.jsonl", [{}] * 3)
+    for skip in (False, True):
+        limits = Limits(40, skip_bad_rows=skip)
+        lines = reported(capsys, path, None, layouts.preference_texts, byte_encoding(), limits)
+        assert lines[-1].startswith("bad rows (3) are all that there are: edit the file")
+
+
+def test_what_a_template_drops_of_its_generation_prompt_is_said(tmp_path, capsys):
+    template = (
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}<e>{% endfor %}"
+        "{% if add_generation_prompt %}assistant:<think>{% endif %}"
+    )
+    encoding = chat_folder(tmp_path, template)
+    rows = [{"messages": [USER | {"content": f"hi {i}"}, HELLO]} for i in range(2)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    lines = reported(capsys, path, None, layouts.sft_texts, encoding, Limits(99))
+    assert any("drops the end of its generation prompt, '<think>'" in line for line in lines)
+    assert lines[-1].startswith("a chat template that keeps the end of its generation prompt")
+
+
 def test_one_prompt_and_one_length_are_found(tmp_path, capsys):
     rows = [{"prompt": "Q", "chosen": f"long {i}", "rejected": "n"} for i in range(60)]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
