@@ -43,6 +43,7 @@ from nanoroads.weights.files import (
     write_json,
     write_safetensors,
 )
+from nanoroads.weights.folder import TEMPLATES
 from nanoroads.weights.hf import TOKENIZER_FILES, copy_tokenizer_files, save_hf
 
 
@@ -218,9 +219,10 @@ class Run:
         if (folder / "config.json").exists():  # the last file of an export
             print(f"{folder} holds a model already and is left as it is")
             return
-        left_by_an_export = ("model.safetensors", *TOKENIZER_FILES, LOCK)
+        left_by_an_export = ("model.safetensors", *TOKENIZER_FILES, TEMPLATES, LOCK)
         for path in folder.glob("*"):
-            if not path.name.startswith(left_by_an_export):
+            leads_elsewhere = path.is_symlink() and path.is_dir()
+            if leads_elsewhere or not path.name.startswith(left_by_an_export):
                 raise InputError(f"--export-hf {folder}: exists, and is not empty")
         name = identity.find(self.out, read_config(self.out), "tokenizer")
         folder.mkdir(parents=True, exist_ok=True)

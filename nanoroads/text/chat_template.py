@@ -17,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from nanoroads.errors import InputError
 from nanoroads.text.bounds import OutOfBounds, bounded
 from nanoroads.text.tokenizer_json import FolderEncoding
-from nanoroads.weights.folder import own_file, read_bytes
+from nanoroads.weights.folder import TEMPLATES, own_file, read_bytes
 
 # What a template may take to be compiled, or to write one conversation: real ones take milliseconds.
 MOST_SECONDS = 3
@@ -64,7 +64,8 @@ class Generation(Extension):
 def template(encoding: tiktoken.Encoding, name: str = "default") -> jinja2.Template | None:
     """The compiled template of the encoding's folder, or None if it has none. Raises InputError.
 
-    It is in chat_template.jinja, else in tokenizer_config.json, which may hold several by name."""
+    It is in chat_template.jinja, with others by name in a folder beside it, or else in
+    tokenizer_config.json, which may hold several."""
     folder = getattr(encoding, "folder", None)
     if folder is None:
         return None
@@ -88,9 +89,10 @@ def template(encoding: tiktoken.Encoding, name: str = "default") -> jinja2.Templ
 
 def template_source(folder, config, name):
     """The template's text, or None. A folder may hold several; without `name`, "default" is the one."""
-    path = own_file(folder, "chat_template.jinja")
-    if path is not None:
-        return read_bytes(path, MOST_CHARACTERS).decode("utf-8")
+    for file_name in (f"{TEMPLATES}/{name}.jinja", "chat_template.jinja"):
+        path = own_file(folder, file_name)
+        if path is not None:
+            return read_bytes(path, MOST_CHARACTERS).decode("utf-8")
     source = config.get("chat_template")
     if isinstance(source, list):
         by_name = {named["name"]: named["template"] for named in source}

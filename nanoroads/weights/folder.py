@@ -15,6 +15,7 @@ from nanoroads.errors import InputError
 # The largest tokenizer.json that is known is 33 MB, the largest other JSON file of a model 9 MB.
 MOST_BYTES = 2**26
 MOST_DEPTH = 100  # objects and lists inside one another; a tool's JSON schema has some 20
+TEMPLATES = "additional_chat_templates"  # a folder with chat templates by name, as one for tools
 MARK_OF_SHARED_BLOBS = ".huggingface-shared-blobs"
 
 # ---------------------------------------------------------------- where a file is

@@ -23,7 +23,7 @@ from nanoroads.weights.files import (
     write_json,
     write_safetensors,
 )
-from nanoroads.weights.folder import is_name_inside, own_file, read_json_object
+from nanoroads.weights.folder import TEMPLATES, is_name_inside, own_file, read_json_object
 from nanoroads.weights.hf_config import column, nearest_family, to_gpt_config, to_hf_config
 
 # Names of modules, after the prefix that all but lm_head carry; # is the layer's number. Mistral
@@ -210,19 +210,21 @@ def take_tensor(found, name, kind, config, path):
 
 
 def copy_tokenizer_files(source, folder):
-    """Copy the files that TOKENIZER_FILES names from one model's folder into another.
+    """Copy the files that TOKENIZER_FILES names, and TEMPLATES, from one model's folder into another.
 
     What is no file of the source's own, a link to elsewhere or a folder, is left out, with a word."""
-    for path in sorted(Path(source).iterdir()):
-        if not path.name.startswith(TOKENIZER_FILES):
-            continue
+    names = [path.name for path in Path(source).iterdir() if path.name.startswith(TOKENIZER_FILES)]
+    names += [f"{TEMPLATES}/{path.name}" for path in Path(source, TEMPLATES).glob("*.jinja")]
+    for name in sorted(names):
         try:
-            own_file(source, path.name)
+            path = own_file(source, name)
         except InputError as error:
             print(printable(f"not copied into {folder}: {error}"))
             continue
+        copy = Path(folder) / name
+        copy.parent.mkdir(exist_ok=True)
         # Renamed into its place: a link that has this name there is replaced, and not written through.
-        write_atomic(Path(folder) / path.name, functools.partial(shutil.copyfile, path))
+        write_atomic(copy, functools.partial(shutil.copyfile, path))
 
 
 def save_hf(folder, model, eos=None):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nanoroads.errors import InputError
 from nanoroads.weights.files import local_folder, read_config
-from nanoroads.weights.folder import own_file
+from nanoroads.weights.folder import TEMPLATES, own_file
 
 # What decides how a Hugging Face folder reads text: the beginnings of the files' names.
 TEXT_FILES = ("tokenizer", "special_tokens", "chat_template", "generation_config")
@@ -69,7 +69,9 @@ def of_tokenizer(folder: Path) -> dict[str, str]:
     """{"tokenizer": hash} of a folder's tokenizer files; {} where there are none."""
     if not folder.is_dir():  # roadmap or gpt2
         return {}
-    files = own_files(folder, [path.name for path in folder.iterdir() if path.name.startswith(TEXT_FILES)])
+    names = [path.name for path in folder.iterdir() if path.name.startswith(TEXT_FILES)]
+    names += [f"{TEMPLATES}/{path.name}" for path in folder.glob(f"{TEMPLATES}/*.jinja")]
+    files = own_files(folder, names)
     return {"tokenizer": of_files(files)} if files else {}
 
 

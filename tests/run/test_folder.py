@@ -104,4 +104,8 @@ def test_a_run_is_exported_with_its_tokenizer_files(tmp_path):
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty"):
         run.export()
+    (folder / "notes.txt").unlink()
+    (folder / "additional_chat_templates").symlink_to(tmp_path)  # nothing is written through it
+    with pytest.raises(InputError, match="not empty"):
+        run.export()
     assert (folder / "model.safetensors").read_bytes() == b"another model"

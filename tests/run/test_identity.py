@@ -237,6 +237,17 @@ def test_only_a_models_own_files_are_hashed(sft, tmp_path):
     assert identity.of_model(folder)["weights"] == identity.of_files([])
 
 
+def test_a_chat_template_for_tools_is_a_part_of_the_tokenizer(tmp_path):
+    folder = byte_tokenizer(tmp_path / "model")
+    templates = folder / "additional_chat_templates"
+    templates.mkdir()
+    seen = [identity.of_tokenizer(folder)]
+    for text in ("{{ tools }}", "{{ messages }}"):
+        (templates / "tool_use.jinja").write_text(text)
+        seen.append(identity.of_tokenizer(folder))
+    assert len({made_of["tokenizer"] for made_of in seen}) == 3
+
+
 # ---------------------------------------------------------------- where things are
 
 

@@ -346,6 +346,17 @@ def test_tools_go_to_the_template(tmp_path):
     assert encode_row(encoding, [USER]) == encode_row(make(tmp_path, CHATML), [USER])
 
 
+def test_templates_by_name_lie_in_a_folder(tmp_path):
+    """As transformers has written them since 4.51."""
+    encoding = make(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates/tool_use.jinja").write_text(TOOLS)
+    hf = from_transformers(tmp_path)
+    for tools in (None, [TOOL]):
+        assert encode_row(encoding, [USER], tools=tools).prompt == as_trl(hf, [USER], [BOT], tools)[0]
+
+
 def test_tool_calls_are_an_answer(tmp_path):
     encoding = make(tmp_path, TOOLS)
     hf = from_transformers(tmp_path)

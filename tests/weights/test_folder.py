@@ -272,6 +272,10 @@ def test_an_export_copies_the_folders_own_files(model, whole, tmp_path, capsys):
     (model / "tokenizer.model").symlink_to(tmp_path / "secret")
     (model / "vocab.d").mkdir()
     (model / "merges.txt").symlink_to("tokenizer_config.json")
+    templates = "additional_chat_templates"
+    (model / templates).mkdir()
+    (model / templates / "tool_use.jinja").write_text("{{ tools }}")
+    (model / templates / "rag.jinja").symlink_to(tmp_path / "secret")
     out = tmp_path / "out"
     out.mkdir()
     (out / "chat_template.jinja").symlink_to(tmp_path / "secret")  # as somebody may have left it there
@@ -282,10 +286,13 @@ def test_an_export_copies_the_folders_own_files(model, whole, tmp_path, capsys):
         "generation_config.json",
         "chat_template.jinja",
         "merges.txt",
+        templates,
     }
+    assert [path.name for path in (out / templates).iterdir()] == ["tool_use.jinja"]
     assert {path.name for path in out.iterdir()} == names
     assert not any(path.is_symlink() for path in out.iterdir())
     assert (tmp_path / "secret").read_text() == "a secret"
     assert (out / "merges.txt").read_bytes() == (whole / "tokenizer_config.json").read_bytes()
     printed = capsys.readouterr().out
-    assert "tokenizer.model: a link to" in printed and "vocab.d: is a folder" in printed
+    for left_out in ("tokenizer.model: a link to", "rag.jinja: a link to", "vocab.d: is a folder"):
+        assert left_out in printed
