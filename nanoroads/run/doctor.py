@@ -121,8 +121,8 @@ def look_at_tokens(findings, reading, stops):
 # ---------------------------------------------------------------- what to say
 
 
-def report(findings, path, held_out=None, held_out_path=None, skip_bad_rows=False):
-    """Findings -> lines. held_out: Findings of --eval-data, if there is one."""
+def report(findings, path, limits, held_out=None, held_out_path=None):
+    """Findings -> lines. limits: data Limits. held_out: Findings of --eval-data, if there is one."""
     lines = [f"whole file: {path}"]
     lines += count_lines(findings)
     lines += split_lines(findings, held_out, held_out_path)
@@ -133,10 +133,10 @@ def report(findings, path, held_out=None, held_out_path=None, skip_bad_rows=Fals
     lines += error_lines(findings)
     if held_out and held_out.errors:
         lines += [f"held-out file: {held_out_path}", *error_lines(held_out)]
-    todo = error_advice(findings, "", skip_bad_rows)
+    todo = error_advice(findings, "", limits.skip_bad_rows)
     if held_out:
-        todo += error_advice(held_out, f" of {held_out_path}", skip_bad_rows)
-    todo += [*advice(findings), *split_advice(findings, held_out)]
+        todo += error_advice(held_out, f" of {held_out_path}", limits.skip_bad_rows)
+    todo += [*cut_advice(findings, limits.context), *advice(findings), *split_advice(findings, held_out)]
     return [*lines, "what to do", *(f"  {line}" for line in todo or ["nothing: every row can be trained"])]
 
 
@@ -231,18 +231,33 @@ def error_advice(findings, of_file, skip_bad_rows):
     return [f"{bad} stop the run: edit the lines named above, or give --skip-bad-rows"]
 
 
-def advice(findings):
-    """What to do about each other finding, as lines."""
+def cut_advice(findings, context):
+    """Which limits would cut nothing, as far as the model's context allows."""
     counts = findings.counts
     longest = {name: max(lengths) for name, lengths in findings.lengths.items()}
     longest_response = max((longest[name] for name in longest if name != "prompt"), default=0)
     lines = []
+    if counts["identical when cut"] or counts["cut responses"]:
+        lines.append(limit_line("response", longest_response, context))
+    if counts["cut prompts"]:
+        lines.append(limit_line("prompt", longest["prompt"], context))
+    return lines
+
+
+def limit_line(name, longest, context):
+    """The limit that the longest prompt, or response, needs. Of the context the other needs a token."""
+    if longest >= context:
+        sizes = f"its {longest:,} tokens do not fit into the model's context of {context:,}"
+        return f"the longest {name} is cut in any case: {sizes}"
+    return f"--max-{name}-tokens {longest} would cut no {name}"
+
+
+def advice(findings):
+    """What to do about each other finding, as lines."""
+    counts = findings.counts
+    lines = []
     if counts["identical"] + counts["identical tokens"]:
         lines.append("identical pairs prefer nothing: remove them from the file")
-    if counts["identical when cut"] or counts["cut responses"]:
-        lines.append(f"--max-response-tokens {longest_response} would cut no response")
-    if counts["cut prompts"]:
-        lines.append(f"--max-prompt-tokens {longest['prompt']} would cut no prompt")
     if 2 * counts["without EOS"] > counts["responses"]:
         lines.append("most responses have no EOS: a model trained on them may not learn to stop")
     if counts["special"]:

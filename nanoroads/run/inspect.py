@@ -24,7 +24,7 @@ def inspect(path, held_out_path, layout, encoding, limits, examples=3):
     if held_out_path:
         held_out = examine(readings(held_out_path, layout, encoding, limits), encoding)
     show_examples(first, encoding)
-    for line in report(findings, path, held_out, held_out_path, limits.skip_bad_rows):
+    for line in report(findings, path, limits, held_out, held_out_path):
         print(printable(line))
 
 

@@ -103,9 +103,9 @@ def test_every_fault_of_a_file_of_pairs_is_counted(tmp_path, capsys):
         "1 line 10: has no field 'chosen', only 'prompt'",
         "what to do",
         "bad rows (5) stop the run: edit the lines named above, or give --skip-bad-rows",
-        "identical pairs prefer nothing: remove them from the file",
         "--max-response-tokens 27 would cut no response",
         "--max-prompt-tokens 9 would cut no prompt",
+        "identical pairs prefer nothing: remove them from the file",
         "special tokens in responses: see the examples; what the chat template writes, remove",
         "duplicates weigh double: remove them, unless they are meant to",
         "an answer both chosen and rejected: decide, unless your labels are meant to be noisy",
@@ -164,6 +164,19 @@ def test_files_that_cannot_be_trained_are_not_called_good(tmp_path, capsys):
         limits = Limits(40, skip_bad_rows=skip)
         lines = reported(capsys, path, None, layouts.preference_texts, byte_encoding(), limits)
         assert lines[-1].startswith("bad rows (3) are all that there are: edit the file")
+
+
+def test_a_limit_beyond_the_context_is_not_advised(tmp_path, capsys):
+    rows = [GOOD | {"prompt": "Q" * 40}, GOOD | {"prompt": "Q" * 39, "chosen": "a" * 39}]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    limits = Limits(40, max_prompt=9, max_response=9)
+    lines = reported(capsys, path, None, layouts.preference_texts, byte_encoding(), limits)
+    for name, count in (("prompt", 40), ("response", 40)):  # a response has an EOS
+        sizes = f"its {count} tokens do not fit into the model's context of 40"
+        assert f"the longest {name} is cut in any case: {sizes}" in lines
+    limits = Limits(41, max_prompt=9, max_response=9)
+    lines = reported(capsys, path, None, layouts.preference_texts, byte_encoding(), limits)
+    assert "--max-prompt-tokens 40 would cut no prompt" in lines
 
 
 def test_what_a_template_drops_of_its_generation_prompt_is_said(tmp_path, capsys):
