@@ -17,6 +17,8 @@ from nanoroads.text import chat, chat_template, tokenizer
 from nanoroads.text.layouts import TextOrMessages, chat_text
 from nanoroads.text.trusted import TrustedText
 
+NO_ANSWER = "the chat template leaves the answer out, or it holds only blanks and what ends an answer"
+
 
 class EncodedRow(NamedTuple):
     """One row as tokens."""
@@ -50,7 +52,7 @@ def encode_row(
     responses = []
     for response in conversation.responses:
         if says_nothing(encoding, response):
-            raise InputError("the chat template leaves the answer out")
+            raise InputError(NO_ANSWER)
         responses.append(ended(encoding, response))
     return EncodedRow(conversation.prompt, responses, conversation.text, conversation.left_out)
 
