@@ -79,9 +79,9 @@ def bounded_memory(more_bytes):
         pages = int(sizes.read().split()[0])  # of the address space
     limit = pages * resource.getpagesize() + more_bytes
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    for other in (soft, hard):
-        if other != resource.RLIM_INFINITY:
-            limit = min(limit, other)
+    for limit_before in (soft, hard):
+        if limit_before != resource.RLIM_INFINITY:
+            limit = min(limit, limit_before)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     try:
         yield

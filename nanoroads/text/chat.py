@@ -47,10 +47,11 @@ def encode_conversation(
         check_tool_calls(encoding, messages, tools, prompt, add_generation_prompt=True)
         return Conversation(prompt_ids, [], trusted.original(prompt), "")
 
-    wholes = [render(encoding, [*messages, answer], tools=tools) for answer in answers]
-    for answer, whole in zip(answers, wholes, strict=True):
+    wholes = []  # the conversation with each answer, as text
+    for answer in answers:
+        whole = render(encoding, [*messages, answer], tools=tools)
         check_tool_calls(encoding, [*messages, answer], tools, whole)
-    wholes = [up_to_its_end(whole, answer_end(encoding)) for whole in wholes]
+        wholes.append(up_to_its_end(whole, answer_end(encoding)))
     if all(whole.startswith(prompt) for whole in wholes):
         responses = [trusted.ids(whole[len(prompt) :]) for whole in wholes]
         return Conversation(prompt_ids, responses, trusted.original(prompt), "")
@@ -80,7 +81,9 @@ def check_tool_calls(encoding, messages, tools, rendered, add_generation_prompt=
         return
     without = []
     for message in messages:
-        without.append({key: value for key, value in message.items() if key != "tool_calls"})
+        message = dict(message)
+        message.pop("tool_calls", None)
+        without.append(message)
     try:
         rendered_without = render(encoding, without, add_generation_prompt, tools)
     except InputError:  # a template that needs the calls reads them
@@ -100,9 +103,9 @@ def check_conversation_stays(encoding, messages, tools, prompt, wholes):
             raise InputError("the chat template writes the prompt differently once an answer follows it")
 
 
-def common_beginning(one, other):
+def common_beginning(sequence, counterpart):
     """How many tokens, or characters, two sequences begin with in common."""
-    for place, (item, counterpart) in enumerate(zip(one, other, strict=False)):
-        if item != counterpart:
+    for place, (item, item_there) in enumerate(zip(sequence, counterpart, strict=False)):
+        if item != item_there:
             return place
-    return min(len(one), len(other))
+    return min(len(sequence), len(counterpart))

@@ -23,13 +23,13 @@ SAME_TOKENS = "'chosen' and 'rejected' are the same once encoded and cut"
 
 
 class Limits(NamedTuple):
-    """How long the rows of a file may be, in tokens, and what becomes of those that do not fit."""
+    """How long the rows of a file may be, in tokens, and what becomes of those that do not fit.
+
+    Where max_prompt or max_response is None, the context alone limits it."""
 
     context: int  # the model's block_size
-    max_prompt: int | None = None  # keep the last max_prompt tokens; None: only the context limits
-    max_response: int | None = (
-        None  # keep the first max_response tokens, then no EOS; None: only the context limits
-    )
+    max_prompt: int | None = None  # keep the last max_prompt tokens
+    max_response: int | None = None  # keep the first max_response tokens; then there is no EOS
     skip_bad_rows: bool = False  # leave out rows that do not fit, and say how many
     hint: str = ""  # for rows that are too long; appended to the error, so it begins with a space
     row_hint: str = ""  # the same for any row that cannot be used
@@ -74,9 +74,8 @@ class Rows:
         first = {}  # prompt as bytes -> where it stands first
         for i, key in enumerate(prompt_keys(self.prompts)):
             first.setdefault(key, i)
-        places = list(first.values())
-        prompts, _ = self.take(places)
-        return Rows(prompts, [[] for _ in prompts], [self.texts[i] for i in places])
+        kept = self.select(list(first.values()))
+        return Rows(kept.prompts, [[] for _ in kept.prompts], kept.texts)
 
 
 # ---------------------------------------------------------------- limits

@@ -11,7 +11,7 @@ import re
 
 from nanoroads.errors import InputError
 
-# Two messages are the same turn if these are equal; others are bookkeeping, such as an id or a score.
+# Two messages are the same turn if these keys are equal; the rest is bookkeeping: an id, a score.
 READ_KEYS = ("role", "content", "tool_calls", "name", "reasoning_content", "thinking", "reasoning")
 NOT_THE_ASSISTANT = ("user", "system", "developer")
 # A turn of a dialogue as HH-RLHF writes it: after a blank line, or at the beginning, where the system may
@@ -23,15 +23,17 @@ HH_ROLES = {"System": "system", "Human": "user", "Assistant": "assistant"}
 # ---------------------------------------------------------------- comparing
 
 
-def same_turn(one: dict, other: dict) -> bool:
+def same_turn(message: dict, counterpart: dict) -> bool:
     """Whether two messages say the same. Blanks around it count in an answer only.
 
     A data set that has its prompt apart has often stripped it."""
     for key in READ_KEYS:
-        said, counterpart = one.get(key), other.get(key)
-        if key == "content" and one["role"] != "assistant":
-            said, counterpart = said.strip(), counterpart.strip()
-        if said != counterpart:
+        said = message.get(key)
+        said_there = counterpart.get(key)
+        if key == "content" and message["role"] != "assistant":
+            said = said.strip()
+            said_there = said_there.strip()
+        if said != said_there:
             return False
     return True
 
@@ -41,12 +43,12 @@ def same_turns(messages: list[dict], counterparts: list[dict]) -> bool:
     return len(messages) == len(counterparts) and all(map(same_turn, messages, counterparts))
 
 
-def shared_beginning(one: list[dict], other: list[dict]) -> int:
+def shared_beginning(dialogue: list[dict], counterpart: list[dict]) -> int:
     """How many messages stand before the first that differs, or before the end of the shorter list."""
-    for place, (message, counterpart) in enumerate(zip(one, other, strict=False)):
-        if not same_turn(message, counterpart):
+    for place, (message, message_there) in enumerate(zip(dialogue, counterpart, strict=False)):
+        if not same_turn(message, message_there):
             return place
-    return min(len(one), len(other))
+    return min(len(dialogue), len(counterpart))
 
 
 def overlap(before: list[dict], after: list[dict]) -> int:
@@ -119,8 +121,8 @@ def completed(prompt, messages):
 def completed_by_text(text, messages):
     """The same for a prompt that is text: which turn it is, the dialogue itself says.
 
-    UltraFeedback has the user's first message a second time, other data sets the system's; others
-    leave it out of the messages. Blanks are no turn."""
+    UltraFeedback has the user's first message a second time. Other data sets have the system's, or
+    leave the text out of the messages. Blanks are no turn."""
     if not text.strip():
         return messages, 0
     for place, message in enumerate(messages):

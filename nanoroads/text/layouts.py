@@ -345,9 +345,9 @@ def renaming_hint(row, name):
     """For an error: what the row has that may be the field `name`."""
     if name in ("chosen", "rejected") and row.get("label") in GOOD_LABELS + BAD_LABELS:
         return "; its 'label' marks a single answer as good or bad (as KTO has it), and pairs are wanted"
-    for other in OTHER_NAMES.get(name, ()):
-        if has_value(row, other):
-            return f"; if {other!r} is the {name}, rename it"
+    for likely_name in OTHER_NAMES.get(name, ()):
+        if has_value(row, likely_name):
+            return f"; if {likely_name!r} is the {name}, rename it"
     return ""
 
 

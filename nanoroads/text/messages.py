@@ -11,7 +11,7 @@ import re
 from nanoroads.errors import InputError
 from nanoroads.text.values import plain, present
 
-# ShareGPT's and others' names, which no chat model was trained with.
+# Names of roles in ShareGPT and other data sets, which no chat model was trained with.
 ROLES = {
     "human": "user",
     "prompter": "user",
@@ -85,9 +85,9 @@ def one_message(message, place, name):
     if not isinstance(message, dict):
         raise refused(f"is {type(message).__name__}")
     message = present(message)
-    for usual, other in (("role", "from"), ("content", "value")):
-        if usual not in message and other in message:
-            message[usual] = message.pop(other)
+    for usual_key, sharegpt_key in (("role", "from"), ("content", "value")):
+        if usual_key not in message and sharegpt_key in message:
+            message[usual_key] = message.pop(sharegpt_key)
 
     if not isinstance(message.get("role"), str) or not message["role"]:
         raise refused("has no 'role'")

@@ -17,9 +17,9 @@ def lcs(a: list, b: list) -> int:
     row = [0] * (len(b) + 1)
     for word in a:
         diagonal = 0  # row[j - 1] before this word of a
-        for j, other in enumerate(b, 1):
+        for j, word_of_b in enumerate(b, 1):
             above = row[j]
-            if word == other:
+            if word == word_of_b:
                 row[j] = diagonal + 1
             else:
                 row[j] = max(above, row[j - 1])

@@ -81,8 +81,8 @@ def check_same(folder: str | Path, encoding: tiktoken.Encoding, policy: str | Pa
     Vocabularies of equal size may give the ids other meanings."""
     name = find(folder, read_config(folder), "tokenizer")
     if fingerprint(get(name)) != fingerprint(encoding):
-        other = f"gives the ids other meanings than that of {policy}"
-        raise InputError(f"{folder}: its tokenizer, {name}, {other}")
+        difference = f"gives the ids other meanings than that of {policy}"
+        raise InputError(f"{folder}: its tokenizer, {name}, {difference}")
 
 
 # ---------------------------------------------------------------- special tokens
@@ -164,20 +164,20 @@ def encode_with_special(encoding: tiktoken.Encoding, text: str) -> list[int]:
 
 
 def encode_pieces(encoding, pieces):
-    """Pieces of a text, [(piece, whether it is a special token), ...] -> ids."""
+    """Pieces of a text, [(text, whether it is a special token), ...] -> ids."""
     ids = []
     swallow = False  # whether the whitespace that begins the next piece belongs to a token before it
-    for place, (piece, is_special) in enumerate(pieces):
+    for place, (text, is_special) in enumerate(pieces):
         if is_special:
-            ids.append(special_id(encoding, piece))
-            swallow = piece in getattr(encoding, "rstrip", ())
+            ids.append(special_id(encoding, text))
+            swallow = text in getattr(encoding, "rstrip", ())
             continue
         if swallow:
-            piece = piece.lstrip()
+            text = text.lstrip()
         following = pieces[place + 1][0] if place + 1 < len(pieces) else ""
         if following in getattr(encoding, "lstrip", ()):
-            piece = piece.rstrip()
-        ids += encode(encoding, piece)
+            text = text.rstrip()
+        ids += encode(encoding, text)
     return ids
 
 
@@ -205,8 +205,8 @@ def refuse_long_whitespace(text):
 
 def first_difference(text, decoded):
     """The place of the first character of `text` that `decoded` does not have there."""
-    for place, (character, other) in enumerate(zip(text, decoded, strict=False)):
-        if character != other:
+    for place, (character, decoded_one) in enumerate(zip(text, decoded, strict=False)):
+        if character != decoded_one:
             return place
     return len(decoded)
 
