@@ -230,8 +230,9 @@ def copy_tokenizer_files(source, folder):
 def save_hf(folder, model, eos=None):
     """Write config.json and model.safetensors, which transformers loads with the same logits.
 
-    eos: the id that ends a response, or a tuple of several, or None. Raises InputError naming the field
-    that no family has, e.g. a scalar head."""
+    eos: the id that ends a response, or a tuple of several, or None. A generation_config.json that was
+    copied before gets it, too: transformers and vLLM stop at what that file names. Raises InputError
+    naming the field that no family has, e.g. a scalar head."""
     folder = Path(folder)
     config = model.config
     kind = nearest_family(config)
@@ -252,4 +253,8 @@ def save_hf(folder, model, eos=None):
             tensors[their_name] = part.contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"}, hashed=False)
+    generation_config = folder / "generation_config.json"
+    if eos is not None and generation_config.exists():
+        settings = read_json_object(generation_config)
+        write_json(generation_config, {**settings, "eos_token_id": hf_config["eos_token_id"]})
     write_json(folder / "config.json", hf_config)

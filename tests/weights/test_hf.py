@@ -273,10 +273,19 @@ def test_any_float_dtype_in_and_out(dtype, copy, folders, tmp_path):
     same(GPT.from_pretrained(tmp_path / "out", dtype=dtype), model)
 
 
+def test_a_copied_generation_config_stops_where_responses_end(tmp_path):
+    """transformers reads it before config.json; the chat template may end answers otherwise."""
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 7, "temperature": 0.6}))
+    save_hf(tmp_path, tiny("gqa"), eos=(7, 3))
+    transformers = pytest.importorskip("transformers")
+    settings = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).generation_config
+    assert settings.eos_token_id == [7, 3] and settings.temperature == 0.6
+
+
 @pytest.mark.parametrize("eos, written", [(7, 7), ((7,), 7), ((7, 3), [7, 3]), (None, None)])
 def test_all_that_ends_a_response_is_saved(tmp_path, eos, written):
     save_hf(tmp_path, tiny("gqa"), eos=eos)
-    transformers = pytest.importorskip("transformers")
+    transformers = transformers = pytest.importorskip("transformers")
     assert (
         transformers.GenerationConfig.from_model_config(
             transformers.AutoConfig.from_pretrained(tmp_path)
