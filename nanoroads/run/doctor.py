@@ -2,6 +2,7 @@
 
 Rows are read as for training, but none of them stops the count."""
 
+import json
 import math
 import re
 from array import array
@@ -83,10 +84,10 @@ def note_error(findings, reading):
 
 
 def said(answer):
-    """The text of an answer, which is text or a list of one message."""
+    """All that an answer says: its text, or its messages with their tool calls and thoughts."""
     if isinstance(answer, str):
         return answer
-    return answer[0]["content"]
+    return json.dumps(answer, ensure_ascii=False, default=str)
 
 
 def look_at_tokens(findings, reading, stops):

@@ -225,10 +225,11 @@ def test_special_tokens_of_a_folder_are_found(tmp_path):
     rows = [
         {"prompt": [USER], "completion": [HELLO | {"content": "x<e>"}]},
         {"prompt": [USER], "completion": [HELLO]},
+        {"prompt": [USER], "completion": [HELLO | {"reasoning_content": "<s>"}]},
     ]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     findings = examine(readings(path, layouts.sft_texts, folder, Limits(99)), folder)
-    assert findings.counts["special"] == 1 and findings.counts["responses"] == 2
+    assert findings.counts["special"] == 2 and findings.counts["responses"] == 3
 
 
 @pytest.mark.parametrize("script", [train_sft, train_dpo, train_rlhf])
