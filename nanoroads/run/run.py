@@ -209,13 +209,17 @@ class Run:
         self.export()
 
     def export(self):
-        """--export-hf: the finished run as a Hugging Face folder.
+        """--export-hf: the finished run as a Hugging Face folder. Then nothing is left to be written."""
+        if self.args.export_hf is not None:
+            self.write_export(self.args.export_hf)
+        for lock in self.locks:
+            lock.release()
 
-        It gets the tokenizer files of the model that training began with. A killed export is written
-        again; a complete one stays. Raises InputError for a folder that holds something else."""
-        folder = self.args.export_hf
-        if folder is None:
-            return
+    def write_export(self, folder: Path):
+        """The run as a Hugging Face folder, with the tokenizer files of the model that training began with.
+
+        A killed export is written again; a complete one stays. Raises InputError for a folder that
+        holds something else."""
         if (folder / "config.json").exists():  # the last file of an export
             print(f"{folder} holds a model already and is left as it is")
             return
