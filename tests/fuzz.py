@@ -175,9 +175,12 @@ def kill_trial(rng, name, command, out, log, seconds, wanted):
         code = wait(child, rng.uniform(0, 1.1 * seconds))
         if code is None:
             # Of all_roads the whole group may die, as in a terminal or when a machine goes down.
-            (os.killpg if rng.random() < 0.5 else os.kill)(child, rng.choice(SIGNALS))
+            with contextlib.suppress(ProcessLookupError):  # too early: it has no group yet, and goes on
+                (os.killpg if rng.random() < 0.5 else os.kill)(child, rng.choice(SIGNALS))
             code = wait(child, LIMIT)
             if code is None:
+                os.kill(child, signal.SIGKILL)
+                wait(child, 10)
                 return "does not stop"
             if code not in STOPPED and code != 0:
                 return f"stopped with code {code}: {log.read_text(errors='replace')[-2000:]}"
@@ -231,7 +234,9 @@ def damage_trial(rng, name, command, out, log, seconds, wanted):
     """Kill it once or let it end, damage one file, run it again. Returns what is wrong, or None."""
     child = start(command, out, log)
     if wait(child, rng.uniform(0.2, 1.3) * seconds) is None:
-        os.killpg(child, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        os.kill(child, signal.SIGKILL)
         wait(child, 10)
     paths = sorted(path for path in out.rglob("*") if path.is_file())
     if not paths:
