@@ -4,10 +4,13 @@ files that are written whole or not at all."""
 import argparse
 import contextlib
 import errno
+import gzip
 import os
 import shutil
 import sys
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -91,32 +94,52 @@ def one_line(error):
 def write(path, content):
     """Writes bytes: path holds all of them, or what it held before. Raises OSError that names path."""
     path = Path(os.path.realpath(path))  # a link keeps pointing to its file
-    part = path.with_name(f"{path.name}.part")
-    if path.exists() and not path.is_file():  # such as /dev/stdout, which nothing may replace
-        part = path
     try:
-        part.write_bytes(content)
-        if part != path:
+        if path.exists() and not path.is_file():  # such as /dev/stdout, which nothing may replace
+            path.write_bytes(content)
+            return
+        with half_written(path) as part:
+            part.write_bytes(content)
             part.replace(path)
     except OSError as error:
-        if part != path:
-            part.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+@contextlib.contextmanager
+def half_written(path):
+    """Within the block a path of the same name, on the same disk, in a folder that is then removed."""
+    with tempfile.TemporaryDirectory(prefix=".kernels-half-written-", dir=path.absolute().parent) as folder:
+        yield Path(folder) / path.name
 
 
 def write_trace(path, profile):
     """The trace of a torch.profiler.profile, whole or not at all. Raises OSError that names path.
 
-    The profiler says nothing when it cannot write; its file just does not appear."""
-    part = path.with_name(f"part-{path.name}")  # the suffix stays: the profiler compresses for .gz
-    profile.export_chrome_trace(str(part))
-    if part.exists():
-        part.replace(path)
-        return
-    free = shutil.disk_usage(path.absolute().parent).free
-    Path(f"{part}.tmp").unlink(missing_ok=True)  # where the profiler writes first
+    The profiler says nothing when it cannot write: its file does not appear, or has no end."""
+    try:
+        with half_written(path) as part:  # the suffix stays: the profiler compresses for .gz
+            profile.export_chrome_trace(str(part))
+            if part.exists() and ends_as_json(part):
+                part.replace(path)
+                return
+            free = shutil.disk_usage(part.parent).free
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     code = errno.ENOSPC if free < 1 << 20 else errno.EIO
     raise OSError(code, os.strerror(code), str(path))
+
+
+def ends_as_json(path):
+    """Whether the last character of a file, gzip for .gz, closes an object."""
+    open_it = gzip.open if path.suffix == ".gz" else open
+    last = b""
+    try:
+        with open_it(path, "rb") as file:
+            for block in iter(partial(file.read, 1 << 20), b""):
+                last = (last + block)[-100:]
+    except EOFError:  # gzip's own end is missing
+        return False
+    return last.rstrip().endswith(b"}")
 
 
 # --- a problem, a clock

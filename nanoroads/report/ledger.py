@@ -73,8 +73,13 @@ class Ledger:
         return read
 
     def made_hash(self, name: str) -> str:
-        """A hash of all files that a finished phase has made."""
-        return value_hash(self.finished[name]["made"])
+        """A hash of all files that a finished phase has made.
+
+        Without the record of a file, which has the seconds that it took: what is drawn again to the
+        same file is the same."""
+        made = self.finished[name]["made"]
+        record = str(record_path(Path(name)))
+        return value_hash({path: hash_then for path, hash_then in made.items() if path != record})
 
     def hashes(self, names: list[str]) -> dict[str, str]:
         """{name: hash of what it has made} of phases that are finished."""
@@ -84,9 +89,9 @@ class Ledger:
         """Raises InputError for a result that somebody has changed."""
         for phase in phases:
             made = self.finished.get(phase.name, {"made": {}})["made"]
-            for path in files_made(phase):
-                if path in made:
-                    check_unchanged(Path(path), made[path])
+            for path in result_paths(phase):
+                if str(path) in made:
+                    check_unchanged(path, made[str(path)])
 
     def is_done(self, phase: Phase) -> bool:
         """Whether the phase need not run again: its command and all that it read are the same, and
@@ -152,15 +157,18 @@ def read_entries(path, fields):
     return entries
 
 
-def files_made(phase):
-    """{path: hash} of the files of a phase's result that are there."""
+def result_paths(phase):
+    """The paths of all files that a phase may make, be its result a file or a folder."""
     result = phase.result
     paths = [result, record_path(result)]
-    if result.is_dir():
-        paths = []
-        for folder in (result, result / "reward"):
-            paths += [folder / name for name in RUN_FILES]
-    return {str(path): of_file(path) for path in paths if path.is_file()}
+    for folder in (result, result / "reward"):
+        paths += [folder / name for name in RUN_FILES]
+    return paths
+
+
+def files_made(phase):
+    """{path: hash} of the files of a phase's result that are there."""
+    return {str(path): of_file(path) for path in result_paths(phase) if path.is_file()}
 
 
 def is_whole(entry):

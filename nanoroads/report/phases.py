@@ -16,13 +16,9 @@ from nanoroads.errors import InputError
 from nanoroads.progress import Progress, last_step
 from nanoroads.report.ledger import Ledger, Phase
 from nanoroads.run.commands import as_typed, child_environment, command_line, how_it_failed
+from nanoroads.run.lock import Lock, acquire
 from nanoroads.run.signals import end, uninterrupted
-from nanoroads.weights.files import write_json
-
-try:
-    import fcntl
-except ImportError:  # on Windows there is no such lock
-    fcntl = None
+from nanoroads.weights.files import open_own, write_json
 
 POLL = 0.1  # seconds between two looks at the running commands
 
@@ -45,16 +41,22 @@ def new_phase(folder: Path, name: str, command: list, needs=()) -> Phase:
     return Phase(result, [f"{folder}/{need}" for need in needs], words + ["--out", result])
 
 
-def run_phases(phases: list[Phase], out: Path, jobs: int, lock: TextIO | None = None) -> dict[str, float]:
+def run_phases(phases: list[Phase], out: Path, jobs: int, lock: Lock | None = None) -> dict[str, float]:
     """Run the commands, `jobs` at a time, each one when those it needs are done.
 
     What an earlier run in `out` has finished is not run again, see ledger.py. lock: of `claim`, for
     a caller that goes on to write in `out`. Returns {short name: seconds}. Raises InputError where a
     command fails or a result has been changed, and ends the other commands."""
     if lock is None:
-        with locked(out) as lock:
+        lock = locked(out)
+        try:
             return run_phases(phases, out, jobs, lock)
-    (out / "logs").mkdir(exist_ok=True)
+        finally:
+            lock.release()
+    logs = out / "logs"
+    if logs.is_symlink():  # files there may be somebody's
+        raise InputError(f"{logs}: a link, where logs of ours are written; move it away, and start again")
+    logs.mkdir(exist_ok=True)
     ledger = Ledger(out)
     ledger.check_made(phases)  # now, and not after an hour of training
     order = by_critical_path(phases)
@@ -97,7 +99,7 @@ def run_phases(phases: list[Phase], out: Path, jobs: int, lock: TextIO | None = 
 # ---------------------------------------------------------------- the folder
 
 
-def claim(out: Path) -> TextIO:
+def claim(out: Path) -> Lock:
     """Take the folder of results: make it, or refuse one that holds something else, and lock it.
 
     Returns the lock, to be kept as long as `out` is written to."""
@@ -115,23 +117,12 @@ def claim(out: Path) -> TextIO:
 
 
 def locked(out):
-    """Make a folder and lock it. Returns the lock, which is held until it is closed, by us and by all
-    children that have it as their stdin."""
+    """Make a folder and lock it. Returns the Lock, which children with it as their stdin hold, too.
+
+    If another run or the children of a killed one hold it, says so and waits."""
     out.mkdir(parents=True, exist_ok=True)
-    lock = open(out / "lock", "a")
-    acquire(lock, out)
-    return lock
-
-
-def acquire(lock, out):
-    """Take the lock. If another run or the children of a killed one hold it, say so and wait."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"{out}: waiting for the phases that another run of it has started", flush=True)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    waiting = f"{out}: waiting for the phases that another run of it has started"
+    return acquire(out / "lock", waiting, wait=True)
 
 
 # ---------------------------------------------------------------- what is next
@@ -167,11 +158,11 @@ def start(phase, out, jobs, lock):
     # The jobs share the cores: more threads than cores would only get into each other's way.
     environment = child_environment()
     environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-    log = open(out / "logs" / (short_name(phase.name, out).replace("/", "-") + ".txt"), "w")
+    log = open_own(out / "logs" / (short_name(phase.name, out).replace("/", "-") + ".txt"), "w")
     # Children hold this lock as their stdin. If we are killed they keep it, and the next run waits
     # for them: what they are writing is not touched before they end.
     child = subprocess.Popen(
-        command_line(command), env=environment, stdin=lock, stdout=log, stderr=subprocess.STDOUT
+        command_line(command), env=environment, stdin=lock.file, stdout=log, stderr=subprocess.STDOUT
     )
     return Job(phase, child, time.time(), log)
 

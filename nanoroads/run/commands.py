@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nanoroads.errors import InputError
+from nanoroads.errors import InputError, printable
 from nanoroads.run import lock
 from nanoroads.run.signals import end, uninterrupted
 from nanoroads.world import roadmap
@@ -35,8 +35,8 @@ def child_environment():
 
 
 def as_typed(command):
-    """The command as a user would type it."""
-    return f"python {shlex.join(map(str, command))}"
+    """The command as a user would type it, safe to print."""
+    return printable(f"python {shlex.join(map(str, command))}")
 
 
 def print_next(*commands):

@@ -114,6 +114,7 @@ class Parser(argparse.ArgumentParser):
         formatter = partial(argparse.RawDescriptionHelpFormatter, width=width, max_help_position=30)
         usage = " ".join(f"%(prog)s {required} [flags]".split())
         super().__init__(formatter_class=formatter, usage=usage, **options)
+        # Of all flags without a number type. An empty path, as an unset shell variable leaves it, would be
         # the directory that the script was started in.
         self.register("type", None, not_empty)
         self.register("type", Path, path)

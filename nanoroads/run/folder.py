@@ -19,6 +19,7 @@ from nanoroads.weights.files import (
     read_config,
     read_json_object,
     read_safetensors,
+    refuse_odd_bytes,
     refuse_other_kinds,
     write_json,
     write_text,
@@ -61,6 +62,7 @@ def open_folder(out: Path, args: Namespace, stage: str) -> Opened:
     place = os.path.realpath(out)
     if place in (os.path.realpath(os.sep), os.path.realpath(os.path.expanduser("~"))):
         raise InputError(f"--out {out}: is no place for a run; name a folder of its own")
+    refuse_odd_bytes(place)
     refuse_other_folders(out, args, stage)
     out.mkdir(parents=True, exist_ok=True)
     busy = f"{out}: another process is writing to it; wait until that has ended, or choose another --out"
@@ -118,6 +120,7 @@ def open_export(args, out):
 
     The list is empty where nothing is left to do."""
     export = args.export_hf
+    refuse_odd_bytes(export)
     if os.path.realpath(export) == os.path.realpath(out):
         raise InputError(f"--export-hf {export}: is --out itself")
     if export.is_symlink() and not export.exists():

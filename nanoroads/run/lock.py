@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TextIO
 
 from nanoroads.errors import InputError
-from nanoroads.weights.files import naming
+from nanoroads.weights.files import naming, open_own
 
 try:
     import fcntl
 except ImportError:  # on Windows there is no such lock
     fcntl = None
+
+HOLDER = "process "  # begins the text in a lock's file, which names the holder
 
 
 class Lock:
@@ -31,21 +33,27 @@ held = weakref.WeakValueDictionary()
 
 
 def acquire(path: Path, message: str, wait: bool = False) -> Lock:
-    """Lock the file `path`, which is made for that, and removed in the end.
+    """Lock the file `path`, which is made for that, and removed in the end. A link is not followed.
 
     Where another process holds the lock, with `wait` the message is printed, and the lock is taken
     when it is free; without, InputError is raised with the message. Either names the holder. Where
-    the system has no such locks, nothing is locked. What this process holds it gets again."""
-    path = Path(os.path.realpath(path))
+    the system has no such locks, nothing is locked. What this process holds it gets again. Raises
+    InputError for a file that is no lock of ours."""
+    path = Path(os.path.realpath(path.parent)) / path.name
     if path in held and held[path].release.alive:
         return held[path]
-    file = open(path, "a+")  # "w" would erase the holder's name before the lock is ours
+    file = open_own(path, "a+")  # "w" would erase the holder's name before the lock is ours
     while not locked(file, message, wait, path):  # whoever held it has removed the file
         file.close()
-        file = open(path, "a+")
+        file = open_own(path, "a+")
+    file.seek(0)
+    text = file.read(len(HOLDER))
+    if text and text != HOLDER:
+        file.close()
+        raise InputError(f"{path}: is no lock of ours, and its name is needed; move it away, and start again")
     try:
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.write(f"{HOLDER}{os.getpid()} on {socket.gethostname()}\n")
         file.flush()
     except OSError as error:
         raise naming(path, error) from None

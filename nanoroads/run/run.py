@@ -37,6 +37,7 @@ from nanoroads.text import tokenizer
 from nanoroads.weights import checkpoint, identity
 from nanoroads.weights.files import (
     append_line,
+    delete_half_written,
     read_config,
     read_safetensors,
     refuse_other_kinds,
@@ -223,6 +224,7 @@ class Run:
         if (folder / "config.json").exists():  # the last file of an export
             print(f"{folder} holds a model already and is left as it is")
             return
+        delete_half_written(folder)  # what a killed export left; the folder is locked
         left_by_an_export = ("model.safetensors", *TOKENIZER_FILES, TEMPLATES, LOCK)
         for path in folder.glob("*"):
             leads_elsewhere = path.is_symlink() and path.is_dir()

@@ -66,10 +66,21 @@ def naming(path, error):
     return OSError(error.errno, error.strerror or str(error), str(path))
 
 
+def open_own(path, mode):
+    """Open a text file that is ours to write to.
+
+    Raises InputError for a link of that name: what it leads to is not ours."""
+    path = Path(path)
+    refuse_other_kinds(path)
+    if path.is_symlink():
+        raise InputError(f"{path}: a link, where a file of ours is written; move it away, and start again")
+    return open(path, mode, encoding="utf-8", errors="replace")
+
+
 def append_line(path, text):
-    """Add one line to a text file. Raises OSError, which names the file."""
+    """Add one line to a text file of ours. Raises OSError, which names the file, or InputError."""
     try:
-        with open(path, "a", encoding="utf-8") as file:
+        with open_own(path, "a") as file:
             file.write(text + "\n")
     except OSError as error:
         raise naming(path, error) from None
@@ -117,6 +128,7 @@ def delete_half_written(folder):
 def read_safetensors(path):
     """({name: tensor}, {name: text} of its metadata). Raises InputError."""
     check_regular(path)
+    refuse_odd_bytes(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -140,6 +152,14 @@ def refuse_other_kinds(path):
     """Raises InputError where a folder, a pipe or a link to nothing has the name of a file."""
     if (path.exists() or path.is_symlink()) and not path.is_file():
         raise InputError(f"{path}: not a file; move it away, and start again")
+
+
+def refuse_odd_bytes(path):
+    """Raises InputError for a path that is no UTF-8, which safetensors cannot open."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: is not a name in UTF-8, which safetensors takes; rename it") from None
 
 
 def check_weight(tensor, name, path):

@@ -49,7 +49,7 @@ if out.exists():
 time.sleep(float(os.environ.get("TINY_PAUSE", 0)))
 content = text + "".join(Path(path).read_text() for path in reads)
 contents = {out.name: hashlib.sha256(content.encode()).hexdigest()}
-record = {"made_from": {}, "contents": contents, "seconds": 0}
+record = {"made_from": {}, "contents": contents, "seconds": time.time()}
 for path, value in ((Path(f"{out}.made_from.json"), json.dumps(record)), (out, content)):
     Path(f"{path}.half").write_text(value)
     os.replace(f"{path}.half", path)

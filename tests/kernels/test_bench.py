@@ -1,5 +1,6 @@
 """The benchmark, the search for tiles and the trace run on tiny shapes, and say what is true."""
 
+import gzip
 import io
 import json
 import subprocess
@@ -201,22 +202,40 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert sorted(tmp_path.iterdir()) == [link, path]
 
 
-class SilentProfiler:
-    """Whose disk is full: no error, no file but half of the one that it would rename."""
+class FullDisk:
+    """A profiler that says nothing of it: no file but half of the one that it would rename, or one
+    without an end."""
+
+    def __init__(self, name, content):
+        self.name = name
+        self.content = content
 
     def export_chrome_trace(self, path):
-        Path(f"{path}.tmp").write_text("{")
+        Path(path).with_name(self.name).write_bytes(self.content)
 
 
+@pytest.mark.parametrize(
+    "left, content",
+    [("trace.json.tmp", b"{}"), ("trace.json", b'{"a": '), ("trace.json", b""),
+     ("trace.json.gz", gzip.compress(b"")), ("trace.json.gz", gzip.compress(b"{}")[:-8])],
+)  # fmt: skip
 @pytest.mark.parametrize("free, message", [(0, "No space left on device"), (1 << 40, "Input/output error")])
-def test_a_trace_that_does_not_appear(free, message, tmp_path, monkeypatch):
+def test_a_trace_that_does_not_appear(free, message, left, content, tmp_path, monkeypatch):
     """An earlier trace stays, and does not pass for this one."""
-    path = tmp_path / "trace.json"
+    path = tmp_path / left.removesuffix(".tmp")
     path.write_text("an earlier trace")
     monkeypatch.setattr(measuring.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
-    with pytest.raises(OSError, match=f"{message}: .*trace.json"):
-        measuring.write_trace(path, SilentProfiler())
+    with pytest.raises(OSError, match=f"{message}: .*{path}"):
+        measuring.write_trace(path, FullDisk(left, content))
     assert list(tmp_path.iterdir()) == [path] and path.read_text() == "an earlier trace"
+
+
+@pytest.mark.parametrize("name", ["results.json.part", "part-trace.json", "part-trace.json.tmp"])
+def test_a_users_file_beside_the_results_stays(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    measuring.write(tmp_path / "results.json", b"{}")
+    measuring.write_trace(tmp_path / "trace.json", FullDisk("trace.json", b"{}"))
+    assert (tmp_path / name).read_text() == "mine" and (tmp_path / "trace.json").read_text() == "{}"
 
 
 FULL = """

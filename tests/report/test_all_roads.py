@@ -11,7 +11,8 @@ import all_roads
 from nanoroads.errors import InputError
 from nanoroads.model import GPT, GPTConfig
 from nanoroads.report import measures, on_map, phases, write
-from nanoroads.report.phases import Phase, acquire, by_critical_path, run_phases, start
+from nanoroads.report.phases import Phase, by_critical_path, locked, run_phases, start
+from nanoroads.run import lock
 from nanoroads.text import tokenizer
 from nanoroads.world import optimum, roadmap
 
@@ -170,13 +171,15 @@ def test_a_child_keeps_the_lock_when_its_parent_is_gone(tmp_path, monkeypatch, c
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "logs").mkdir()
     (tmp_path / "wait.py").write_text("import time\ntime.sleep(0.5)\n")
-    with open(tmp_path / "lock", "w") as lock:
-        acquire(lock, tmp_path)
-        job = start(Phase("a", [], ["-m", "wait", "--out", str(tmp_path / "a")]), tmp_path, 1, lock)
-    assert job.child.poll() is None  # the parent has closed its file; the child still runs
-    with open(tmp_path / "lock", "w") as lock:
-        acquire(lock, tmp_path)
-        assert job.child.wait(timeout=5) == 0
+    ours = locked(tmp_path)
+    job = start(Phase("a", [], ["-m", "wait", "--out", str(tmp_path / "a")]), tmp_path, 1, ours)
+    ours.release.detach()
+    ours.file.close()  # as when the parent is killed: the file of the lock stays
+    lock.held.clear()
+    assert job.child.poll() is None
+    again = locked(tmp_path)
+    assert job.child.wait(timeout=5) == 0
+    again.release()
     job.log.close()
     assert "waiting for the phases" in capsys.readouterr().out
 

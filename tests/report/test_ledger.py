@@ -231,9 +231,9 @@ def test_a_folder_with_something_else_is_refused(tmp_path):
 def test_what_a_run_leaves_that_was_killed_at_once_is_ours(left, tmp_path):
     for name in left:
         (tmp_path / name).touch()
-    claim(tmp_path).close()
+    claim(tmp_path).release()
     (tmp_path / "report.md").write_text("a later one")
-    claim(tmp_path).close()
+    claim(tmp_path).release()
 
 
 @pytest.mark.parametrize("kind", ["a file", "a link that leads nowhere"])
@@ -245,3 +245,41 @@ def test_what_is_no_folder_is_refused(kind, tmp_path):
         out.symlink_to(tmp_path / "nowhere/at/all")
     with pytest.raises(InputError, match=f"--out {out}: is there, and is no folder"):
         claim(out)
+
+
+# ---------------------------------------------------------------- other kinds of files
+
+
+def test_without_its_ledger_a_finished_folder_is_used_again(finished):
+    """As the error about a damaged ledger says. The pairs are drawn again, and are the same."""
+    before = results(finished)
+    weights = finished / "dpo/model.safetensors"
+    date = weights.stat().st_mtime_ns
+    (finished / "phases.json").unlink()
+    run_phases(tiny_plan(finished), finished, 2)
+    assert results(finished) == before and weights.stat().st_mtime_ns == date
+
+
+@pytest.mark.parametrize("name", ["pairs", "pairs.made_from.json", "dpo/model.safetensors"])
+@pytest.mark.parametrize("kind", ["a folder", "a pipe"])
+def test_a_result_that_is_no_file_any_more_is_refused(name, kind, finished):
+    path = finished / name
+    path.unlink()
+    if kind == "a pipe":  # to read it would wait for ever
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(InputError, match=f"{path}: has changed since it was made"):
+        run_phases(tiny_plan(finished), finished, 2)
+
+
+@pytest.mark.parametrize("name", ["logs", "logs/sft.txt", "lock"])
+def test_nothing_is_written_through_a_link(name, folder, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "sft.txt").write_text("the work of months")
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).symlink_to(mine if name == "logs" else mine / "sft.txt")
+    with pytest.raises(InputError, match=f"{folder / name}: a link, where"):
+        run_phases(tiny_plan(folder), folder, 2)
+    assert [(path.name, path.read_text()) for path in mine.iterdir()] == [("sft.txt", "the work of months")]

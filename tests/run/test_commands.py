@@ -69,3 +69,8 @@ def test_the_next_command_reads_the_same_world_or_a_file_of_pairs():
     assert data_flag("roadmap-short") == ["--data", "roadmap-short"]
     assert data_flag("rows.jsonl") == ["--data", "pairs.jsonl"]
     assert data_flag("my pairs.jsonl", pairs="my pairs.jsonl") == ["--data", "my pairs.jsonl"]
+
+
+def test_a_printed_command_cannot_write_to_the_terminal(capsys):
+    print_next(["sample.py", "--model", "out/\x1b[31mred"])
+    assert capsys.readouterr().out == "next: python sample.py --model 'out/\\x1b[31mred'\n"

@@ -1,5 +1,6 @@
 """Folders that no run may have, and disks that are full: one line that names the folder or the file."""
 
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import train_sft
 from nanoroads.errors import InputError
 from nanoroads.run import folder
 from nanoroads.run.commands import child_environment
+from nanoroads.weights import files as weight_files
 from nanoroads.weights.files import append_line, write_json, write_safetensors, write_text
 from nanoroads.world import pairs
 
@@ -48,6 +50,15 @@ def test_places_that_are_no_run(place, refuses, tmp_path, monkeypatch):
     out = {"/": "/", "home": home, "home by a link": tmp_path / "link"}[place]
     refuses(train_sft, f"--out {out}", "no place for a run", out=out, steps=1)
     assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["out", "export_hf"])
+def test_a_name_that_is_no_utf_8(flag, refuses, sft, tmp_path):
+    """safetensors opens no such file: that is said before anything is written."""
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/odd\xff")
+    flags = {"init": sft, "out": tmp_path / "out", flag: odd}
+    refuses(train_dpo, "odd\\udcff", "is not a name in UTF-8", **flags)
+    assert not os.path.exists(odd)
 
 
 @pytest.mark.parametrize("target", ["nowhere", "link"])
@@ -145,10 +156,10 @@ def test_every_way_to_write_names_the_file(write, tmp_path):
     assert error.value.filename == str(path) and str(path) in str(error.value)
 
 
-def test_a_device_that_is_full(tmp_path):
-    (tmp_path / "full").symlink_to("/dev/full")
+def test_a_device_that_is_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(weight_files, "open_own", open)
     with pytest.raises(OSError, match="No space left on device: .*full"):
-        append_line(tmp_path / "full", "x")
+        append_line("/dev/full", "x")
     with pytest.raises(OSError, match="nowhere"):
         write_safetensors(tmp_path / "nowhere/file", {})
 
