@@ -48,7 +48,7 @@ def run_phases(phases: list[Phase], out: Path, jobs: int, lock: Lock | None = No
     a caller that goes on to write in `out`. Returns {short name: seconds}. Raises InputError where a
     command fails or a result has been changed, and ends the other commands."""
     if lock is None:
-        lock = locked(out)
+        lock = lock_folder(out)
         try:
             return run_phases(phases, out, jobs, lock)
         finally:
@@ -110,13 +110,13 @@ def claim(out: Path) -> Lock:
         strangers = [path.name for path in out.iterdir() if not path.name.startswith(ours)]
         if strangers:
             raise InputError(f"--out {out}: holds {min(strangers)}, no result of ours; choose another folder")
-    lock = locked(out)
+    lock = lock_folder(out)
     if not (out / "started.json").exists():
         write_json(out / "started.json", {})  # from now on the folder is ours
     return lock
 
 
-def locked(out):
+def lock_folder(out):
     """Make a folder and lock it. Returns the Lock, which children with it as their stdin hold, too.
 
     If another run or the children of a killed one hold it, says so and waits."""
