@@ -11,7 +11,7 @@ import all_roads
 from nanoroads.errors import InputError
 from nanoroads.model import GPT, GPTConfig
 from nanoroads.report import measures, on_map, phases, write
-from nanoroads.report.phases import Phase, by_critical_path, locked, run_phases, start
+from nanoroads.report.phases import Phase, by_critical_path, lock_folder, run_phases, start
 from nanoroads.run import lock
 from nanoroads.text import tokenizer
 from nanoroads.world import optimum, roadmap
@@ -171,13 +171,13 @@ def test_a_child_keeps_the_lock_when_its_parent_is_gone(tmp_path, monkeypatch, c
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "logs").mkdir()
     (tmp_path / "wait.py").write_text("import time\ntime.sleep(0.5)\n")
-    ours = locked(tmp_path)
+    ours = lock_folder(tmp_path)
     job = start(Phase("a", [], ["-m", "wait", "--out", str(tmp_path / "a")]), tmp_path, 1, ours)
     ours.release.detach()
     ours.file.close()  # as when the parent is killed: the file of the lock stays
     lock.held.clear()
     assert job.child.poll() is None
-    again = locked(tmp_path)
+    again = lock_folder(tmp_path)
     assert job.child.wait(timeout=5) == 0
     again.release()
     job.log.close()

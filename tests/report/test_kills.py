@@ -11,7 +11,7 @@ from helpers.tiny_plan import Process, results, seconds, start_plan, tiny_plan, 
 
 from nanoroads.errors import InputError
 from nanoroads.report import phases
-from nanoroads.report.phases import claim, locked, run_phases
+from nanoroads.report.phases import claim, lock_folder, run_phases
 from nanoroads.run.commands import how_it_failed
 
 if not Path("/proc/self/cmdline").exists():
@@ -120,7 +120,7 @@ def test_the_caller_may_keep_the_lock(folder, tmp_path):
     sign = tmp_path / "sign"
     first = Process(claim_and_run, folder, sign, log=tmp_path / "first")
     wait_for(sign.exists)
-    locked(folder).release()
+    lock_folder(folder).release()
     assert not sign.exists() and first.wait()[0] == 0
 
 
