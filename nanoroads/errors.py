@@ -3,16 +3,16 @@
 import difflib
 import re
 
-# Control characters but newline and tab, with which a text can rewrite the terminal; U+202A to U+202E and
-# U+2066 to U+2069, with which it shows its letters in another order; halves of surrogate pairs, which no
+# Control characters, which can rewrite the terminal (not newline and tab); U+202A to U+202E and U+2066 to
+# U+2069, with which a text shows its letters in another order; halves of surrogate pairs, which no
 # encoding can write.
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong: a flag, a file, a row. The message is one line that says what,
-    where and what to do.
+    """Something that the user gave is wrong: a flag, a file, a row.
 
+    Its message is one line: what, where, what to do.
     `run.flags.run_script` prints it and exits with code 2; every other exception is a bug and keeps its
     traceback."""
 

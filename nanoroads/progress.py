@@ -40,7 +40,7 @@ class Progress:
         self.total = total
         self.done = done
         self.done_before = done
-        self.text = ""  # what `show` has been told
+        self.text = ""  # what stands beside the bar
         self.line_at = None  # how many were done when the last line was said
         self.begin = time.monotonic()
         self.line_due = self.begin + FIRST_LINE
@@ -58,16 +58,16 @@ class Progress:
             leave=None,  # a bar inside another one vanishes when it is done
         )
 
-    def show(self, text: str):
-        """What stands beside the bar, and in the next line."""
+    def set_text(self, text: str):
+        """What is to stand beside the bar, and in the next line."""
         self.text = printable(text)
         self.bar.set_postfix_str(self.text, refresh=False)
 
-    def advance(self, count: int = 1, say: bool = False):
-        """`count` more are done. say: there is something to tell, so a line is due now."""
+    def advance(self, count: int = 1, now: bool = False):
+        """`count` more are done. now: there is something to tell, so a line is due now."""
         self.done += count
         self.bar.update(count)
-        if not self.on_terminal and (say or time.monotonic() >= self.line_due):
+        if not self.on_terminal and (now or time.monotonic() >= self.line_due):
             self.say_line()
 
     def say_line(self):
@@ -100,7 +100,7 @@ class Progress:
 
     def __exit__(self, kind, error, traceback):
         self.close()
-        # Whoever has read that the loop began should read that it ended.
+        # A log that shows a loop's progress also shows its end.
         if kind is None and self.line_at not in (None, self.done):
             self.say_line()
 

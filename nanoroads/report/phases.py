@@ -81,7 +81,7 @@ def run_phases(phases: list[Phase], out: Path, jobs: int, lock: Lock | None = No
                 ledger.start(phase)
                 with uninterrupted():  # or a signal could come before the child is in the list
                     running.append(start(phase, out, jobs, lock))
-            progress.show(", ".join(how_far(job, out) for job in running))
+            progress.set_text(", ".join(how_far(job, out) for job in running))
             progress.advance(0)
             time.sleep(POLL if running else 0)
             with uninterrupted():  # poll() takes a lock, and what a signal raises would leave it locked

@@ -156,7 +156,7 @@ class Run:
             for step in range(self.saved, total):
                 yield step
                 profile_step()
-                self.progress.advance(say=self.will_log(step))
+                self.progress.advance(now=self.will_log(step))
 
     def evaluates(self, step: int) -> bool:
         """Whether held-out measures are due: every --eval-every steps, and after the last one."""
@@ -181,7 +181,7 @@ class Run:
                 hint = f"a lower --lr may help; {self.out} keeps its last checkpoint"
                 raise InputError(f"step {step + 1}: {name} is {value}; {hint}")
         append_line(self.out / "metrics.jsonl", json.dumps(self.last_row))
-        self.progress.show(", ".join(f"{name} {self.last_row[name]:.4g}" for name in show))
+        self.progress.set_text(", ".join(f"{name} {self.last_row[name]:.4g}" for name in show))
 
     def save(self, step: int, model, optimizer):
         """A checkpoint to resume from, if --save-every steps have passed since the last one."""

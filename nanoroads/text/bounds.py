@@ -31,7 +31,7 @@ class TimeIsUp(BaseException):
 
 @contextlib.contextmanager
 def bounded(seconds: float, more_bytes: int):
-    """Raises OutOfBounds where the block takes more processor time, or makes the process so much larger.
+    """Raises OutOfBounds if the block takes more processor time than this, or adds more memory.
 
     The time is bounded in the main thread of a POSIX system, the memory on Linux; elsewhere the
     block runs without that bound. Python cannot interrupt a single operation that is written in C,
@@ -54,7 +54,8 @@ def bounded_time(seconds):
         raise TimeIsUp
 
     in_main_thread = threading.current_thread() is threading.main_thread()
-    if not hasattr(signal, "SIGPROF") or not in_main_thread:  # there alone Python runs a signal's handler
+    # Python runs signal handlers only in the main thread.
+    if not hasattr(signal, "SIGPROF") or not in_main_thread:
         yield
         return
     handler_before = signal.signal(signal.SIGPROF, stop)

@@ -37,7 +37,7 @@ def encode_conversation(
     trusted = TrustedText(encoding, [messages, list(answers), tools])
     messages = [trusted.message(message) for message in messages]
     answers = [trusted.message(answer) for answer in answers]
-    tools = trusted.text(tools)
+    tools = trusted.untrusted(tools)
 
     prompt = render(encoding, messages, add_generation_prompt=True, tools=tools)
     if tools and prompt == render(encoding, messages, add_generation_prompt=True):
@@ -97,9 +97,11 @@ def check_conversation_stays(encoding, messages, tools, prompt, wholes):
 
     Else words of the prompt would be trained as if the assistant had said them."""
     without_generation = render(encoding, messages, tools=tools)
-    own = common_beginning(prompt, without_generation)  # where the generation prompt begins
+    conversation_end = common_beginning(prompt, without_generation)  # there the generation prompt begins
+    # At least 1: a template that shares nothing with the prompt is refused as well.
+    must_stay = max(conversation_end, 1)
     for whole in wholes:
-        if common_beginning(prompt, whole) < max(own, 1):
+        if common_beginning(prompt, whole) < must_stay:
             raise InputError("the chat template writes the prompt differently once an answer follows it")
 
 

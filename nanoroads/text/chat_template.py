@@ -88,7 +88,9 @@ def template(encoding: tiktoken.Encoding, name: str = "default") -> jinja2.Templ
 
 
 def template_source(folder, config, name):
-    """The template's text, or None. A folder may hold several; without `name`, "default" is the one."""
+    """The template's text, or None.
+
+    A folder may hold several. If it holds none called name, "default" is taken."""
     for file_name in (f"{TEMPLATES}/{name}.jinja", "chat_template.jinja"):
         path = own_file(folder, file_name)
         if path is not None:

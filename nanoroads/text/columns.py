@@ -55,7 +55,7 @@ class Columns:
                 self.small_margins[name] += 1
 
     def lines(self):
-        """What to say of them, a list of lines."""
+        """The counts as lines."""
         lines = []
         of_rows = f"of {self.rows:,} rows"
         if self.unread:
@@ -71,7 +71,7 @@ class Columns:
             lines.append(f"{name}: 0 or less in {count:,} {of_rows}")
         if self.bad_labels and not self.other_labels:
             marked = f"answers marked as bad (false) in {self.bad_labels:,} {of_rows}"
-            lines.append(f"label: {marked}; such rows, KTO's, are imitated like the others")
+            lines.append(f"label: {marked}; such rows (KTO) are trained as good answers")
         if self.repeated_prompts:
             counts = f"{self.repeated_prompts:,} {of_rows}"
             lines.append(f"answers begin with the whole prompt in {counts}; it stands there twice")

@@ -23,13 +23,12 @@ SAME_TOKENS = "'chosen' and 'rejected' are the same once encoded and cut"
 
 
 class Limits(NamedTuple):
-    """How long the rows of a file may be, in tokens, and what becomes of those that do not fit.
-
-    Where max_prompt or max_response is None, the context alone limits it."""
+    """How long the rows of a file may be, in tokens, and what becomes of those that do not fit."""
 
     context: int  # the model's block_size
-    max_prompt: int | None = None  # keep the last max_prompt tokens
-    max_response: int | None = None  # keep the first max_response tokens; then there is no EOS
+    # None: only the context limits them.
+    max_prompt: int | None = None  # the last tokens are kept
+    max_response: int | None = None  # the first ones are kept, and then there is no EOS
     skip_bad_rows: bool = False  # leave out rows that do not fit, and say how many
     hint: str = ""  # for rows that are too long; appended to the error, so it begins with a space
     row_hint: str = ""  # the same for any row that cannot be used
@@ -41,7 +40,7 @@ class Rows:
 
     prompts: list[array]  # N arrays of tokens
     responses: list[list[array]]  # N lists of K arrays of tokens; K = 0 for a file of prompts
-    texts: list[str]  # N prompts as text
+    texts: list[str]  # N prompts as text, before they are cut
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -136,7 +135,7 @@ def load(path: str | Path, layout: Layout, encoding: tiktoken.Encoding, limits: 
     loaded = Rows([], [], [])
     columns = Columns()
     errors = []
-    left_out = ""  # of the generation prompt, in the first row where the template drops some of it
+    left_out = ""  # what the template drops of the generation prompt, from the first such row
     for reading in readings(path, layout, encoding, limits):
         if reading.error:
             errors.append(f"{path}:{reading.number}: {reading.error}")
@@ -175,7 +174,8 @@ def load_split(
 ) -> tuple[Rows, Rows]:
     """(training rows, held-out rows). Raises InputError.
 
-    held_out_path None: those of about 5 % of the file, at most 256 rows; see split.py."""
+    held_out_path None: those of about 5 % of the file, at most 256 rows (more if every prompt has more rows
+    than that); see split.py."""
     rows = load(path, layout, encoding, limits)
     return split(rows, path, held_out_path, layout, encoding, limits)
 

@@ -13,7 +13,9 @@ from nanoroads.errors import InputError
 
 # Two messages are the same turn if these keys are equal; the rest is bookkeeping: an id, a score.
 READ_KEYS = ("role", "content", "tool_calls", "name", "reasoning_content", "thinking", "reasoning")
-NOT_THE_ASSISTANT = ("user", "system", "developer")
+# Whose turns may stand between a prompt and the answer. Not a tool's: it speaks after the assistant has
+# called it, so its turn is one of an answer with several, which `check_answer` refuses.
+BEFORE_AN_ANSWER = ("user", "system", "developer")
 # A turn of a dialogue as HH-RLHF writes it: after a blank line, or at the beginning, where the system may
 # speak. Others write a line for each turn.
 HH_TURN = re.compile(r"(?:\A\s*|\n[ \t\r]*\n\s*(?!System))(System|Human|Assistant):")
@@ -74,7 +76,7 @@ def place_of(part: list[dict], messages: list[dict]) -> int | None:
 # ---------------------------------------------------------------- the prompt
 
 
-def pair_at_the_answer(prompt, chosen, rejected):
+def split_pair(prompt, chosen, rejected):
     """(messages of the prompt, [chosen answer, rejected answer]), all message lists.
 
     prompt: text or messages, "" if there is none beside the dialogues. Raises InputError."""
@@ -92,12 +94,12 @@ def pair_at_the_answer(prompt, chosen, rejected):
     return chosen[:end], answers
 
 
-def response_at_the_answer(prompt, response, name):
+def split_response(prompt, response, name):
     """(messages of the prompt, messages of the answer). prompt: text or messages. Raises InputError.
 
     The answer is the first of the assistant's after the prompt. name: the response's field."""
     messages, end = completed(prompt, response)
-    while end < len(messages) and messages[end]["role"] in NOT_THE_ASSISTANT:
+    while end < len(messages) and messages[end]["role"] in BEFORE_AN_ANSWER:
         end += 1
     check_answer(messages[end:], name)
     return messages[:end], messages[end:]
@@ -107,19 +109,19 @@ def completed(prompt, messages):
     """(a dialogue that holds the prompt once, where in it the prompt ends). Raises InputError."""
     if isinstance(prompt, str):
         turns = turns_of_text(prompt)
-        if not is_question(turns):
+        if not asks_for_an_answer(turns):
             return completed_by_text(prompt, messages)
         prompt = [{"role": turn["role"], "content": turn["content"].strip()} for turn in turns[:-1]]
-    begins_at_the_beginning = messages[0]["role"] != "assistant"
+    is_whole_dialogue = messages[0]["role"] != "assistant"
     place = place_of(prompt, messages)
-    if begins_at_the_beginning and place is not None:
+    if is_whole_dialogue and place is not None:
         return messages, place + len(prompt)
     repeated = overlap(prompt, messages)
     return prompt + messages[repeated:], len(prompt)
 
 
 def completed_by_text(text, messages):
-    """The same for a prompt that is text: which turn it is, the dialogue itself says.
+    """The same for a prompt that is text. The dialogue tells which turn it is.
 
     UltraFeedback has the user's first message a second time. Other data sets have the system's, or
     leave the text out of the messages. Blanks are no turn."""
@@ -128,13 +130,13 @@ def completed_by_text(text, messages):
     for place, message in enumerate(messages):
         if message["role"] != "assistant" and message["content"].strip() == text.strip():
             return messages, place + 1
-    begin = 0  # of what is no system message
-    while begin < len(messages) - 1 and messages[begin]["role"] in ("system", "developer"):
-        begin += 1
-    if messages[begin]["role"] != "user":
+    first = 0  # the first message that is not a system message
+    while first < len(messages) - 1 and messages[first]["role"] in ("system", "developer"):
+        first += 1
+    if messages[first]["role"] != "user":
         turn = {"role": "user", "content": text}
-        return [*messages[:begin], turn, *messages[begin:]], begin + 1
-    if begin > 0:
+        return [*messages[:first], turn, *messages[first:]], first + 1
+    if first > 0:
         raise InputError(
             "'prompt' is text that is no turn of the message list, which has a system and a user message "
             "already; which turn it is cannot be told"
@@ -167,7 +169,8 @@ def check_answer(messages, name):
 def turns_of_text(text):
     """A dialogue as HH-RLHF writes it -> messages; [] if the text does not begin as one.
 
-    "content" is exactly what stands between two markers, with the spaces; "begins" is where."""
+    "content" is exactly what stands between two markers, with the spaces; "begins" is the place in the text
+    where it starts."""
     if not HH_TURN.match(text):  # nearly all texts
         return []
     matches = list(HH_TURN.finditer(text))
@@ -181,6 +184,6 @@ def turns_of_text(text):
     return messages
 
 
-def is_question(turns):
+def asks_for_an_answer(turns):
     """Whether the turns of a text end where the assistant's answer is wanted: "Assistant:"."""
     return bool(turns) and turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip()

@@ -17,14 +17,14 @@ from nanoroads.text import chat, chat_template, tokenizer
 from nanoroads.text.layouts import TextOrMessages, chat_text
 from nanoroads.text.trusted import TrustedText
 
-NO_ANSWER = "the chat template leaves the answer out, or it holds only blanks and what ends an answer"
+NO_ANSWER = "the answer is blank, or the chat template leaves it out"
 
 
 class EncodedRow(NamedTuple):
     """One row as tokens."""
 
     prompt: list[int]
-    responses: list[list[int]]  # each ends with one of tokenizer.stop_ids
+    responses: list[list[int]]  # each ends with one of tokenizer.stop_ids, unless cut
     text: str  # the prompt as text
     left_out: str = ""  # what the chat template drops of its generation prompt once an answer follows
 
@@ -73,7 +73,7 @@ def left_out_line(left_out: str) -> str:
     """What to tell, once per file, about rows with an EncodedRow.left_out."""
     return (
         f"once an answer follows, the chat template drops the end of its generation prompt, {left_out!r}: "
-        "these rows are trained before it, and a prompt without answers is answered behind it"
+        "training begins the answer in its place, sampling after it"
     )
 
 

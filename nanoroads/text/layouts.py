@@ -25,13 +25,7 @@ from string import Formatter
 from typing import NamedTuple
 
 from nanoroads.errors import InputError
-from nanoroads.text.dialogues import (
-    check_answer,
-    pair_at_the_answer,
-    response_at_the_answer,
-    same_turns,
-    turns_of_text,
-)
+from nanoroads.text.dialogues import check_answer, same_turns, split_pair, split_response, turns_of_text
 from nanoroads.text.messages import list_of_objects, message_list, text_or_messages
 
 TextOrMessages = str | list[dict]
@@ -80,7 +74,7 @@ def templated(row, template):
     response = field(row, *TEMPLATED_RESPONSE)
     response_name = name_with_value(row, *TEMPLATED_RESPONSE)
     if isinstance(response, list):
-        prompt, answer = response_at_the_answer(prompt, response, response_name)
+        prompt, answer = split_response(prompt, response, response_name)
         return from_messages(row, prompt, [answer], names + [response_name])
     return Texts(prompt, [response], None, tuple(names) + (response_name,))
 
@@ -141,7 +135,7 @@ def prompt_and_response(row):
             if not response.strip():
                 raise InputError(f"an answer is empty, in {name!r}")
         return Texts(prompt, [response], None, ("prompt", name))
-    prompt, answer = response_at_the_answer(prompt, as_messages(response, "assistant"), name)
+    prompt, answer = split_response(prompt, as_messages(response, "assistant"), name)
     return from_messages(row, prompt, [answer], ["prompt", name])
 
 
@@ -197,7 +191,7 @@ def message_pair(row, prompt_name, prompt, chosen, rejected):
     """Message lists, or answers of text to a message list. The prompt may be their shared beginning."""
     chosen = as_messages(chosen, "assistant")
     rejected = as_messages(rejected, "assistant")
-    prompt, answers = pair_at_the_answer(prompt, chosen, rejected)
+    prompt, answers = split_pair(prompt, chosen, rejected)
     return from_messages(row, prompt, answers, [prompt_name, "chosen", "rejected"])
 
 
@@ -219,7 +213,7 @@ def hh_rlhf(prompt, chosen, rejected):
     which may be within a word; here turns are compared, and an answer begins behind its "Assistant:"."""
     chosen_turns = turns_of_text(chosen)
     rejected_turns = turns_of_text(rejected)
-    shared, _ = pair_at_the_answer("", chosen_turns, rejected_turns)
+    shared, _ = split_pair("", chosen_turns, rejected_turns)
     chosen_begins = chosen_turns[len(shared)]["begins"]
     rejected_begins = rejected_turns[len(shared)]["begins"]
     beginning = chosen[:chosen_begins]

@@ -34,9 +34,9 @@ def text_or_messages(value, name: str) -> str | list[dict]:
     """A field's value: text, not empty, or a message list. Raises InputError, with the field's name.
 
     Text is a message list if it is the JSON of one, or of one message. A list that has the keys of
-    messages and is no JSON is refused, since nobody means to train on it. Other text is text."""
+    messages and is no JSON is error_for, since nobody means to train on it. Other text is text."""
     if isinstance(value, str) and OBJECT_BEGINS.match(value):
-        value = written_messages(value, name)
+        value = messages_from_json(value, name)
     if isinstance(value, dict) and ("role" in value or "from" in value):
         value = [value]
     if isinstance(value, list):
@@ -48,7 +48,7 @@ def text_or_messages(value, name: str) -> str | list[dict]:
     return value
 
 
-def written_messages(text, name):
+def messages_from_json(text, name):
     """The JSON of messages -> the messages; any other text -> the text. Raises InputError."""
     if not ROLE_KEY.search(text) or not CONTENT_KEY.search(text):
         return text
@@ -78,23 +78,23 @@ def message_list(messages, name: str = "prompt") -> list[dict]:
 def one_message(message, place, name):
     """One message; place: its number in the field `name`, for errors."""
 
-    def refused(why):
+    def error_for(why):
         wanted = "a message list must hold objects with text in 'role' and 'content'"
         return InputError(f"field {name!r}: {wanted}; message {place} {why}")
 
     if not isinstance(message, dict):
-        raise refused(f"is {type(message).__name__}")
+        raise error_for(f"is {type(message).__name__}")
     message = present(message)
     for usual_key, sharegpt_key in (("role", "from"), ("content", "value")):
         if usual_key not in message and sharegpt_key in message:
             message[usual_key] = message.pop(sharegpt_key)
 
     if not isinstance(message.get("role"), str) or not message["role"]:
-        raise refused("has no 'role'")
+        raise error_for("has no 'role'")
     if message["role"] == CALLER:
         calls = list_of_objects(message.pop("content", None), CALLER)
         if not calls:
-            raise refused(f"has no call in {CALLER!r}")
+            raise error_for(f"has no call in {CALLER!r}")
         message["role"] = "assistant"
         message["tool_calls"] = [{"type": "function", "function": call} for call in calls]
     message["role"] = usual_role(message["role"])
@@ -106,31 +106,33 @@ def one_message(message, place, name):
     if content is None and "tool_calls" in message:
         content = ""  # tool calls alone are an answer
     if isinstance(content, list):
-        content = text_of_parts(content, refused)
+        content = text_of_parts(content, error_for)
     if not isinstance(content, str):
-        raise refused("has no 'content'" if content is None else f"has {type(content).__name__} in 'content'")
+        if content is None:
+            raise error_for("has no 'content'")
+        raise error_for(f"has {type(content).__name__} in 'content'")
     message["content"] = content
     return message
 
 
 def usual_role(role):
-    """ "human" and "gpt" as "user" and "assistant"; what is unknown stays, for the chat template to judge."""
+    """The usual name of a role: "user" for "human". An unknown one stays, for the chat template to judge."""
     name = role.strip().lower()
     name = ROLES.get(name, name)
     return name if name in USUAL_ROLES else role
 
 
-def text_of_parts(parts, refused):
+def text_of_parts(parts, error_for):
     """[{"type": "text", "text": ...}, ...] -> the texts, joined.
 
-    refused: why -> the error. Images and the like cannot be trained on."""
+    error_for: why -> the error. Images and the like cannot be trained on."""
     texts = []
     for part in parts:
         kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
         if kind != "text":
-            raise refused(f"holds a part of type {kind!r} in 'content', and only text can be read")
+            raise error_for(f"holds a part of type {kind!r} in 'content', and only text can be read")
         if not isinstance(part.get("text"), str):
-            raise refused("holds a text part without 'text'")
+            raise error_for("holds a text part without 'text'")
         texts.append(part["text"])
     return "".join(texts)
 

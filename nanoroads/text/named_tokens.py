@@ -1,7 +1,8 @@
 """The tokens that a folder's files name: added ones, BOS, EOS and whatever else ends a response.
 
-Beside tokenizer.json, five files may name some. As in transformers, tokenizer_config.json counts most
-if it holds "added_tokens_decoder"; otherwise special_tokens_map.json does, and added_tokens.json is read.
+Beside tokenizer.json, five files may name some. As in transformers, tokenizer_config.json takes
+precedence if it holds "added_tokens_decoder"; otherwise special_tokens_map.json does, and
+added_tokens.json is read.
 What is named and cannot be found is refused, never replaced by what another file names.
 """
 
@@ -55,9 +56,9 @@ def all_added_tokens(folder, specification, config):
     New ones get the ids that transformers gives them. Raises InputError."""
     vocab = specification["model"]["vocab"]
     tokens = {token["content"]: token for token in specification.get("added_tokens") or []}
-    numbered = added_by_other_files(folder, config)
-    for named_id in sorted(numbered):
-        token = numbered[named_id]
+    by_id = added_by_other_files(folder, config)
+    for config_id in sorted(by_id):
+        token = by_id[config_id]
         text = token["content"]
         if not text:  # the library takes no notice of it either
             continue
@@ -66,10 +67,10 @@ def all_added_tokens(folder, specification, config):
         token_id = known.get("id", vocab.get(text))
         if token_id is None:
             token_id = next_id(vocab, tokens)
-            if named_id != token_id:
+            if config_id != token_id:
                 where = "tokenizer_config.json or added_tokens.json"
                 free = f"{token_id} is the first that tokenizer.json leaves free"
-                raise InputError(f"{folder}: {where} gives {text!r} the id {named_id}, but {free}")
+                raise InputError(f"{folder}: {where} gives {text!r} the id {config_id}, but {free}")
         tokens[text] = {**token, "id": token_id, "special": special}
     add_named_tokens(tokens, vocab, config)
     check_needed(folder, config, tokens)
@@ -154,14 +155,15 @@ def find_stops(folder, config, ids, n_ids):
     if eos_text:
         stops.append(ids[eos_text])
     for name in ("generation_config.json", "config.json"):
-        named = read_optional_json(folder / name).get("eos_token_id")
-        if named is None or named == []:
+        eos_ids = read_optional_json(folder / name).get("eos_token_id")
+        if eos_ids is None or eos_ids == []:
             continue
-        named = named if isinstance(named, list) else [named]
-        if not all(type(stop) is int and stop >= 0 for stop in named):  # a bool is an int, too
-            raise InputError(f"{folder / name}: eos_token_id {named} must be an id, or a list of ids")
-        stops += named
+        eos_ids = eos_ids if isinstance(eos_ids, list) else [eos_ids]
+        if not all(type(stop) is int and stop >= 0 for stop in eos_ids):  # a bool is an int, too
+            raise InputError(f"{folder / name}: eos_token_id {eos_ids} must be an id, or a list of ids")
+        stops += eos_ids
         break
+    # The first alone is trained; the others are only compared with what is sampled.
     if stops and stops[0] >= n_ids:
         raise InputError(f"{folder}: eos_token_id {stops[0]} is no token of its tokenizer.json")
     return tuple(dict.fromkeys(stops))  # each once

@@ -17,6 +17,7 @@ from nanoroads.text.values import plain
 from nanoroads.weights.files import write_text
 from nanoroads.weights.folder import check_regular
 
+# No row of text is longer; a small gzip file may unpack to a line that fills the memory.
 MOST_LINE_BYTES = 2**26
 # What a thousand rows of a parquet file may take while they are read.
 MOST_BATCH_SECONDS = 60
@@ -25,7 +26,7 @@ BLANK = b" \t\r\n\0\x1a"  # what a line without a row consists of; zeros stand w
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # How files of other kinds begin, and what to do with them.
 OTHER_KINDS = [
-    (b"[", "a JSON array, not an object a line; jq -c '.[]' makes such lines"),
+    (b"[", "a JSON array, not one object per line; jq -c '.[]' makes such lines"),
     (b"PAR1", "a parquet file; name it .parquet"),
     (b"\x1f\x8b", "a gzip file; name it .jsonl.gz"),
     (b"\xff\xfe", "UTF-16; save it as UTF-8"),
@@ -42,7 +43,7 @@ ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 
 
 def write_rows(path: str | Path, rows: Iterable[dict]) -> None:
-    """A .jsonl file of dicts, whole or not at all. Makes its directory."""
+    """Write dicts as a .jsonl file; never a partial one. Makes its directory."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -80,7 +81,8 @@ def refuse_other_kinds(line, path):
         if line.startswith(beginning):
             raise InputError(f"{path}: {kind}")
     if line == b"{":
-        raise InputError(f"{path}: JSON over several lines, not an object a line; jq -c . makes such lines")
+        kind = "JSON over several lines, not one object per line; jq -c . makes such lines"
+        raise InputError(f"{path}: {kind}")
 
 
 def open_rows(path):

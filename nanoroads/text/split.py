@@ -1,7 +1,7 @@
 """Which rows are held out for evaluation: by prompt, so that no prompt is on both sides.
 
-A model that has seen other answers to a prompt is not measured on new ones by that prompt; and in a
-file that holds its rows twice, a row would be measured on itself."""
+A model trained on some answers to a prompt cannot be tested fairly on others to it; and in a file that
+holds its rows twice, a row would be measured on itself."""
 
 import hashlib
 from collections import Counter
@@ -43,26 +43,27 @@ def prompt_keys(prompts) -> list[bytes]:
 def held_out_rows(keys: Sequence[bytes], share: float = 0.05, most: int = 256) -> list[int]:
     """Which rows to hold out, in the order of the file. keys: each row's prompt.
 
-    share: the fraction of the rows, but at least one row and at most `most`. Prompts are taken from the
-    end of the file, each with all its rows, as long as they do not exceed that: where no prompt comes
-    twice, these are the last rows. If every prompt has too many rows, it is the one with the fewest."""
-    wanted = max(1, min(most, int(len(keys) * share)))
+    share: the fraction of the rows, but at least one row and at most `most` (more if every prompt has
+    more rows than that). Prompts are taken from the end of the file, each with all its rows, as long as
+    they do not exceed it: where no prompt comes twice, these are the last rows. If every prompt has too
+    many rows, it is the one with the fewest: of two prompts with 500 rows each, half the file."""
+    limit = max(1, min(most, int(len(keys) * share)))
     rows_of = Counter(keys)
     if len(rows_of) == 1:
-        return list(range(len(keys) - wanted, len(keys)))
+        return list(range(len(keys) - limit, len(keys)))
 
-    chosen = set()  # keys
+    held_out_keys = set()
     count = 0  # rows
     for key in reversed(keys):
-        if key not in chosen and count + rows_of[key] <= wanted:
-            chosen.add(key)
+        if key not in held_out_keys and count + rows_of[key] <= limit:
+            held_out_keys.add(key)
             count += rows_of[key]
-        if count == wanted:
+        if count == limit:
             break
-    if not chosen:
+    if not held_out_keys:
         last_first = list(dict.fromkeys(reversed(keys)))
-        chosen.add(min(last_first, key=rows_of.get))
-    return [i for i, key in enumerate(keys) if key in chosen]
+        held_out_keys.add(min(last_first, key=rows_of.get))
+    return [i for i, key in enumerate(keys) if key in held_out_keys]
 
 
 def shared_prompts(train, test) -> int:

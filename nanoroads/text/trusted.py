@@ -33,18 +33,18 @@ class TrustedText:
 
     def message(self, message):
         """A message before rendering. An assistant's may hold special tokens."""
-        return message if message.get("role") == "assistant" else self.text(message)
+        return message if message.get("role") == "assistant" else self.untrusted(message)
 
-    def text(self, value):
+    def untrusted(self, value):
         """Another's text, or a list or dict of texts, before rendering: it holds no special token."""
         if isinstance(value, str) and self.pattern:
             while self.pattern.search(value):  # again, since two special tokens may overlap
                 value = self.pattern.sub(self.disguised, value)
             return value
         if isinstance(value, list):
-            return [self.text(item) for item in value]
+            return [self.untrusted(item) for item in value]
         if isinstance(value, dict):
-            return {self.text(key): self.text(item) for key, item in value.items()}
+            return {self.untrusted(key): self.untrusted(item) for key, item in value.items()}
         return value
 
     def disguised(self, match):

@@ -32,7 +32,7 @@ def plain(value, depth=0):
         return present({str(key): plain(item, depth + 1) for key, item in value.items()})
     if isinstance(value, (list, tuple)):
         return [plain(item, depth + 1) for item in value]
-    return plain_scalar(value, depth)
+    return plain_foreign(value, depth)
 
 
 def present(values):
@@ -40,7 +40,7 @@ def present(values):
     return {key: value for key, value in values.items() if value is not None}
 
 
-def plain_scalar(value, depth):
+def plain_foreign(value, depth):
     """What parquet, pandas and numpy have beyond JSON. What is unknown stays as it is."""
     if hasattr(value, "tolist"):  # of numpy: an array, or a number of its own type
         return plain(value.tolist(), depth + 1)

@@ -50,8 +50,8 @@ def test_a_loop_that_tells_something_says_a_line_with_the_time_left(clock, capsy
         for step in range(20):
             clock.now += 0.5
             if step == 9:
-                loop.show("loss 0.65")
-            loop.advance(say=step == 9)
+                loop.set_text("loss 0.65")
+            loop.advance(now=step == 9)
     # Ten steps took 5 s, so 990 more take 495.
     assert lines(capsys)[0] == "dpo: step 10 of 1,000, loss 0.65, 08:15 left"
 
@@ -59,9 +59,9 @@ def test_a_loop_that_tells_something_says_a_line_with_the_time_left(clock, capsy
 def test_time_left_counts_from_the_checkpoint_on(clock, capsys):
     with Progress("dpo", "step", total=100, done=50) as loop:
         clock.now += 10
-        loop.advance(10, say=True)
+        loop.advance(10, now=True)
         clock.now += 40
-        loop.advance(40, say=True)
+        loop.advance(40, now=True)
     assert lines(capsys) == ["dpo: step 60 of 100, 00:40 left", "dpo: step 100 of 100, 00:50 so far"]
 
 
@@ -97,15 +97,15 @@ def test_a_line_that_cannot_be_written_stops_nothing(stderr, monkeypatch, capsys
     steps = []
     with Progress("dpo", "step", total=3) as loop:
         for step in range(3):
-            loop.advance(say=True)
+            loop.advance(now=True)
             steps.append(step)
     assert steps == [0, 1, 2] and capsys.readouterr().out == ""
 
 
 def test_a_name_cannot_write_to_the_terminal(clock, capsys):
     with Progress("reading a\x1b[2J\nb\u202e", "row") as loop:
-        loop.show("\x07")
-        loop.advance(say=True)
+        loop.set_text("\x07")
+        loop.advance(now=True)
     assert lines(capsys) == [r"reading a\x1b[2J b\u202e: row 1, \x07, 00:00 so far"]
 
 
@@ -116,8 +116,8 @@ def test_the_log_of_another_process_tells_how_far_it_is(clock, tmp_path, monkeyp
     with open(log, "a") as file:
         monkeypatch.setattr(sys, "stderr", file)
         with Progress("reward", "step", total=1500) as loop:
-            loop.advance(say=True)
-            loop.advance(1233, say=True)
+            loop.advance(now=True)
+            loop.advance(1233, now=True)
     assert last_step(log) == "reward 1,234/1,500"
     log.write_bytes(b"dpo: step 7 of 9, loss 1\n" + b"\xff" * 100)
     assert last_step(log) == "dpo 7/9"
@@ -149,8 +149,8 @@ def main():
                 for row in range(2):
                     time.sleep(0.4)
                     inner.advance()
-            outer.show("loss 1")
-            outer.advance(say=True)
+            outer.set_text("loss 1")
+            outer.advance(now=True)
             if step == 1:
                 raise InputError("it breaks")
 
@@ -184,7 +184,7 @@ def test_a_terminal_without_a_width_gets_lines(clock, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "fileno", lambda: 2)
     monkeypatch.setattr(progress.os, "get_terminal_size", lambda file: os.terminal_size((0, 0)))
     with Progress("dpo", "step", total=3) as loop:
-        loop.advance(say=True)
+        loop.advance(now=True)
     assert lines(capsys) == ["dpo: step 1 of 3, 00:00 left"]
 
 

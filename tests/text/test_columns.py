@@ -82,7 +82,7 @@ def test_single_answers_with_a_label_are_named(good, bad, encoding, rows, capsys
     path = rows(*({"prompt": "Q", "completion": "A", "label": label} for label in (good, bad, bad)))
     assert said(path, layouts.sft_texts, encoding, capsys) == [
         "columns not read: label",
-        "label: answers marked as bad (false) in 2 of 3 rows; such rows, KTO's, are imitated like the others",
+        "label: answers marked as bad (false) in 2 of 3 rows; such rows (KTO) are trained as good answers",
     ]
     with pytest.raises(InputError, match="has no field 'chosen'.*'label' marks a single answer"):
         data.load(path, layouts.preference_texts, encoding, Limits(99))

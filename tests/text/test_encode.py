@@ -203,9 +203,9 @@ def test_an_answer_that_the_template_drops_is_refused(tmp_path):
     encoding = make(
         tmp_path, "{% for m in messages %}{{ m.content if m.role == 'user' }}<|im_end|>{% endfor %}"
     )
-    with pytest.raises(InputError, match="leaves the answer out"):
+    with pytest.raises(InputError, match="leaves it out"):
         encode_row(encoding, [USER], [[BOT]])
-    with pytest.raises(InputError, match="leaves the answer out"):
+    with pytest.raises(InputError, match="leaves it out"):
         encode_row(make(tmp_path, THINK), [USER], [[BOT | {"content": "<think>only a thought</think>"}]])
 
 
@@ -261,7 +261,7 @@ def test_random_conversations_as_trl(tmp_path_factory, name):
         try:
             row = encode_row(encoding, prompt, [[chosen], [rejected]])
         except InputError as error:
-            assert "leaves the answer out" in str(error)  # of blanks and ends alone
+            assert "leaves it out" in str(error)  # of blanks and ends alone
             return
         assert row.prompt == expected[0]
         for ours, theirs in zip(row.responses, expected[1], strict=True):
