@@ -266,6 +266,8 @@ def row_limits(args, model):
 
 # ---------------------------------------------------------------- defaults by model
 
+PRINTED_KIND = {"map": "small", "file": "pretrained"}  # of a model, where its defaults are printed
+
 
 def model_kind(folder):
     """Which column of a script's DEFAULTS suits the model in `folder`, "map" or "file".
@@ -295,18 +297,17 @@ def parameters(model_config):
 
 
 def use_defaults(args, defaults, kind):
-    """Fill in the flags that were not given, and print those that have a value.
+    """Fill in the flags that were not given, and print those that have a value, and whence.
 
     defaults: the column `kind` of a script's DEFAULTS."""
     words = []
     for name, default in defaults.items():
-        given = getattr(args, name)
-        if given is None:
+        source = "given"
+        if getattr(args, name) is None:
             setattr(args, name, default)
+            source = PRINTED_KIND[kind]
         if getattr(args, name) is not None:
-            words.append(
-                f"{name.replace('_', '-')} {getattr(args, name)} ({kind if given is None else 'given'})"
-            )
+            words.append(f"{name.replace('_', '-')} {getattr(args, name)} ({source})")
     print(f"using: {', '.join(words)}")
 
 

@@ -69,6 +69,8 @@ def template(encoding: tiktoken.Encoding, name: str = "default") -> jinja2.Templ
     folder = getattr(encoding, "folder", None)
     if folder is None:
         return None
+    if encoding.template_stopped:  # with --skip-bad-rows every row would take as long
+        raise InputError(encoding.template_stopped)
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
@@ -81,6 +83,9 @@ def template(encoding: tiktoken.Encoding, name: str = "default") -> jinja2.Templ
             return None if source is None else environment.from_string(source)
     except InputError:
         raise
+    except OutOfBounds as error:
+        encoding.template_stopped = f"{folder}: its chat template cannot be read ({error})"
+        raise InputError(encoding.template_stopped) from None
     except Exception as error:
         # A ValueError may be bytes that are not UTF-8, a TypeError a template that is not text, a
         # RecursionError or a SyntaxError what is nested too deep.
@@ -116,7 +121,7 @@ def render(
     assistant may call, as JSON schemas."""
     tools = tools or None  # some templates would announce an empty list
     program = template(encoding, "tool_use" if tools else "default")
-    if encoding.template_stopped:  # with --skip-bad-rows every row would take as long
+    if encoding.template_stopped:  # `template` has one that it compiled before
         raise InputError(encoding.template_stopped)
     try:
         with bounded(MOST_SECONDS, MOST_BYTES):

@@ -12,14 +12,14 @@ from nanoroads.errors import InputError, printable
 from nanoroads.progress import tracked
 from nanoroads.text.columns import Columns
 from nanoroads.text.encode import EncodedRow, cut_prompt, encode_row, left_out_line
-from nanoroads.text.layouts import Texts
+from nanoroads.text.layouts import SAME_ANSWERS, Texts
 from nanoroads.text.rows import parse, raw_rows
 from nanoroads.text.split import hold_out, prompt_keys, shared_prompts
 
 Layout = Callable[[dict], Texts]  # a function of layouts.py
 
 
-SAME_TOKENS = "'chosen' and 'rejected' are the same once encoded and cut"
+SAME_TOKENS = f"{SAME_ANSWERS} once encoded and cut"
 
 
 class Limits(NamedTuple):

@@ -30,7 +30,7 @@ from nanoroads.text.messages import list_of_objects, message_list, text_or_messa
 
 TextOrMessages = str | list[dict]
 
-SAME_ANSWERS = "'chosen' and 'rejected' are the same"
+SAME_ANSWERS = "the chosen and the rejected answer are the same"
 MESSAGES = ("messages", "conversations")
 RESPONSE = ("response", "completion")
 # The same and what other data sets call it, for --prompt-template.
@@ -239,7 +239,7 @@ def summarize_from_feedback(row):
     chosen = field(summaries[choice], "text")
     rejected = field(summaries[1 - choice], "text")
     if chosen == rejected:
-        raise InputError("the two 'summaries' are the same")
+        raise InputError(SAME_ANSWERS)
     return Texts(prompt, [chosen, rejected], None, ("info", "summaries", "choice"))
 
 

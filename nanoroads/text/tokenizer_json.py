@@ -76,7 +76,7 @@ class FolderEncoding(tiktoken.Encoding):
     n_ids       one more than the largest id; ids from here on are stand-ins that encode_ordinary
                 takes out
     template_stopped
-                why its chat template is not run any more, or None
+                why its chat template is not compiled or run any more, or None
     bos         the ids that start a text
     stops       the ids that end a response; empty if none is named
     eos         the first of them, which is the one that is trained, or None

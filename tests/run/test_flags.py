@@ -160,6 +160,7 @@ def test_what_is_given_stands(what, script, folders):
 @pytest.mark.parametrize("what", ["map", "hugging face"])
 def test_every_default_is_printed(what, folders, capsys):
     kind = KINDS[what]
+    printed_kind = {"map": "small", "hugging face": "pretrained"}[what]
     for script in SCRIPTS:
         capsys.readouterr()
         script.flags(["--init", str(folders[what]), "--batch-size", "5"])
@@ -170,7 +171,7 @@ def test_every_default_is_printed(what, folders, capsys):
             if name == "batch_size":
                 words.append("batch-size 5 (given)")
             elif default is not None:
-                words.append(f"{name.replace('_', '-')} {default} ({kind})")
+                words.append(f"{name.replace('_', '-')} {default} ({printed_kind})")
         assert lines[0] == f"using: {', '.join(words)}"
 
 
