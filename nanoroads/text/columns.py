@@ -56,13 +56,21 @@ class Columns:
 
     def lines(self):
         """The counts as lines."""
+        return self.unread_lines() + self.finding_lines()
+
+    def unread_lines(self):
+        """The columns that nobody reads, in one line or none."""
+        if not self.unread:
+            return []
+        names = list(self.unread)[:MOST_NAMES]
+        if len(self.unread) > MOST_NAMES:
+            names.append(f"and {len(self.unread) - MOST_NAMES} more")
+        return [f"columns not read: {', '.join(names)}"]
+
+    def finding_lines(self):
+        """What speaks against training some of the rows as they are."""
         lines = []
         of_rows = f"of {self.rows:,} rows"
-        if self.unread:
-            names = list(self.unread)[:MOST_NAMES]
-            if len(self.unread) > MOST_NAMES:
-                names.append(f"and {len(self.unread) - MOST_NAMES} more")
-            lines.append(f"columns not read: {', '.join(names)}")
         for name in self.equal | self.inverted:
             counterpart = name.replace("chosen", "rejected")
             counts = f"equal in {self.equal[name]:,}, inverted in {self.inverted[name]:,} {of_rows}"

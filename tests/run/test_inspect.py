@@ -21,7 +21,7 @@ def reported(capsys, *arguments):
     inspect(*arguments)
     lines = capsys.readouterr().out.splitlines()
     begin = next(i for i, line in enumerate(lines) if line.startswith("whole file: "))
-    assert len(lines) - begin <= 40
+    assert len(lines) - begin <= 45
     return [" ".join(line.split()) for line in lines[begin:]]
 
 
@@ -34,17 +34,17 @@ def test_inspect_shows_what_is_trained(tmp_path, capsys):
     path = write_jsonl(tmp_path / "rows.jsonl", [row] * 5)
     inspect(path, None, layouts.preference_texts, encoding, Limits(50), examples=2)
     out = capsys.readouterr().out
-    one = "  prompt      WA|>FL|:|\n  response 1  [>ID][>MT][<|end|>]\n  response 2  [>OR][<|end|>]\n"
-    heads = [f"example {i}: 5 of 8 tokens are trained, those in [brackets]\n" for i in (1, 2)]
+    one = "  prompt      WA|>FL|:|\n  chosen      [>ID][>MT][<|end|>]\n  rejected    [>OR][<|end|>]\n"
+    heads = [f"example {i} (line {i}): 5 of 8 tokens are trained, those in [brackets]\n" for i in (1, 2)]
     assert out.startswith(heads[0] + one + heads[1] + one + f"whole file: {path}\n")
     inspect(path, None, layouts.prompt_texts, encoding, Limits(50), examples=1)
-    head = "example 1: 0 of 3 tokens are trained, those in [brackets]\n"
+    head = "example 1 (line 1): 0 of 3 tokens are trained, those in [brackets]\n"
     assert capsys.readouterr().out.startswith(head + "  prompt      WA|>FL|:|\nwhole file: ")
 
 
 def test_ids_without_text_are_shown_empty(capsys):
     """A vocabulary that is padded to a round size has ids that no text has."""
-    show_examples(data.Rows([array("i", [44, 120])], [[]], ["WA"]), tokenizer.get("roadmap"))
+    show_examples(data.Rows([array("i", [44, 120])], [[]], ["WA"]), [1], tokenizer.get("roadmap"))
     assert capsys.readouterr().out.endswith("\n  prompt      WA||\n")
 
 
@@ -62,7 +62,7 @@ PAIRS = [  # a letter is a token, and EOS one more
     {"prompt": 3, "chosen": "g", "rejected": "n"},  # 8: bad
     {"prompt": 34, "chosen": "g", "rejected": "n"},  # 9: bad in the same way
     {"prompt": "Q4"},  # 10: bad in another way
-    {"prompt": "Q5", "chosen": "uvwxyz<|endoftext|>", "rejected": "n"},  # 11: spells EOS, and is cut
+    {"prompt": "Q5", "chosen": "uvw<|endoftext|>xy", "rejected": "n"},  # 11: spells EOS, and is cut
     {"prompt": "Q6", "chosen": "g", "rejected": "n", "margin": 0, "id": 7},  # 12: columns
     {"prompt": "g", "chosen": "g", "rejected": "gn", "score_chosen": 1, "score_rejected": 1},  # 13
 ]
@@ -76,27 +76,30 @@ def test_every_fault_of_a_file_of_pairs_is_counted(tmp_path, capsys):
         "rows 13",
         "that can be used 8",
         "different prompts 6",
-        "identical pairs 1",
-        "identical once cut 1",
-        "prompts that are cut 1",
-        "responses that are cut 2 of 16",
+        "! chosen same as rejected 1",
+        "! the same once cut 1",
+        "! prompts that are cut 1",
+        "! responses that are cut 2 of 16",
         "responses without EOS 2 of 16",
-        "that spell a special token 1",
-        "duplicates of other rows 1",
-        "chosen here, rejected there 2 answers to the same prompt",
-        "chosen longer 4 50 % of pairs",
-        "rejected longer 2 25 % of pairs",
-        "rows that are held out 1 different prompts: 1",
+        "! responses with special token text 1 of 18",
+        "! rows that stand there twice 1 first: line 2 = line 1",
+        "! answers chosen in one row, rejected in another 2",
+        "chosen longer 4 50 % of pairs (in tokens, after cutting)",
+        "rejected longer 2 25 % of pairs (in tokens, after cutting)",
+        "rows that are trained 7",
+        "rows that are held out 1 of 1 prompt",
         "prompts on both sides 0",
-        "tokens before cutting median 95 % longest",
+        "tokens before cutting median 95 % up to longest",
         "prompt 2 9 9",  # of 9 prompts that have tokens
         "chosen 5 27 27",
         "rejected 3 8 8",
+        "prompt + longer response 7 29 29",
+        "context of the model 40",
         "columns not read: margin, id, score_chosen, score_rejected",
-        "score_chosen and score_rejected: equal in 1, inverted in 0 of 9 rows",
-        "margin: 0 or less in 1 of 9 rows",
-        "answers begin with the whole prompt in 1 of 9 rows; it stands there twice",
-        "rows that cannot be used 5 of which",
+        "! score_chosen and score_rejected: equal in 1, inverted in 0 of 9 rows",
+        "! margin: 0 or less in 1 of 9 rows",
+        "! answers begin with the whole prompt in 1 of 9 rows; it stands there twice",
+        "! rows that cannot be used 5 of which",
         "2 line 8: field 'prompt' is int, not text",
         "1 line 4: the chosen and the rejected answer are the same",
         "1 line 5: the chosen and the rejected answer are the same once encoded and cut",
@@ -105,11 +108,11 @@ def test_every_fault_of_a_file_of_pairs_is_counted(tmp_path, capsys):
         "bad rows (5) stop the run: edit the lines named above, or give --skip-bad-rows",
         "--max-response-tokens 27 would cut no response",
         "--max-prompt-tokens 9 would cut no prompt",
-        "identical pairs prefer nothing: remove them from the file",
-        "special tokens in responses: see the examples; what the chat template writes, remove",
-        "duplicates weigh double: remove them, unless they are meant to",
+        "pairs whose chosen is the same as rejected prefer nothing: remove them from the file",
+        "special tokens inside responses: remove those that the chat template writes itself",
+        "rows that stand there twice weigh double: remove one, unless they are meant to",
         "an answer both chosen and rejected: decide, unless your labels are meant to be noisy",
-        "columns not read: put what the model should see into the prompt or a system message",
+        "if the model should see one of them: write the columns not read into the prompt",
         "pairs whose scores do not agree with them are trained like all others: remove them",
         "answers that begin with the prompt: cut it from them, if it is no quotation",
     ]
@@ -120,16 +123,16 @@ def test_a_file_without_faults(tmp_path, capsys):
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     lines = reported(capsys, path, None, layouts.sft_texts, byte_encoding(), Limits(40))
     assert lines[-2:] == ["what to do", "nothing: every row can be trained"]
-    assert "rows that are held out 5 different prompts: 5" in lines
-    assert "prompt 3 3 3" in lines and "response 5 8 8" in lines
-    assert not any("chosen" in line or "identical" in line for line in lines)
+    assert "rows that are trained 95" in lines and "rows that are held out 5 of 5 prompts" in lines
+    assert "prompt 3 3 3" in lines and "response 5 8 8" in lines and "prompt + response 8 11 11" in lines
+    assert not any("chosen" in line or "the same" in line or line.startswith("!") for line in lines)
 
 
 def test_held_out_files_are_examined_too(tmp_path, capsys):
     path = write_jsonl(tmp_path / "rows.jsonl", [GOOD, GOOD | {"prompt": "Q2"}])
     other = write_jsonl(tmp_path / "test.jsonl", [GOOD, GOOD | {"prompt": "Q3"}, {"prompt": "Q4"}])
     lines = reported(capsys, path, other, layouts.preference_texts, byte_encoding(), Limits(40))
-    assert f"rows that are held out 2 of {other}" in lines and "prompts on both sides 1" in lines
+    assert f"rows that are held out 2 of {other}" in lines and "! prompts on both sides 1" in lines
     assert f"held-out file: {other}" in lines and "1 line 3: has no field 'chosen', only 'prompt'" in lines
     assert lines[-1] == "prompts on both sides: remove them from one file, or held-out measures say too much"
 
@@ -196,12 +199,49 @@ def test_one_prompt_and_one_length_are_found(tmp_path, capsys):
     rows = [{"prompt": "Q", "chosen": f"long {i}", "rejected": "n"} for i in range(60)]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     lines = reported(capsys, path, None, layouts.preference_texts, byte_encoding(), Limits(40))
-    assert "chosen longer 60 100 % of pairs" in lines and "prompts on both sides 1" in lines
+    assert "! chosen longer 60 100 % of pairs (in tokens, after cutting)" in lines
+    assert "! prompts on both sides 1" in lines
     assert lines[-3:] == [
         "what to do",
         "length tells most pairs apart: it may be what is learned; watch the length of samples",
-        "the held-out rows have the same prompt as the others: more prompts, or --eval-data",
+        "the held-out rows have the same prompt as the others: give --eval-data",
     ]
+
+
+@pytest.mark.parametrize("layout, remedy", [("preference", "give --eval-data"), ("sft", "more prompts are")])
+def test_a_split_that_holds_out_half_the_rows_is_told(layout, remedy, tmp_path, capsys):
+    rows = []
+    for i in range(40):
+        rows.append({"prompt": f"Q{i % 2}", "response": f"x{i}", "chosen": f"x{i}", "rejected": "n"})
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    function = {"preference": layouts.preference_texts, "sft": layouts.sft_texts}[layout]
+    lines = reported(capsys, path, None, function, byte_encoding(), Limits(40))
+    assert "rows that are trained 20" in lines and "! rows that are held out 20 of 1 prompt" in lines
+    assert lines[-1].startswith(f"20 of 40 rows are held out, since prompts have many rows: {remedy}")
+
+
+def test_equal_summaries_count_as_equal_answers(tmp_path, capsys):
+    row = {"info": {"post": "P"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0}
+    path = write_jsonl(tmp_path / "rows.jsonl", [row, row | {"summaries": [{"text": "a"}, {"text": "a"}]}])
+    lines = reported(capsys, path, None, layouts.preference_texts, byte_encoding(), Limits(99))
+    assert "! chosen same as rejected 1" in lines
+
+
+@pytest.mark.parametrize(
+    "response, is_counted",
+    [
+        ("yes<|endoftext|>", False),  # kept once, as the end
+        ("yes<|endoftext|>\n", False),
+        ("yes<|endoftext|><|endoftext|>", True),
+        ("y<|endoftext|>es", True),
+        ("yes", False),
+    ],
+)
+def test_one_end_token_at_the_end_of_a_text_is_no_finding(response, is_counted, tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "Q", "response": response}])
+    encoding = byte_encoding()
+    findings = examine(readings(path, layouts.sft_texts, encoding, Limits(99)), encoding)
+    assert findings.counts["special"] == int(is_counted)
 
 
 def test_a_file_without_a_usable_row_is_reported(tmp_path, capsys):
@@ -239,6 +279,6 @@ def test_every_script_inspects(script, sft, tmp_path, capsys):
     flags = {} if script is train_sft else {"init": sft}
     run(script, tmp_path / "out", data=path, inspect=True, **flags)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "rows 4" in lines and "rows that cannot be used 2 of which" in lines
-    assert any(line.startswith("example 2: ") for line in lines) and "what to do" in lines
+    assert "rows 4" in lines and "! rows that cannot be used 2 of which" in lines
+    assert any(line.startswith("example 2 (line 3): ") for line in lines) and "what to do" in lines
     assert not (tmp_path / "out").exists()
