@@ -99,6 +99,8 @@ def result(out):
     found = {}
     for path in sorted(out.rglob("model.safetensors")) + sorted(out.rglob("*.jsonl")):
         name = str(path.relative_to(out))
+        if path.name == "demos.jsonl":  # a finished run does not read it again
+            continue
         if path.name == "metrics.jsonl":
             found[name] = metrics(path.parent)
         elif path.is_file():
