@@ -157,8 +157,8 @@ def refuse_other_kinds(path):
 def refuse_odd_bytes(path):
     """Raises InputError for a path that is no UTF-8, which safetensors cannot open."""
     try:
-        str(path).encode()
-    except UnicodeEncodeError:
+        os.fsencode(path).decode()  # its bytes: in the C locale Python reads no UTF-8, and may be wrong
+    except UnicodeDecodeError:
         raise InputError(f"{path}: is not a name in UTF-8, which safetensors takes; rename it") from None
 
 
