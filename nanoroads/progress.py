@@ -44,7 +44,6 @@ class Progress:
         self.line_at = None  # how many were done when the last line was said
         self.begin = time.monotonic()
         self.line_due = self.begin + FIRST_LINE
-        OPEN.append(self)
         self.on_terminal = can_show_a_bar()
         self.bar = tqdm(
             desc=self.name,
@@ -57,6 +56,7 @@ class Progress:
             dynamic_ncols=True,
             leave=None,  # a bar inside another one vanishes when it is done
         )
+        OPEN.append(self)  # last: a signal may come before the bar is there
 
     def set_text(self, text: str):
         """What is to stand beside the bar, and in the next line."""

@@ -214,3 +214,14 @@ def test_a_character_that_the_terminal_lacks_is_escaped(encoding, monkeypatch):
     run_script(lambda: print("\u00dc \u4eba"))
     said = {"ascii": b"\\xdc \\u4eba\n", "latin-1": b"\xdc \\u4eba\n", "utf-8": "\u00dc \u4eba\n".encode()}
     assert written.getvalue() == said[encoding]
+
+
+def test_a_signal_while_a_bar_is_made_leaves_nothing_to_close(monkeypatch):
+    def stopped(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress, "tqdm", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        progress.Progress("reading", "row")
+    progress.close_all()  # what run_script does then
+    assert progress.OPEN == []
