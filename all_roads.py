@@ -128,7 +128,7 @@ def plan(seed_folder, seed, world, quick, machine_flags=()):
 def main(argv=None):
     """Run, measure, report."""
     args = parse_flags(argv)
-    begin = time.time()
+    begin = time.monotonic()
     folders = {seed: args.out / f"seed{seed}" for seed in args.seeds}
     worlds = ["roadmap"] if args.quick else list(WORLDS)
     machine_flags = []  # what is not given is left to the training scripts' defaults
@@ -159,7 +159,7 @@ def main(argv=None):
         measures.append(read_json_object(path))
         made_from.update({**run_hashes, str(path): of_file(path)})
     # Of this call alone: phases overlap, and finished ones are not run again.
-    seconds["total"] = round(time.time() - begin, 1)
+    seconds["total"] = round(time.monotonic() - begin, 1)
 
     # 3. The report, from results.json alone except the equivalence and over-optimisation figures.
     # Tables are means over seeds; curves along training are the first seed's. It is written again

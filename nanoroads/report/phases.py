@@ -18,7 +18,7 @@ from nanoroads.report.ledger import Ledger, Phase
 from nanoroads.run.commands import as_typed, child_environment, command_line, how_it_failed
 from nanoroads.run.lock import Lock, acquire
 from nanoroads.run.signals import end, uninterrupted
-from nanoroads.weights.files import open_own, write_json
+from nanoroads.weights.files import TEMPORARY, open_own, write_json
 
 POLL = 0.1  # seconds between two looks at the running commands
 
@@ -28,7 +28,7 @@ class Job(NamedTuple):
 
     phase: Phase
     child: subprocess.Popen
-    begin: float  # time.time() of its start
+    begin: float  # time.monotonic() of its start
     log: TextIO  # what the command prints
 
 
@@ -106,7 +106,8 @@ def claim(out: Path) -> Lock:
     if not out.is_dir() and (out.exists() or out.is_symlink()):  # a link may lead nowhere
         raise InputError(f"--out {out}: is there, and is no folder; choose another")
     if out.exists() and not (out / "phases.json").exists() and not (out / "started.json").exists():
-        ours = ("lock", "logs", "phases.json", "started.json")  # a run that was killed at once leaves these
+        # A run that was killed at once leaves these.
+        ours = ("lock", "logs", "phases.json", "started.json", TEMPORARY)
         strangers = [path.name for path in out.iterdir() if not path.name.startswith(ours)]
         if strangers:
             raise InputError(f"--out {out}: holds {min(strangers)}, no result of ours; choose another folder")
@@ -164,7 +165,7 @@ def start(phase, out, jobs, lock):
     child = subprocess.Popen(
         command_line(command), env=environment, stdin=lock.file, stdout=log, stderr=subprocess.STDOUT
     )
-    return Job(phase, child, time.time(), log)
+    return Job(phase, child, time.monotonic(), log)
 
 
 def how_far(job, out):
@@ -185,7 +186,7 @@ def finish(job, ledger):
         printed = Path(job.log.name).read_text(errors="replace").strip().splitlines()
         last_line = printed[-1].removeprefix("error: ") if printed else "no output"
         raise InputError(f"{job.phase.name} {how_it_failed(code)}: {last_line} (all of it: {job.log.name})")
-    return ledger.finish(job.phase, round(time.time() - job.begin, 1))
+    return ledger.finish(job.phase, round(time.monotonic() - job.begin, 1))
 
 
 def short_name(name, out):

@@ -182,7 +182,7 @@ def drop_lines_after(log: Path, step: int):
         for line in lines:
             if line.endswith("}") and json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         hint = "delete it to go on without it"
         raise InputError(f"{log}: a line of it is not a JSON object with a step; {hint}") from None
     write_text(log, "".join(kept))

@@ -98,9 +98,9 @@ def kept(path: Path, made_from: dict, make: Callable[[], dict[str, bytes]]) -> f
     made_from = json.loads(json.dumps(made_from))  # as the record has it: lists for tuples
     if record and record["made_from"] == made_from and is_complete(path, record):
         return record["seconds"]
-    begin = time.time()
+    begin = time.monotonic()
     files = make()
-    seconds = round(time.time() - begin, 1)
+    seconds = round(time.monotonic() - begin, 1)
     write_made(path, files, made_from, seconds)
     return seconds
 

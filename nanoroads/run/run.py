@@ -92,7 +92,9 @@ class Run:
         # Added at the end: check_same_run names the first flag that differs, which must be --reward-lr and
         # not its copy, --lr.
         flags.update(changed)
-        return Run(Namespace(**flags), name, self.inputs)
+        # What a flag names that this run does not have, it was not made from.
+        inputs = {flag: parts for flag, parts in self.inputs.items() if flag in flags}
+        return Run(Namespace(**flags), name, inputs)
 
     # ------------------------------------------------------------ before the loop
 

@@ -70,7 +70,7 @@ def main(argv=None):
     if args.out.exists():
         raise InputError(f"{args.out} exists; choose another --out")
 
-    begin = time.time()
+    begin = time.monotonic()
     policy = load_policy(args.policy)
     drawn_from = {"policy": policy_hash(args.policy), "world": world.name, "split": args.split}
     encoding = tokenizer.of(args.policy, policy)[1]
@@ -83,7 +83,7 @@ def main(argv=None):
     labels = randomness.generator("labels", args.split, args.seed)
     rows = roadmap.label_pairs(world, prompts, first, second, labels)
     made_from = {**drawn_from, "n": args.n, "seed": args.seed}
-    write_made(args.out, {args.out.name: jsonl(rows)}, made_from, round(time.time() - begin, 1))
+    write_made(args.out, {args.out.name: jsonl(rows)}, made_from, round(time.monotonic() - begin, 1))
     print(f"{args.out}: {args.n} pairs")
     print_next(["train_dpo.py", "--init", args.policy, *data_flag(world.name)])
 

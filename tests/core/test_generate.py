@@ -302,6 +302,8 @@ def test_the_smaller_the_temperature_the_greedier(temperature):
     greedy = generate(model, PROMPTS, 3, 8, temperature=0)
     assert generate(model, PROMPTS, 3, 8, temperature=temperature) == greedy
     assert generate(model, PROMPTS, 3, 8, temperature=temperature, top_k=4, top_p=0.9) == greedy
+    logits = torch.tensor([[0.0, 1e10, 1e9], [-1e10, -2e10, -3e10]])  # over T they are infinite in fp32
+    assert sample_token(logits, torch.full((2,), 0.9).double(), temperature, 0, 1.0).tolist() == [1, 0]
 
 
 def test_every_token_of_a_large_vocabulary_can_be_drawn_as_often_as_it_should():

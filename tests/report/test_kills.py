@@ -12,6 +12,7 @@ from helpers.tiny_plan import Process, results, seconds, start_plan, tiny_plan, 
 from nanoroads.errors import InputError
 from nanoroads.report import phases
 from nanoroads.report.phases import claim, lock_folder, run_phases
+from nanoroads.run import made_from
 from nanoroads.run.commands import how_it_failed
 
 if not Path("/proc/self/cmdline").exists():
@@ -168,3 +169,15 @@ def test_a_full_disk_ends_the_commands(folder, monkeypatch):
 
 def full_disk(*arguments):
     raise OSError(28, "No space left on device")
+
+
+def test_what_a_start_that_was_killed_at_once_leaves_is_ours(tmp_path):
+    (tmp_path / "out/.nanoroads-half-written-abc").mkdir(parents=True)
+    claim(tmp_path / "out")
+
+
+def test_a_clock_that_is_set_back_gives_no_negative_seconds(tmp_path, monkeypatch):
+    clock = iter(range(10**9, 0, -1000))
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    made_from.kept(tmp_path / "file.json", {}, lambda: {"file.json": b"{}"})
+    assert made_from.kept(tmp_path / "file.json", {}, lambda: 1 / 0) >= 0

@@ -1,15 +1,20 @@
 """train_rlhf.py end to end, tiny: the files it leaves, the keys it
 logs, the numbers of step 0, and that it learns."""
 
+import gc
+import itertools
 import math
 from statistics import mean
 
+import numpy as np
 import pytest
 import torch
 from helpers.runs import check_run, metrics, run, weights, write_jsonl
 
 import train_rlhf
+from nanoroads import score
 from nanoroads.errors import InputError
+from nanoroads.randomness import uniform
 from nanoroads.run.run import Run
 from nanoroads.weights import checkpoint
 from nanoroads.weights.files import read_config
@@ -223,3 +228,37 @@ def test_nothing_waits_for_the_device_within_a_step(sft, tmp_path, monkeypatch):
     run(train_rlhf, tmp_path / "out", init=sft, reward="helpers.runs:brevity", steps=2, log_every=2)
     for name in ("loss", "reward", "kl", "entropy", "length", "clip_fraction", "grad_norm"):
         assert isinstance(logged[0][name], torch.Tensor), name
+
+
+def test_the_reward_model_does_not_depend_on_where_stage_2_starts(sft, dpo, tmp_path, monkeypatch):
+    """--start and --compare may change between a killed stage 1 and its --resume, and after it."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "finish", lambda run, model: 1 / 0)  # killed at its end
+        with pytest.raises(ZeroDivisionError):
+            run(train_rlhf, out, init=sft, start=dpo, save_every=1, stop_after="reward")
+    # What `held` refers to is gone with the run that ended.
+    gc.collect()
+    run(train_rlhf, out, init=sft, compare=dpo, resume=True, stop_after="reward")
+    before = weights(out / "reward")
+    run(train_rlhf, out, init=sft, start=sft, resume=True)
+    assert weights(out / "reward") == before
+
+
+def test_each_batch_has_random_numbers_of_its_own(sft, dpo, tmp_path, monkeypatch):
+    """And so has --compare."""
+    seeds, numbers = [], []
+    for module in (train_rlhf, score):
+
+        def recorded(policy, prompts, k, *rest, seed, generate=module.generate, **options):
+            seeds.append(seed)
+            numbers.append(uniform([[1, 2]], k, 50, seed))
+            return generate(policy, prompts, k, *rest, seed=seed, **options)
+
+        monkeypatch.setattr(module, "generate", recorded)
+    flags = {"reward": "helpers.runs:brevity", "compare": dpo, "steps": 4, "batch_size": 8}
+    run(train_rlhf, tmp_path / "out", init=sft, micro_batch_size=8, **flags)
+    first_of_seed = dict(zip(seeds, numbers, strict=True))
+    assert len(first_of_seed) == 5  # four batches, and the samples that are compared
+    for one, other in itertools.combinations(first_of_seed.values(), 2):
+        assert not np.intersect1d(one, other).size
