@@ -41,7 +41,7 @@ class Progress:
         self.done = done
         self.done_before = done
         self.text = ""  # what stands beside the bar
-        self.line_at = None  # how many were done when the last line was said
+        self.done_at_last_line = None  # the count in the last line; None before the first
         self.begin = time.monotonic()
         self.line_due = self.begin + FIRST_LINE
         self.on_terminal = can_show_a_bar()
@@ -76,7 +76,7 @@ class Progress:
         if sys.stderr is not None:
             with contextlib.suppress(OSError):
                 print(self.line(), file=sys.stderr, flush=True)
-        self.line_at = self.done
+        self.done_at_last_line = self.done
         self.line_due = time.monotonic() + NEXT_LINE
 
     def line(self) -> str:
@@ -101,7 +101,7 @@ class Progress:
     def __exit__(self, kind, error, traceback):
         self.close()
         # A log that shows a loop's progress also shows its end.
-        if kind is None and self.line_at not in (None, self.done):
+        if kind is None and self.done_at_last_line not in (None, self.done):
             self.say_line()
 
     def close(self):
@@ -134,7 +134,7 @@ def tracked(items, name: str, unit: str):
 
 
 def last_step(log: Path) -> str:
-    """How far the loop has come that writes its lines to this file: "dpo 120/628", or "" before it."""
+    """The progress in the last line of a loop's log, as "dpo 120/628"; "" where it has no line yet."""
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - TAIL))
         lines = LINE.findall(file.read().decode(errors="replace"))

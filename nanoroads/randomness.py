@@ -6,7 +6,8 @@ never share numbers, and a stream does not depend on what was drawn before it, i
 which device, or by how many processes.
 
 Arithmetic on seeds would not do: torch's generator on a CPU keeps 32 bits of a seed, and seed + 1 of
-one purpose is often the seed of another.
+one purpose is often the seed of another. sample.py does add to its seed, which is harmless, since
+`uniform` hashes it.
 """
 
 import hashlib

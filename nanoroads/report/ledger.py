@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nanoroads.errors import InputError
+from nanoroads.run.folder import RECORD
 from nanoroads.run.made_from import (
     check_fields,
     check_unchanged,
@@ -21,14 +22,13 @@ from nanoroads.run.made_from import (
     read_state,
     record_path,
     unchanged_record,
-    value_hash,
 )
 from nanoroads.weights.files import write_json
-from nanoroads.weights.identity import of_file
+from nanoroads.weights.identity import of_file, of_value
 
 # What our scripts write into a run's folder and its reward/, and read again. Nothing else there is looked
 # at or deleted: it may be a user's.
-RUN_FILES = ("config.json", "model.safetensors", "metrics.jsonl", "demos.jsonl", ".nanoroads-finished.json")
+RUN_FILES = ("config.json", "model.safetensors", "metrics.jsonl", "demos.jsonl", RECORD)
 RUN_FILES += ("ref_logp.safetensors", "ref_logp_test.safetensors")
 
 STARTED_FIELDS = {"command": is_text_list, "read": is_text_object}
@@ -38,7 +38,7 @@ FINISHED_FIELDS = {**STARTED_FIELDS, "seconds": is_seconds, "made": is_text_obje
 class Phase(NamedTuple):
     """One command and what it waits for."""
 
-    name: str  # as the ledger has it
+    name: str  # the path of its result, by which the ledger knows it
     needs: list[str]  # what the command reads: names of other phases, and paths of files that are there
     command: list[str]  # ["train_sft.py", ...] or ["-m", MODULE, ...], --out PATH among its flags
 
@@ -79,7 +79,7 @@ class Ledger:
         same file is the same."""
         made = self.finished[name]["made"]
         record = str(record_path(Path(name)))
-        return value_hash({path: hash_then for path, hash_then in made.items() if path != record})
+        return of_value({path: hash_then for path, hash_then in made.items() if path != record})
 
     def hashes(self, names: list[str]) -> dict[str, str]:
         """{name: hash of what it has made} of phases that are finished."""
@@ -94,8 +94,9 @@ class Ledger:
                     check_unchanged(path, made[str(path)])
 
     def is_done(self, phase: Phase) -> bool:
-        """Whether the phase need not run again: its command and all that it read are the same, and
-        what it made is there, see `check_made`."""
+        """Whether the phase need not run again: its command and all that it read are the same.
+
+        And what it made is there; `check_made` has seen that nobody changed it."""
         entry = self.finished.get(phase.name)
         if entry is None or entry["command"] != phase.command:
             return False
@@ -107,11 +108,11 @@ class Ledger:
         Raises InputError where something lies in its way that may be somebody's work."""
         read = self.read_by(phase)
         entry = self.finished.get(phase.name)
+        # If only its command is another one, the script decides: it knows which flags matter.
+        script_decides = entry and phase.resumes and is_whole(entry) and entry["read"] == read
         if entry is None:
             self.check_begun(phase, read)
-        elif phase.resumes and is_whole(entry) and entry["read"] == read:
-            pass  # only its command is another one: the script knows which flags matter, and refuses by name
-        else:
+        elif not script_decides:
             delete_made(phase, entry)
             del self.finished[phase.name]
             self.write_finished()

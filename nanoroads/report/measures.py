@@ -14,13 +14,12 @@ from nanoroads.losses import bradley_terry
 from nanoroads.randomness import stream_key
 from nanoroads.report.gap_closed import gap_closed_row
 from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS, policy_row, route_logps
-from nanoroads.run.made_from import json_bytes
 from nanoroads.score import mean_se, ranked_right, rewards, sequence_logps
 from nanoroads.text import tokenizer
 from nanoroads.text.data import Limits, load
 from nanoroads.text.layouts import preference_texts
 from nanoroads.weights.checkpoint import load_policy, load_reward_model
-from nanoroads.weights.files import read_config, read_safetensors
+from nanoroads.weights.files import json_bytes, read_config, read_safetensors
 from nanoroads.world import roadmap
 from nanoroads.world.optimum import optimal_reward, shortest_routes
 from nanoroads.world.task import sample_routes
@@ -56,7 +55,7 @@ def measure(folder: Path, quick: bool) -> dict:
 
 
 def measures_file(folder: Path, quick: bool) -> dict[str, bytes]:
-    """The measures of one seed as the file measures.json, for `made_from.kept`."""
+    """The measures of one seed as the file measures.json, for `made_from.make_or_keep`."""
     return {"measures.json": json_bytes(measure(folder, quick))}
 
 

@@ -5,12 +5,11 @@ from pathlib import Path
 
 from nanoroads.report import figures
 from nanoroads.run.folder import read_metrics
-from nanoroads.run.made_from import json_bytes
-from nanoroads.weights.files import read_config, write_text
+from nanoroads.weights.files import json_bytes, read_config, write_text
 
 
 def report_files(results: dict, folder: Path) -> dict[str, bytes]:
-    """results.json, report.md and the figures as {file name: bytes}, for `made_from.kept`."""
+    """results.json, report.md and the figures as {file name: bytes}, for `made_from.make_or_keep`."""
     files = {"results.json": json_bytes(results)}
     with tempfile.TemporaryDirectory() as drawn:
         write_report(results, Path(drawn), folder)

@@ -63,7 +63,7 @@ def open_folder(out: Path, args: Namespace, stage: str) -> Opened:
     if place in (os.path.realpath(os.sep), os.path.realpath(os.path.expanduser("~"))):
         raise InputError(f"--out {out}: is no place for a run; name a folder of its own")
     refuse_odd_bytes(place)
-    refuse_other_folders(out, args, stage)
+    own_config(out, args, stage)
     out.mkdir(parents=True, exist_ok=True)
     busy = f"{out}: another process is writing to it; wait until that has ended, or choose another --out"
     locks = []
@@ -72,16 +72,17 @@ def open_folder(out: Path, args: Namespace, stage: str) -> Opened:
     except OSError:
         if not is_finished(out):  # which may lie where nobody can write
             raise
+    # Not in a finished run: what is half-written there is another process's, which may be making pairs.
     if not (is_finished(out) and (out / RECORD).exists()):
-        delete_half_written(out)  # a finished run has none: what is there, another process writes, as pairs
-    config = refuse_other_folders(out, args, stage)  # again: until now another process may have written
+        delete_half_written(out)
+    config = own_config(out, args, stage)  # again: until now another process may have written
     if args.export_hf and not args.inspect:
         locks += open_export(args, out)
     return Opened(config, locks)
 
 
-def refuse_other_folders(out, args, stage):
-    """The config.json of the run in `out`, None without one. Raises InputError for anything but this run."""
+def own_config(out, args, stage):
+    """The config.json of this run in `out`, None before it began. Raises InputError for another run's."""
     if out.is_symlink() and not out.exists():
         raise InputError(f"--out {out}: is a link to a folder that is not there")
     if out.exists() and not out.is_dir():
@@ -154,7 +155,7 @@ def run_hash(args: Namespace, stage: str, inputs: Inputs) -> str:
     for name, value in plain(args).items():
         if name not in NOT_THE_RESULT and name not in inputs:  # a path may change
             flags[name] = value
-    return identity.of_bytes(json.dumps([stage, flags, inputs], sort_keys=True).encode())
+    return identity.of_value([stage, flags, inputs])
 
 
 def temporary_folder() -> Path:

@@ -10,7 +10,6 @@ it was made from has changed; what somebody has changed, or what has no record, 
 work and is refused by name. That the code has changed is not noticed.
 """
 
-import hashlib
 import json
 import math
 import time
@@ -18,15 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nanoroads.errors import InputError
-from nanoroads.weights.files import read_config, read_json_object, write_atomic, write_json
-from nanoroads.weights.identity import of_file
+from nanoroads.weights.files import read_config, read_json_object, write_bytes, write_json
+from nanoroads.weights.identity import of_bytes, of_file, of_value
 
 # ---------------------------------------------------------------- hashes
-
-
-def value_hash(value) -> str:
-    """SHA-256 of a value that JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def policy_hash(folder: Path) -> str:
@@ -35,7 +29,7 @@ def policy_hash(folder: Path) -> str:
     weights = folder / "model.safetensors"
     if not weights.exists():
         raise InputError(f"{weights}: no such file (a run that is not finished goes on with --resume)")
-    return value_hash([config.get("model"), config.get("tokenizer"), of_file(weights)])
+    return of_value([config.get("model"), config.get("tokenizer"), of_file(weights)])
 
 
 # ---------------------------------------------------------------- records
@@ -88,7 +82,7 @@ def is_complete(path: Path, record: dict) -> bool:
 # ---------------------------------------------------------------- making
 
 
-def kept(path: Path, made_from: dict, make: Callable[[], dict[str, bytes]]) -> float:
+def make_or_keep(path: Path, made_from: dict, make: Callable[[], dict[str, bytes]]) -> float:
     """See to it that `path` is there and was made from `made_from`. Returns the seconds that it took.
 
     make() -> {file name: bytes}, the files that are then written beside the record, `path` among
@@ -109,7 +103,7 @@ def write_made(path: Path, files: dict[str, bytes], made_from: dict, seconds: fl
     """Write files beside the record of `path`, and the record. Their folder is made.
 
     Raises InputError for a file that is there and not ours, see `unchanged_record`."""
-    record = unchanged_record(path)
+    record = unchanged_record(path)  # again: to make them may have taken hours
     old_names = list(record["contents"]) if record else []
     for name in files:
         if name not in old_names and path.with_name(name).exists():
@@ -119,25 +113,10 @@ def write_made(path: Path, files: dict[str, bytes], made_from: dict, seconds: fl
     path.parent.mkdir(parents=True, exist_ok=True)
     for name in old_names:
         path.with_name(name).unlink(missing_ok=True)
-    contents = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    contents = {name: of_bytes(data) for name, data in files.items()}
     write_json(record_path(path), {"made_from": made_from, "contents": contents, "seconds": seconds})
     for name, data in files.items():
         write_bytes(path.with_name(name), data)
-
-
-def write_bytes(path, data):
-    """A file, whole or not at all."""
-    write_atomic(path, lambda temporary: temporary.write_bytes(data))
-
-
-def json_bytes(value) -> bytes:
-    """A value as a .json file has it, indented."""
-    return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def jsonl(rows: list[dict]) -> bytes:
-    """Rows as a .jsonl file has them."""
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 # ---------------------------------------------------------------- state files

@@ -38,6 +38,7 @@ from nanoroads.weights import checkpoint, identity
 from nanoroads.weights.files import (
     append_line,
     delete_half_written,
+    hash_tensors,
     read_config,
     read_safetensors,
     refuse_other_kinds,
@@ -148,6 +149,7 @@ class Run:
         with --profile traces a few steps."""
         self.total = total
         self.saved = checkpoint.load_state(self.out, model, optimizer, total, self.made_from)
+        # load_state has put the file back, but not from an older version's checkpoint, nor without one.
         drop_lines_after(self.out / "metrics.jsonl", self.saved)
         if self.args.compile:
             model.compile_trunk()
@@ -203,7 +205,7 @@ class Run:
     # ------------------------------------------------------------ after the loop
 
     def finish(self, model):
-        """Write model.safetensors; from here on the run is finished. Then --export-hf."""
+        """Write model.safetensors and delete the checkpoint: the run is finished. Then --export-hf."""
         (self.out / RECORD).unlink(missing_ok=True)  # of a model that was deleted to train it again
         checkpoint.save_model(self.out, model)
         write_record(self.out)
@@ -212,7 +214,7 @@ class Run:
         self.export()
 
     def export(self):
-        """--export-hf: the finished run as a Hugging Face folder. Then nothing is left to be written."""
+        """Write --export-hf, if given, as a Hugging Face folder. Then release the run's locks."""
         if self.args.export_hf is not None:
             self.write_export(self.args.export_hf)
         for lock in self.locks:
@@ -278,9 +280,7 @@ def fingerprint(things):
     for thing in things:
         if isinstance(thing, torch.nn.Module):
             digest.update(repr(thing.config).encode())  # whatever it computes in: --device may change
-            for name, tensor in sorted(thing.state_dict().items()):  # one at a time on the CPU
-                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+            hash_tensors(digest, thing.state_dict())
         elif hasattr(thing, "responses"):
             for prompt, group in zip(thing.prompts, thing.responses, strict=True):
                 for tokens in (prompt, *group):

@@ -14,7 +14,7 @@ from pathlib import Path
 from nanoroads.errors import InputError, nearest_first
 from nanoroads.text.bounds import OutOfBounds, bounded
 from nanoroads.text.values import plain
-from nanoroads.weights.files import write_text
+from nanoroads.weights.files import jsonl_bytes, write_bytes
 from nanoroads.weights.folder import check_regular
 
 # No row of text is longer; a small gzip file may unpack to a line that fills the memory.
@@ -45,7 +45,7 @@ ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 def write_rows(path: str | Path, rows: Iterable[dict]) -> None:
     """Write dicts as a .jsonl file; never a partial one. Makes its directory."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_bytes(path, jsonl_bytes(rows))
 
 
 def raw_rows(path: str | Path) -> Iterator[tuple[int, bytes | dict]]:

@@ -263,10 +263,9 @@ def fitting(model, tensors, path, may_be_new=()):
     Names in may_be_new may be missing; the model keeps these as they are initialised. Raises
     InputError naming the file `path` and the tensor."""
     expected = model.state_dict()
-    if model.config.tied and "lm_head.weight" in expected and "lm_head.weight" not in tensors:
-        # Without an embedding the loop below names it.
-        embedding = tensors.get("embedding.weight", expected["lm_head.weight"])
-        tensors = {**tensors, "lm_head.weight": embedding}
+    lacks_head = "lm_head.weight" in expected and "lm_head.weight" not in tensors
+    if model.config.tied and lacks_head and "embedding.weight" in tensors:
+        tensors = {**tensors, "lm_head.weight": tensors["embedding.weight"]}
     for name, value in expected.items():
         if name not in tensors and name not in may_be_new:
             raise InputError(f"{path}: holds no tensor {name}")

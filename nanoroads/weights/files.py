@@ -91,9 +91,24 @@ def write_text(path, text):
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def write_bytes(path, data):
+    """A file of bytes, whole or not at all."""
+    write_atomic(path, lambda temporary: temporary.write_bytes(data))
+
+
+def json_bytes(value):
+    """A value as a .json file has it, indented."""
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def jsonl_bytes(rows):
+    """Dicts as a .jsonl file has them."""
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
 def write_json(path, value):
     """A value as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_bytes(path, json_bytes(value))
 
 
 def write_safetensors(path, tensors, metadata=None, hashed=True):
@@ -110,10 +125,15 @@ def write_safetensors(path, tensors, metadata=None, hashed=True):
 def content_hash(tensors, metadata):
     """A hash of {name: tensor on the CPU} and {name: text}, to notice a damaged file."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    hash_tensors(digest, tensors)
+    return digest.hexdigest()
+
+
+def hash_tensors(digest, tensors):
+    """Add {name: tensor} to a hash of hashlib's, one at a time on the CPU."""
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def delete_half_written(folder):
@@ -140,7 +160,7 @@ def read_safetensors(path):
     damaged = InputError(f"{path}: not a whole safetensors file (its contents have changed)")
     try:
         fields = dict(json.loads(metadata[OURS]))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise damaged from None
     expected = fields.pop("sha256", None)
     if content_hash(tensors, fields) != expected:

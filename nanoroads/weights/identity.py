@@ -1,4 +1,4 @@
-"""What a thing was made of: hashes of contents, never of names, sizes or dates.
+"""What a thing was made of: hashes of contents, never of places, sizes or dates.
 
 A file that was moved, copied or touched is the same file; one that was edited is another, though
 it kept its length. And where a run's folder says that its tokenizer and its reference are.
@@ -28,6 +28,11 @@ LARGE = 4_000_000_000  # bytes; from here on it takes seconds to read them
 def of_bytes(data: bytes) -> str:
     """A hash of bytes, as hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def of_value(value) -> str:
+    """A hash of a value that JSON can hold."""
+    return of_bytes(json.dumps(value, sort_keys=True).encode())
 
 
 def of_file(path: Path) -> str:
@@ -61,7 +66,7 @@ def of_model(folder: str | Path) -> dict[str, str]:
         fields = {name: config.get(name) for name in MODEL_FIELDS}
         if not tokenizer_folder.is_dir():  # roadmap or gpt2
             fields["tokenizer"] = str(tokenizer_folder)
-    parts = {"config": of_bytes(json.dumps(fields, sort_keys=True).encode()), "weights": of_files(weights)}
+    parts = {"config": of_value(fields), "weights": of_files(weights)}
     return {**parts, **of_tokenizer(tokenizer_folder)}
 
 

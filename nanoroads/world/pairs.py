@@ -14,10 +14,10 @@ from nanoroads.errors import InputError
 from nanoroads.progress import Progress
 from nanoroads.run.commands import data_flag, print_next
 from nanoroads.run.flags import SEED, Parser, positive, run_script
-from nanoroads.run.made_from import jsonl, policy_hash, write_made
+from nanoroads.run.made_from import policy_hash, write_made
 from nanoroads.text import tokenizer
 from nanoroads.weights.checkpoint import load_policy
-from nanoroads.weights.files import read_config
+from nanoroads.weights.files import jsonl_bytes, read_config
 from nanoroads.world import roadmap
 from nanoroads.world.task import sample_routes
 
@@ -83,7 +83,7 @@ def main(argv=None):
     labels = randomness.generator("labels", args.split, args.seed)
     rows = roadmap.label_pairs(world, prompts, first, second, labels)
     made_from = {**drawn_from, "n": args.n, "seed": args.seed}
-    write_made(args.out, {args.out.name: jsonl(rows)}, made_from, round(time.monotonic() - begin, 1))
+    write_made(args.out, {args.out.name: jsonl_bytes(rows)}, made_from, round(time.monotonic() - begin, 1))
     print(f"{args.out}: {args.n} pairs")
     print_next(["train_dpo.py", "--init", args.policy, *data_flag(world.name)])
 

@@ -14,10 +14,10 @@ from nanoroads.errors import InputError, nearest_first
 from nanoroads.generate import generate
 from nanoroads.losses import kl_k1
 from nanoroads.run.commands import make_if_missing
-from nanoroads.run.made_from import jsonl, policy_hash, unchanged_record, write_bytes
+from nanoroads.run.made_from import policy_hash, unchanged_record
 from nanoroads.score import sequence_logps
 from nanoroads.text import tokenizer
-from nanoroads.weights.files import read_config
+from nanoroads.weights.files import jsonl_bytes, read_config, write_bytes
 from nanoroads.world import roadmap
 
 # Every policy is measured with the same random numbers, whatever the seed of its run.
@@ -119,7 +119,7 @@ class MapTask:
     def demonstrations(self, out, rows, seed):
         """Writes OUT/demos.jsonl. Raises InputError where it is there already and holds anything else."""
         path = out / "demos.jsonl"
-        demos = jsonl(roadmap.demonstrations(self.world, rows, seed))
+        demos = jsonl_bytes(roadmap.demonstrations(self.world, rows, seed))
         if not path.exists():
             write_bytes(path, demos)
         elif not path.is_file() or path.read_bytes() != demos:
