@@ -26,7 +26,7 @@ from nanoroads.report.phases import claim, new_phase, run_phases
 from nanoroads.report.write import report_files, verdict
 from nanoroads.run.commands import print_next
 from nanoroads.run.flags import SEED, Parser, positive, run_script
-from nanoroads.run.made_from import kept
+from nanoroads.run.made_from import make_or_keep
 from nanoroads.weights.files import read_json_object
 from nanoroads.weights.identity import of_file
 from nanoroads.world.roadmap import WORLDS
@@ -79,7 +79,7 @@ def parse_flags(argv):
 
 
 def plan(seed_folder, seed, world, quick, machine_flags=()):
-    """The phases of one seed in one world, each behind those that it needs.
+    """The phases of one seed in one world, each after those that it needs.
 
     seed_folder: where the seed's runs go. machine_flags: more flags for the training scripts."""
     folder = world_folder(seed_folder, world)
@@ -155,7 +155,7 @@ def main(argv=None):
         names = [phase.name for phase in phases if folder in phase.result.parents]  # of this seed
         run_hashes = ledger.hashes(names)
         path = folder / "measures.json"
-        kept(path, {"quick": args.quick, **run_hashes}, partial(measures_file, folder, args.quick))
+        make_or_keep(path, {"quick": args.quick, **run_hashes}, partial(measures_file, folder, args.quick))
         measures.append(read_json_object(path))
         made_from.update({**run_hashes, str(path): of_file(path)})
     # Of this call alone: phases overlap, and finished ones are not run again.
@@ -168,7 +168,7 @@ def main(argv=None):
     pair_count = len((first_folder / "sft/pairs.jsonl").read_text().splitlines())
     results = {"seeds": args.seeds, "seconds": seconds, "pairs": pair_count}
     results.update(combine(measures))
-    kept(args.out / "results.json", made_from, partial(report_files, results, first_folder))
+    make_or_keep(args.out / "results.json", made_from, partial(report_files, results, first_folder))
     results = read_json_object(args.out / "results.json")
     print("\n".join(verdict(results)))
     total = f"{results['seconds']['total']:.0f} s"

@@ -47,10 +47,10 @@ def flags(argv):
 
     # Best of N by a reward.
     add = parser.add_argument_group("best of N").add_argument
-    reward = "a reward model's folder, or a policy's, whose log-ratio is the reward (default: none)"
-    count = "draw this many, print the one that --reward likes best (default: none)"
-    add("--reward", type=Path, help=reward)
-    add("--best-of", type=positive(int), help=count)
+    reward_help = "a reward model's folder, or a policy's, whose log-ratio is the reward (default: none)"
+    best_of_help = "draw this many, print the one that --reward likes best (default: none)"
+    add("--reward", type=Path, help=reward_help)
+    add("--best-of", type=positive(int), help=best_of_help)
     add_machine_flags(parser.add_argument_group("the machine"))
     args = parser.parse_args(argv)
 
@@ -103,8 +103,8 @@ def best_of(args, model, encoding, task, texts, prompts, settings):
     stop = tokenizer.stop_ids(encoding)
     for text, prompt in zip(texts, prompts, strict=True):
         responses = generate(model, [prompt], args.best_of, eos=stop, seed=args.seed, **settings)
-        scores = rewards(reward_model, reference, [prompt], responses, config.get("beta"))
-        scores = scores[0]  # (K,), K = --best-of
+        scores = rewards(reward_model, reference, [prompt], responses, config.get("beta"))  # (1, K)
+        scores = scores.squeeze(0)  # (K,), K = --best-of
         best = int(scores.argmax())
         answers = tokenizer.decode_all(encoding, responses[0])
         print(printable(f"{text}{answers[best]}"))

@@ -152,7 +152,7 @@ def main(argv=None):
         row = {**metrics.means(), "grad_norm": grad_norm}
         if run.evaluates(step):
             row.update(held_out_measures(args, policy, test, test_ref_logp, groups_per_pass))
-            row.update(task.measure(policy, reference, encoding, groups_per_pass))  # of a file {}
+            row.update(task.measure(policy, reference, encoding, groups_per_pass))  # {} where it is not known
         run.log(step, row, show=("loss", "accuracy"))  # every --log-every steps
         run.save(step, policy, optimizer)  # every --save-every steps
 

@@ -58,7 +58,7 @@ DEFAULTS = {
     },
 }
 # fmt: on
-CLASSES = ["global", "local"]  # of reward models
+REWARD_CLASSES = ["global", "local"]
 ALGORITHMS = ["rloo", "grpo", "online-dpo", "rebel", "reinforce"]
 
 
@@ -102,7 +102,7 @@ def flags(argv):
     use_defaults(args, defaults, kind)
 
     # Refuse what does not exist or does not go together.
-    if args.reward not in CLASSES and ":" not in args.reward and not Path(args.reward).is_dir():
+    if args.reward not in REWARD_CLASSES and ":" not in args.reward and not Path(args.reward).is_dir():
         parser.error(f"--reward {args.reward}: not a folder; or global, local or module:function")
     if args.algo != "reinforce" and args.samples < 2:
         parser.error(f"--samples {args.samples}: --algo {args.algo} takes at least 2")
@@ -113,7 +113,7 @@ def flags(argv):
     if args.algo == "reinforce" and args.micro_batch_size and args.micro_batch_size < args.batch_size:
         parser.error("--micro-batch-size: --algo reinforce needs the whole --batch-size for its baseline")
     for name in ("stop_after", "eval_data"):
-        if getattr(args, name) and args.reward not in CLASSES:
+        if getattr(args, name) and args.reward not in REWARD_CLASSES:
             parser.error(f"--{name.replace('_', '-')}: --reward {args.reward} has no stage 1")
     return args
 
@@ -131,7 +131,7 @@ def main(argv=None):
     reference = load_policy(args.init, run.device, run.compute_dtype).requires_grad_(False)
     tokenizer_name, encoding = tokenizer.of(args.init, reference)
     limits = row_limits(args, reference)
-    layout = layouts.preference_texts if args.reward in CLASSES else layouts.prompt_texts
+    layout = layouts.preference_texts if args.reward in REWARD_CLASSES else layouts.prompt_texts
     if args.inspect:
         return inspect(train_path, test_path, layout, encoding, limits)
     rows = data.load(train_path, layout, encoding, limits)
@@ -144,11 +144,11 @@ def main(argv=None):
             tokenizer.check_same(folder, encoding, args.init)
 
     # Stage 1: pairs -> reward, a run of its own in OUT/reward.
-    judge_source = args.reward  # a folder, or module:function
-    if args.reward in CLASSES:
+    judge_source = args.reward  # a folder, or module:function; for a class stage 1 replaces it
+    if args.reward in REWARD_CLASSES:
         train, test = data.split(rows, train_path, test_path, layout, encoding, limits)
-        # This run does not record stage 2's flags, so changing them keeps the reward model. --reward-lr and
-        # its like become lr and so on, the names that the loop reads.
+        # Its run must not record stage 2's flags: to change one must not train the reward model again. A
+        # parser of these flags alone gives their names. --reward-lr becomes lr, the name that the loop reads.
         stage_2_parser = ArgumentParser()
         add_stage_2_flags(stage_2_parser)
         reward_run = run.inside(
@@ -376,7 +376,7 @@ def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, token
                 # KL and entropy of the policy that sampled: its samples say little about a later one.
                 kl = losses.kl_k1(rollout.old.sequence, rollout.ref.sequence)  # (S,)
                 metrics.add(loss=loss, reward=rollout.reward, kl=kl, length=rollout.batch.lengths.float())
-                metrics.add(entropy=-rollout.old.token, clip_fraction=clipped)  # as rl_loss says
+                metrics.add(entropy=-rollout.old.token, clip_fraction=clipped)  # clipped: see rl_loss
             lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
             grad_norm = update(policy, optimizer, lr, args.clip)  # clips and steps; the norm before clipping
 
@@ -384,7 +384,7 @@ def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, token
         row = {**metrics.means(), "grad_norm": grad_norm}
         if run.will_log(step):
             row.update(run.seconds)  # sums since this process started
-            row.update(task.true_reward(batch_rows.texts, responses, encoding))  # of a file {}
+            row.update(task.true_reward(batch_rows.texts, responses, encoding))  # {} where it is not known
         if run.evaluates(step):
             row.update(task.measure(policy, reference, encoding, groups_per_pass))
             if other:

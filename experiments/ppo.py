@@ -1,6 +1,6 @@
 """PPO with a critic (Schulman et al., 1707.06347): stage 2 of train_rlhf.py with another baseline.
 
-    python experiments/ppo.py                                         about 50 s on two CPU cores
+    python experiments/ppo.py                                         about 30 s on two CPU cores
     python experiments/ppo.py --init out/sft --reward out/rlhf/reward --kl 0.5 --updates 2
 
 RLOO's baseline is the mean reward of a prompt's other samples. PPO's is a second network, the
@@ -118,7 +118,7 @@ def values(critic, batch):
     """V(s_t) of the state before each response token, (R,) fp32 whatever the compute dtype."""
     with critic.autocast():
         hidden = critic.trunk(batch.tokens, batch.position, batch.mask()).flatten(0, 1)  # (B*T, D)
-        states = torch.nn.functional.embedding(batch.rows, hidden)  # (R, D)
+        states = torch.nn.functional.embedding(batch.rows, hidden)  # (R, D), hidden[batch.rows]
         return (states * critic.scalar_head.weight).sum(-1)
 
 

@@ -49,7 +49,7 @@ from nanoroads.report.phases import claim, run_phases, short_name
 from nanoroads.report.summaries import summaries_report, with_error
 from nanoroads.run.flags import SEED, Parser, run_script
 from nanoroads.run.folder import read_metrics
-from nanoroads.run.made_from import json_bytes, jsonl, kept, policy_hash, read_state, value_hash, write_made
+from nanoroads.run.made_from import make_or_keep, policy_hash, read_state, write_made
 from nanoroads.run.optim import chunks
 from nanoroads.run.run import pick_device, pick_dtype
 from nanoroads.score import mean_se, sequence_logps
@@ -57,8 +57,8 @@ from nanoroads.text import tokenizer
 from nanoroads.text.documents import read_documents, reward_function
 from nanoroads.text.rouge import words
 from nanoroads.weights.checkpoint import load_policy
-from nanoroads.weights.files import local_folder, read_json_object, write_json
-from nanoroads.weights.identity import of_file
+from nanoroads.weights.files import json_bytes, jsonl_bytes, local_folder, read_json_object, write_json
+from nanoroads.weights.identity import of_file, of_value
 
 SETTINGS = ("one-line", "two-word", "hidden")
 MODEL_FILES = (".json", ".safetensors", ".jinja")
@@ -143,7 +143,7 @@ def main(argv=None):
         runs = Ledger(args.out).hashes([str(folder) for folder in folders.values()])
         made_from[str(path)] = runs
         measure_setting = partial(measures_file, args, size, folders, documents.test, reward)
-        seconds[f"{setting}/measures"] = kept(path, runs, measure_setting)
+        seconds[f"{setting}/measures"] = make_or_keep(path, runs, measure_setting)
         measures = read_json_object(path)
 
         # Write down what is known so far.
@@ -164,7 +164,7 @@ def check_settings(args, size, documents):
 
     Raises InputError where they were made with another model, other documents, another seed or size."""
     settings = {"seed": args.seed, **asdict(size)}
-    settings.update(model=model_hash(args.model), documents=value_hash(documents))
+    settings.update(model=model_hash(args.model), documents=of_value(documents))
     path = args.out / "settings.json"
     if not path.exists():
         write_json(path, settings)
@@ -177,7 +177,7 @@ def check_settings(args, size, documents):
 def model_hash(folder):
     """A hash of the files of a Hugging Face folder."""
     paths = sorted(path for path in local_folder(folder).iterdir() if path.suffix in MODEL_FILES)
-    return value_hash({path.name: of_file(path) for path in paths if path.is_file()})
+    return of_value({path.name: of_file(path) for path in paths if path.is_file()})
 
 
 def peak_gib():
@@ -196,7 +196,7 @@ def train(args, size, setting, documents, reward, lock):
 
     # 1. The SFT policy, which one-line and hidden share.
     demos = sft.with_name("demos.jsonl")
-    kept(demos, {"setting": sft.parent.name}, partial(demos_file, setting, documents.sft))
+    make_or_keep(demos, {"setting": sft.parent.name}, partial(demos_file, setting, documents.sft))
     init = ["--init", args.model, "--data", demos, "--lr", size.sft_lr, "--epochs", size.epochs]
     phases = [phase(args, size, sft, ["train_sft.py", *init], needs=[demos])]
     run_phases(phases, args.out, 1, lock)
@@ -209,10 +209,10 @@ def train(args, size, setting, documents, reward, lock):
         samples = sft.with_name(f"samples_{path.stem}.json")
         drawn_from = {"policy": policy_hash(sft)}
         make_samples = partial(samples_file, args, size, sft, rows, samples.name)
-        seconds[short_name(str(samples), args.out)] = kept(samples, drawn_from, make_samples)
+        seconds[short_name(str(samples), args.out)] = make_or_keep(samples, drawn_from, make_samples)
         labelled_from = {"samples": of_file(samples)}
         make_pairs = partial(pairs_file, args, size, sft, rows, reward, samples, path.name)
-        seconds[short_name(str(path), args.out)] = kept(path, labelled_from, make_pairs)
+        seconds[short_name(str(path), args.out)] = make_or_keep(path, labelled_from, make_pairs)
 
     # 3. Both roads, from the same pairs and at the same strength of the KL term.
     road = ["--init", sft, "--data", train_pairs, "--eval-data", test_pairs, "--lr", size.lr]
@@ -231,8 +231,8 @@ def phase(args, size, out, command, needs):
     shared = ["--seed", args.seed, "--batch-size", size.batch, "--micro-batch-size", size.micro]
     shared += ["--dtype", size.dtype, "--log-every", 1, "--eval-every", 1000, "--save-every", 1000]
     shared += ["--warmup", 5]
-    words = [str(word) for word in [*command, "--out", out, *shared]]
-    return Phase(str(out), [str(need) for need in needs], words)
+    command = [str(part) for part in [*command, "--out", out, *shared]]
+    return Phase(str(out), [str(need) for need in needs], command)
 
 
 def demos_file(setting, rows):
@@ -243,7 +243,7 @@ def demos_file(setting, rows):
         if setting == "two-word":
             summary = " ".join(summary.split()[:2])
         demos.append({"prompt": PROMPT.format(**row), "response": f" {summary}"})
-    return {"demos.jsonl": jsonl(demos)}
+    return {"demos.jsonl": jsonl_bytes(demos)}
 
 
 class Samples(NamedTuple):
@@ -301,8 +301,9 @@ def pairs_file(args, size, sft, rows, reward, samples, name):
             pair.update(chosen=second, rejected=first)
         pairs.append(pair)
     if not pairs:
-        raise InputError(f"{sft}: its samples never end within {size.tokens} tokens; more SFT would help")
-    return {name: jsonl(pairs)}
+        why = f"no two of its samples differ and both end within {size.tokens} tokens"
+        raise InputError(f"{sft}: {why}; more SFT would help")
+    return {name: jsonl_bytes(pairs)}
 
 
 # ---------------------------------------------------------------- the measures
@@ -320,7 +321,7 @@ def measure(args, size, folders, rows, reward):
     sft = load(size, folders["sft"])
     policies = {}
     rewards = {}  # {policy: (N, 4) fp64}
-    for name, folder in folders.items():
+    for name, folder in folders.items():  # sft first: the others are compared with its rewards
         policy = load(size, folder)
         samples = sample(args, size, policy, rows, 4, seed=randomness.stream_key("measures"))
         greedy = [texts[0] for texts in sample(args, size, policy, rows, 1, temperature=0).texts]
@@ -342,22 +343,25 @@ def measure(args, size, folders, rows, reward):
         }
 
     last = read_metrics(folders["rlhf"] / "reward")[-1]
-    test_pairs = (folders["dpo"].parent / "test.jsonl").read_text().count("\n")
+    pair_count = (folders["dpo"].parent / "test.jsonl").read_text().count("\n")
     return {
         "policies": policies,
         # Document by document, which removes what the two policies' rewards share.
         "rlhf_minus_dpo": mean_se(rewards["rlhf"].mean(1) - rewards["dpo"].mean(1)),
+        # Not the reference policy: the documents' own summaries.
         "reference": mean_se([reward(row, row["summary"]) for row in rows]),
-        "reward_model": {"nll": last["eval_loss"], "accuracy": last["eval_accuracy"], "pairs": test_pairs},
+        "reward_model": {"nll": last["eval_loss"], "accuracy": last["eval_accuracy"], "pairs": pair_count},
     }
 
 
 def rewards_of(texts, rows, reward):
-    """Rewards of k texts for each of N rows, (N, k) fp64, rounded to fp32: ties stay ties."""
+    """Rewards of k texts for each of N rows, (N, k) fp64.
+
+    They are rounded to fp32 on the way, so that rewards that differ only by rounding errors tie."""
     values = []
     for row, group in zip(rows, texts, strict=True):
         values.append([reward(row, text) for text in group])
-    return torch.tensor(values).double()
+    return torch.tensor(values, dtype=torch.float32).double()
 
 
 if __name__ == "__main__":

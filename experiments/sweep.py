@@ -1,6 +1,6 @@
 """Tune each road in each world, on a seed that no reported result uses.
 
-    python experiments/sweep.py                 about ten minutes on two CPU cores
+    python experiments/sweep.py                 about six minutes on two CPU cores
     PYTHONPATH=. python experiments/sweep.py    the same in a checkout that is not installed
 
 Each road has the same number of settings to choose from, nine. DPO: beta x learning rate. RLHF:

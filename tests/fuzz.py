@@ -6,7 +6,7 @@
 A killed run that is resumed must end with the weights and the metrics of one that was not killed. A
 run one of whose files was damaged must end the same, or with code 2 and one line that names the file.
 Whatever else comes out, a traceback, a silent difference, a run that hangs, is printed with the trial's
-number, which --first repeats. pytest does not collect this file; it has a few trials of each kind.
+number, which --first repeats. pytest does not collect this file; its own tests make a few of these trials.
 """
 
 import argparse
@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import torch._dynamo  # noqa: E402, F401  imported by optimizers, at their first step
+import torch._dynamo  # noqa: E402, F401  or each forked child imports it at its first step
 from helpers.runs import argv, make_sft, metrics  # noqa: E402
 
 import train_dpo  # noqa: E402
@@ -45,10 +45,10 @@ STOPPED = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTER
 
 
 def settings(base):
-    """{name: a function of (--out) that runs it to its end or goes on with it}."""
+    """{name: a function of --out} of every setting, which starts the run or resumes it, to its end."""
     sft = base / "sft"
     rows = {"init": sft, "data": base / "pairs.jsonl"}
-    flags = {
+    runs = {
         "sft": (train_sft, {"data": base / "demos.jsonl"}),
         "map sft": (train_sft, {"steps": 20, "rows": 200}),
         "dpo": (train_dpo, rows),
@@ -60,9 +60,9 @@ def settings(base):
         "ppo": (ppo, {"init": sft, "reward": base / "rlhf/reward", "steps": 10}),
     }
     commands = {}
-    for name, (script, options) in flags.items():
+    for name, (script, options) in runs.items():
         commands[name] = training(script, options)
-    commands["all_roads"] = lambda out: roads(out)
+    commands["all_roads"] = roads
     return commands
 
 
@@ -176,7 +176,7 @@ def kill_trial(rng, name, command, out, log, seconds, wanted):
         child = start(command, out, log)
         code = wait(child, rng.uniform(0, 1.1 * seconds))
         if code is None:
-            # Of all_roads the whole group may die, as in a terminal or when a machine goes down.
+            # The whole process group, as when a terminal closes, or the script alone.
             with contextlib.suppress(ProcessLookupError):  # too early: it has no group yet, and goes on
                 (os.killpg if rng.random() < 0.5 else os.kill)(child, rng.choice(SIGNALS))
             code = wait(child, LIMIT)
@@ -207,7 +207,7 @@ def difference(found, wanted):
 
 
 def damage(rng, path):
-    """Damage one file, in words."""
+    """Damage one file at random. Returns what was done to it, in words."""
     content = path.read_bytes()
     how = rng.choice(["truncate", "flip", "flip", "empty", "noise", "append", "delete", "folder", "fifo"])
     if how == "truncate":
@@ -306,7 +306,7 @@ def main():
         if name == "all_roads" and rng.random() < 0.5:  # it takes as long as all others together
             name = rng.choice(sorted(commands))
         kind = args.only or rng.choice(["kill", "damage"])
-        if name == "ppo":  # it does not resume
+        if name == "ppo":  # it does not resume, so it is only damaged, even with --only kill
             kind = "damage"
         out = base / f"trial {number}"
         trial = {"kill": kill_trial, "damage": damage_trial}[kind]

@@ -179,5 +179,5 @@ def test_what_a_start_that_was_killed_at_once_leaves_is_ours(tmp_path):
 def test_a_clock_that_is_set_back_gives_no_negative_seconds(tmp_path, monkeypatch):
     clock = iter(range(10**9, 0, -1000))
     monkeypatch.setattr(time, "time", lambda: next(clock))
-    made_from.kept(tmp_path / "file.json", {}, lambda: {"file.json": b"{}"})
-    assert made_from.kept(tmp_path / "file.json", {}, lambda: 1 / 0) >= 0
+    made_from.make_or_keep(tmp_path / "file.json", {}, lambda: {"file.json": b"{}"})
+    assert made_from.make_or_keep(tmp_path / "file.json", {}, lambda: 1 / 0) >= 0

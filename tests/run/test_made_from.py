@@ -7,7 +7,7 @@ import os
 import pytest
 
 from nanoroads.errors import InputError
-from nanoroads.run.made_from import kept, read_record, record_path, unchanged_record, write_made
+from nanoroads.run.made_from import make_or_keep, read_record, record_path, unchanged_record, write_made
 
 
 @pytest.fixture
@@ -36,32 +36,32 @@ def other_bytes(path):
 
 def test_it_is_made_once_whatever_its_date(path):
     make = Maker()
-    seconds = kept(path, {"from": 1, "pair": (1, 2)}, make)
+    seconds = make_or_keep(path, {"from": 1, "pair": (1, 2)}, make)
     os.utime(path, (0, 0))
-    assert kept(path, {"from": 1, "pair": [1, 2]}, make) == seconds
+    assert make_or_keep(path, {"from": 1, "pair": [1, 2]}, make) == seconds
     os.utime(path, (4e9, 4e9))
-    assert kept(path, {"from": 1, "pair": [1, 2]}, make) == seconds
+    assert make_or_keep(path, {"from": 1, "pair": [1, 2]}, make) == seconds
     assert make.calls == 1 and path.read_text() == "a1" and path.with_name("b.png").read_text() == "b1"
 
 
 def test_from_something_else_it_is_made_again(path):
     make = Maker()
-    kept(path, {"from": 1}, make)
-    kept(path, {"from": 2}, make)
+    make_or_keep(path, {"from": 1}, make)
+    make_or_keep(path, {"from": 2}, make)
     assert make.calls == 2 and path.read_text() == "a2" and read_record(path)["made_from"] == {"from": 2}
 
 
 @pytest.mark.parametrize("name", ["a.json", "b.png"])
 def test_what_is_missing_is_made_again_and_what_was_changed_is_refused(name, path):
     make = Maker()
-    kept(path, {"from": 1}, make)
+    make_or_keep(path, {"from": 1}, make)
     path.with_name(name).unlink()
-    kept(path, {"from": 1}, make)
+    make_or_keep(path, {"from": 1}, make)
     assert make.calls == 2
     other_bytes(path.with_name(name))
     for made_from in ({"from": 1}, {"from": 2}):
         with pytest.raises(InputError, match=f"{name}: has changed since it was made; delete it"):
-            kept(path, made_from, make)
+            make_or_keep(path, made_from, make)
     assert make.calls == 2 and path.with_name(name).read_text() == f"{name[0]}?"
 
 
@@ -70,7 +70,7 @@ def test_a_file_without_a_record_is_refused(name, path):
     path.parent.mkdir()
     path.with_name(name).write_text("mine")
     with pytest.raises(InputError, match=f"{name}: "):
-        kept(path, {}, Maker())
+        make_or_keep(path, {}, Maker())
     assert [each.name for each in path.parent.iterdir()] == [name] and path.with_name(
         name
     ).read_text() == "mine"
@@ -91,21 +91,21 @@ def test_killed_at_any_moment_it_is_made_again(moment, path, monkeypatch):
 
         monkeypatch.setattr(os, "replace", kill_at)
         try:
-            kept(path, made_from, make)
+            make_or_keep(path, made_from, make)
         except KeyboardInterrupt:
             pass
         monkeypatch.undo()
-        kept(path, made_from, make)
+        make_or_keep(path, made_from, make)
         assert unchanged_record(path)["made_from"] == made_from
         assert path.read_text()[0] == "a" and path.with_name("b.png").read_text()[0] == "b"
 
 
 def test_a_folder_in_its_place_is_refused(path):
-    kept(path, {}, Maker())
+    make_or_keep(path, {}, Maker())
     path.unlink()
     path.mkdir()
     with pytest.raises(InputError, match="a.json: has changed since it was made"):
-        kept(path, {}, Maker())
+        make_or_keep(path, {}, Maker())
 
 
 GOOD = {"made_from": {}, "contents": {"a.json": "0"}, "seconds": 1}
@@ -133,7 +133,7 @@ def test_a_damaged_record_is_one_line_that_says_what_to_do(text, path):
     path.write_text("a")
     record_path(path).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match=f"^{record_path(path)}: .*delete it and {path}, and start again$"):
-        kept(path, {}, Maker())
+        make_or_keep(path, {}, Maker())
     assert path.read_text() == "a"
 
 

@@ -151,7 +151,7 @@ def test_new_samples_have_their_pairs_labelled_again(tmp_path, monkeypatch):
     def label():
         labelled_from = {"samples": summarize.of_file(samples)}
         make = partial(summarize.pairs_file, args, size, tmp_path, ROWS, reward, samples, pairs.name)
-        summarize.kept(pairs, labelled_from, make)
+        summarize.make_or_keep(pairs, labelled_from, make)
         return pairs.read_text()
 
     reward = summarize.reward_function("one-line", ROWS)

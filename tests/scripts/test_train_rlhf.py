@@ -89,7 +89,7 @@ def test_a_rule(algo, sft, tmp_path):
 
 def test_on_rows_of_the_user(rows, sft, tmp_path):
     flags = {"init": sft, "data": rows / "pairs.jsonl", "max_new_tokens": 12}
-    for reward in train_rlhf.CLASSES:
+    for reward in train_rlhf.REWARD_CLASSES:
         out = run(train_rlhf, tmp_path / reward, reward=reward, **flags)
         check_rl(out, on_map=False)
         check_run(out / "reward", "reward", REWARD_KEYS, REWARD_EVAL_KEYS)
