@@ -66,7 +66,9 @@ class Parser(argparse.ArgumentParser):
         try:
             yield
         except (OSError, MemoryError, RuntimeError) as error:
-            is_memory = isinstance(error, MemoryError) or "memory" in str(error)
+            text = str(error)  # not "illegal memory access", which is a bug
+            ran_out = "out of memory" in text or "can't allocate memory" in text
+            is_memory = isinstance(error, MemoryError) or ran_out
             if isinstance(error, RuntimeError) and not is_memory:  # a bug
                 raise
             hint = "; try a smaller --shape" if is_memory else ""

@@ -261,3 +261,15 @@ def test_a_full_disk_for_the_trace(tmp_path):
     assert "the trace is in" not in done.stdout and "Traceback" not in done.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["trace.json"]
     assert path.read_text() == "an earlier trace"
+
+
+def test_only_what_the_machine_lacks_is_told_in_a_line(capsys):
+    parser = measuring.Parser("kernels.bench", "")
+    out_of_memory = RuntimeError("CUDA out of memory. Tried to allocate 3 GiB")
+    for error in (MemoryError(), out_of_memory, OSError(28, "full")):
+        with pytest.raises(SystemExit), parser.refusing():
+            raise error
+    assert capsys.readouterr().err.count("try a smaller --shape") == 2
+    bug = "CUDA error: an illegal memory access was encountered"
+    with pytest.raises(RuntimeError, match="illegal"), parser.refusing():
+        raise RuntimeError(bug)
