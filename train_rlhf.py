@@ -1,6 +1,6 @@
 """Road 2, in two stages: pairs -> reward model -> on-policy RL against it, near the reference.
 
-    python train_rlhf.py                                   the built-in map, 40 s on two CPU cores
+    python train_rlhf.py                                   the built-in map, 30 s on two CPU cores
     python train_rlhf.py --reward local                    Theorem 2.2: the reward is the policies'
                                                            log-probs; back to DPO's policy
     python train_rlhf.py --init FOLDER --data pairs.jsonl  your model and pairs, as in train_dpo.py
