@@ -117,7 +117,7 @@ def gae(reward, value, gamma, lam):
 def values(critic, batch):
     """V(s_t) of the state before each response token, (R,) fp32 whatever the compute dtype."""
     with critic.autocast():
-        hidden = critic.trunk(batch.tokens, batch.position, batch.mask()).flatten(0, 1)  # (B*T, D)
+        hidden = critic.trunk(batch.tokens, batch.position, batch.attend)  # (N, D)
         states = torch.nn.functional.embedding(batch.rows, hidden)  # (R, D), hidden[batch.rows]
         return (states * critic.scalar_head.weight).sum(-1)
 

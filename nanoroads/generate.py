@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import torch
 
+from nanoroads.cache import KVCache
 from nanoroads.errors import InputError
-from nanoroads.model import GPT, KVCache
+from nanoroads.model import GPT
 from nanoroads.randomness import uniform
 from nanoroads.weights.packed import decoding_twin
 
@@ -66,14 +67,13 @@ def prefill(model, prompts, cache, k, max_new_tokens):
     column = torch.arange(width + max_new_tokens, device=device)
     visible = column >= padding[:, None]  # (P, width + max_new_tokens)
 
-    mask = None
     if bool((lengths < width).any()):
         causal = column[None, :width] <= column[:width, None]
         # A padding query sees itself; with nothing to see it would be NaN.
         itself = torch.eye(width, dtype=torch.bool, device=device)
-        mask = ((causal & visible[:, None, :width]) | itself).unsqueeze(1)  # (P, 1, width, width)
+        cache.mask = ((causal & visible[:, None, :width]) | itself).unsqueeze(1)  # (P, 1, width, width)
     position = (column[:width] - padding[:, None]).clamp(min=0)
-    hidden = model.trunk(tokens, position, mask, cache)[:, -1]  # (P, D)
+    hidden = model.trunk(tokens, position, cache.attend)[:, -1]  # (P, D)
 
     # From here on each sample is a row; the samples of a prompt begin with copies of its cache.
     if k > 1:
@@ -125,12 +125,11 @@ def stream(model, prompts, k, max_new_tokens, temperature=1.0, top_k=0, top_p=1.
         if len(unfinished) <= 0.75 * len(running.index):
             cache.keep(unfinished)
             running = running.keep(unfinished)
-        mask = None
         if any_padding:
-            mask = running.visible[:, None, None, : width + step + 1]
+            cache.mask = running.visible[:, None, None, : width + step + 1]
         position = (width + step - running.padding)[:, None]
         with model.autocast():
-            hidden = model.trunk(tokens[running.index, None], position, mask, cache)[:, -1]  # (N, D)
+            hidden = model.trunk(tokens[running.index, None], position, cache.attend)[:, -1]  # (N, D)
 
 
 def stop_list(eos):

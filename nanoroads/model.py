@@ -2,9 +2,12 @@
 config each.
 
 Read it as nanoGPT with four switches: positions (a learned table, or rotary), norm (LayerNorm or
-RMSNorm), MLP (GELU or SwiGLU) and residual (sequential or parallel), plus grouped-query attention, a KV
-cache and, for reward models, a scalar head. Shapes: B rows, T positions, D = n_embd, H heads, C = head
-size, V = vocab_size; R response tokens, S responses."""
+RMSNorm), MLP (GELU or SwiGLU) and residual (sequential or parallel), plus grouped-query attention and,
+for reward models, a scalar head. Who sees whom is not its affair: the trunk is handed a function `attend`
+(attention.py), and works on each token alone in all else.
+
+Shapes: N tokens, which may as well be (B, T) rows of tokens or any other shape; D = n_embd, H heads,
+C = head size, V = vocab_size; R response tokens, S responses."""
 
 import contextlib
 import math
@@ -16,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import kernels
+from nanoroads.attention import causal
 
 
 @dataclass
@@ -72,40 +76,9 @@ class LogProbs(NamedTuple):
     token: torch.Tensor  # (R,) log pi(y_t|x, y_<t) of each response token
 
 
-class KVCache:
-    """Preallocated keys and values of all layers, (B, n_kv_head, length, C) each; the first `used` are
-    set."""
-
-    def __init__(self, config, rows, length, device=None, dtype=None):
-        shape = (config.n_layer, rows, config.n_kv_head, length, config.head_size)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
-        self.used = 0
-
-    def append(self, layer, k, v):
-        """Write k, v (B, n_kv_head, T, C) behind what is there and return all so far.
-
-        `used` stays: every layer writes at the same place, and the trunk moves it on after the last
-        one."""
-        end = self.used + k.shape[2]
-        self.k[layer, :, :, self.used : end] = k
-        self.v[layer, :, :, self.used : end] = v
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
-
-    def repeat(self, times):
-        """Each row `times` times, so that one prefilled prompt serves all of its samples."""
-        self.k = self.k.repeat_interleave(times, dim=1)
-        self.v = self.v.repeat_interleave(times, dim=1)
-
-    def keep(self, rows):
-        """Only these rows (N,) int64."""
-        self.k = self.k[:, rows]
-        self.v = self.v[:, rows]
-
-
 def rotary_table(config, position):
-    """cos, sin (B, 1, T, dim/2) of the rotation angles (Su et al., 2104.09864), in fp32 as in
-    training."""
+    """position (N,) -> cos, sin (N, 1, dim/2) of the rotation angles (Su et al., 2104.09864), in fp32 as
+    in training."""
     dim = int(config.head_size * config.rotary_pct)  # channels of a head that are rotated
     exponent = torch.arange(0, dim, 2, device=position.device, dtype=torch.float32) / dim
     inv_freq = 1.0 / config.rope_theta**exponent  # (dim/2,)
@@ -117,12 +90,12 @@ def rotary_table(config, position):
         ramp = (turns - low) / (high - low)
         ramp = ramp.clamp(0, 1)
         inv_freq = (1 - ramp) * inv_freq / scaling["factor"] + ramp * inv_freq
-    angle = position[:, None, :, None].float() * inv_freq
+    angle = position[..., None, None].float() * inv_freq
     return angle.cos(), angle.sin()
 
 
 def rotate(x, cos, sin):
-    """Rotate the first channels of x (B, H, T, C) in pairs (i, i + dim/2), as NeoX and Llama do."""
+    """Rotate the first channels of x (N, H, C) in pairs (i, i + dim/2), as NeoX and Llama do."""
     half = cos.shape[-1]
     cos = cos.to(x.dtype)
     sin = sin.to(x.dtype)
@@ -141,35 +114,17 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, heads * config.head_size, bias=config.qkv_bias)
         self.out = nn.Linear(config.n_head * config.head_size, config.n_embd, bias=config.bias)
 
-    def forward(self, x, mask, rotary, cache):
+    def forward(self, x, rotary, attend):
         c = self.config
-        # (B, n_head + 2 n_kv_head, T, C)
-        qkv = self.qkv(x).unflatten(-1, (-1, c.head_size)).transpose(1, 2)
+        qkv = self.qkv(x).unflatten(-1, (-1, c.head_size))  # (N, n_head + 2 n_kv_head, C)
         # q and k rotate alike, so they are rotated together.
-        qk, v = qkv.split((c.n_head + c.n_kv_head, c.n_kv_head), dim=1)
+        qk, v = qkv.split((c.n_head + c.n_kv_head, c.n_kv_head), dim=-2)
         if rotary is not None:
             cos, sin = rotary
             qk = rotate(qk, cos, sin)
-        q, k = qk.split((c.n_head, c.n_kv_head), dim=1)  # (B, H, T, C), (B, n_kv_head, T, C)
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)
-        y = attend(q, k, v, mask)  # (B, H, T, C)
-        return self.out(y.transpose(1, 2).flatten(2))
-
-
-def attend(q, k, v, mask):
-    """q (B, H, T, C) looks at k, v (B, n_kv_head, L, C) -> (B, H, T, C).
-
-    mask: (B, 1, T, L) bool; None: causal, with T = L or T = 1."""
-    grouped = q.shape[1] != k.shape[1]
-    if q.shape[2] == 1:
-        # Decoding: the only query is the newest token, so it may see every key. With grouped-query
-        # attention, treat the query heads that share a key head as more queries of that head; nothing
-        # is copied.
-        queries = q.view(k.shape[0], k.shape[1], -1, q.shape[3])  # (B, n_kv_head, H / n_kv_head, C)
-        y = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask)
-        return y.reshape(q.shape)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+        q, k = qk.split((c.n_head, c.n_kv_head), dim=-2)  # (N, H, C), (N, n_kv_head, C)
+        y = attend(self.layer, q, k, v)  # (N, H, C)
+        return self.out(y.flatten(-2))
 
 
 class MLP(nn.Module):
@@ -203,8 +158,8 @@ class Block(nn.Module):
         self.norm2 = make_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x, mask, rotary, cache):
-        attended = self.attention(self.norm1(x), mask, rotary, cache)
+    def forward(self, x, rotary, attend):
+        attended = self.attention(self.norm1(x), rotary, attend)
         if self.parallel:
             return x + attended + self.mlp(self.norm2(x))
         x = x + attended
@@ -272,19 +227,17 @@ class GPT(nn.Module):
             return contextlib.nullcontext()
         return torch.autocast(self.embedding.weight.device.type, self.compute_dtype)
 
-    def trunk(self, tokens, position, mask=None, cache=None):
-        """tokens, position (B, T) -> hidden (B, T, D), after the last norm. mask: what `attend`
-        takes."""
-        x = self.embedding(tokens)  # (B, T, D)
+    def trunk(self, tokens, position, attend=causal):
+        """tokens, position (N,) -> hidden (N, D), after the last norm. attend: who sees whom, see
+        attention.py; causal takes rows of tokens, (B, T)."""
+        x = self.embedding(tokens)  # (N, D)
         rotary = None
         if self.config.position == "learned":
             x = x + self.position_embedding(position)
         else:
             rotary = rotary_table(self.config, position)
         for block in self.blocks:
-            x = block(x, mask, rotary, cache)
-        if cache is not None:
-            cache.used += tokens.shape[1]
+            x = block(x, rotary, attend)
         return self.norm(x)
 
     def forward(self, batch, temperature=1.0):
@@ -293,10 +246,10 @@ class GPT(nn.Module):
         A policy returns LogProbs(sequence (S,), token (R,)) at this temperature; a reward model reward
         (S,). fp32, whatever the compute dtype (fp64 for fp64 weights)."""
         with self.autocast():
-            hidden = self.trunk(batch.tokens, batch.position, batch.mask()).flatten(0, 1)  # (B*T, D)
+            hidden = self.trunk(batch.tokens, batch.position, batch.attend)  # (N, D)
             if self.config.head == "scalar":
                 return self.reward(batch, hidden)
-            # Prompt and padding never reach the vocabulary projection. F.embedding, not hidden[rows]:
+            # Prompts never reach the vocabulary projection. F.embedding, not hidden[rows]:
             # all k samples read the prompt's last hidden state, and the backward of indexing sums their
             # gradients in thread order, which differs from run to run.
             predictors = F.embedding(batch.rows, hidden)  # (R, D)
@@ -306,7 +259,7 @@ class GPT(nn.Module):
             return LogProbs(sequence, token)
 
     def reward(self, batch, hidden):
-        """hidden (B*T, D) -> the scalar head's reward (S,), at the last token or summed over all
+        """hidden (N, D) -> the scalar head's reward (S,), at the last token or summed over all
         tokens."""
         # An fp32 product and sum: a matmul would be rounded to bf16 under autocast.
         weight = self.scalar_head.weight.to(torch.promote_types(hidden.dtype, torch.float32))  # (1, D)
@@ -341,7 +294,7 @@ class GPT(nn.Module):
         """tokens (B, T) -> (B, T, V): the plain causal forward, for reading and for parity tests."""
         position = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         with self.autocast():
-            return self.lm_head(self.trunk(tokens, position))
+            return self.lm_head(self.trunk(tokens, position, causal))
 
 
 def init_weights(module):

@@ -1,17 +1,31 @@
-"""Packing proves itself: log-probs, sums, rewards and gradients
-are those of separate, unpadded sequences."""
+"""A stream of groups proves itself: log-probs, sums, rewards and gradients are those of separate
+sequences, in each of the three ways to attend."""
 
-import dataclasses
 import random
 
 import pytest
 import torch
 from helpers.tiny import SHAPES, tiny
+from torch.nn.attention import flex_attention
 
-from nanoroads.batch import first_fit, pack
+from nanoroads import attention
+from nanoroads.batch import pack
+
+WAYS = {"by_segment": {}, "padded": {}, "by_blocks": {"head_size": 16}}  # FlexAttention wants 16 channels
 
 
-def random_groups(seed, groups=5):
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    """Each way to attend, also those that a CPU would not take -> what it asks of the model's config."""
+    monkeypatch.setattr(attention, "of_groups", getattr(attention, request.param))
+    # FlexAttention refuses gradients on a CPU, since no compiled kernel has them there. Its eager form
+    # is differentiable.
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
+    monkeypatch.setattr(attention, "BLOCK", 16)
+    return WAYS[request.param]
+
+
+def random_groups(seed, groups=5, most=4):
     """Ragged prompts, ragged K, ragged responses."""
     r = random.Random(seed)
 
@@ -19,7 +33,7 @@ def random_groups(seed, groups=5):
         return [r.randrange(23) for _ in range(r.randint(low, high))]
 
     prompts = [words(1, 7) for _ in range(groups)]
-    responses = [[words(1, 6) for _ in range(r.randint(1, 4))] for _ in range(groups)]
+    responses = [[words(1, 6) for _ in range(r.randint(1, most))] for _ in range(groups)]
     return prompts, responses
 
 
@@ -47,13 +61,14 @@ def close(a, b):
     torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("row_length", [None, 31, 64, 200])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("most", [1, 2, 4])  # responses of a prompt
 @pytest.mark.parametrize("kind", SHAPES)
-def test_policy_equals_separate_sequences(kind, row_length):
-    model = tiny(kind)
+def test_policy_equals_separate_sequences(kind, most, way):
+    model = tiny(kind, **way)
     for seed in range(3):
-        prompts, responses = random_groups(seed)
-        logp = model(pack(prompts, responses, row_length=row_length))
+        prompts, responses = random_groups(seed, most=most)
+        logp = model(pack(prompts, responses))
         separately = separate(model, prompts, responses)
         token, sequence = torch.cat(separately), torch.stack([tokens.sum() for tokens in separately])
         close(logp.token.double(), token)
@@ -66,13 +81,13 @@ def test_policy_equals_separate_sequences(kind, row_length):
             close(a, b)
 
 
-@pytest.mark.parametrize("row_length", [None, 40])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("readout", ["last", "sum"])
 @pytest.mark.parametrize("kind", SHAPES)
-def test_reward_model_equals_separate_sequences(kind, readout, row_length):
-    model = tiny(kind, head="scalar", readout=readout)
+def test_reward_model_equals_separate_sequences(kind, readout, way):
+    model = tiny(kind, head="scalar", readout=readout, **way)
     prompts, responses = random_groups(7)
-    reward = model(pack(prompts, responses, row_length=row_length))
+    reward = model(pack(prompts, responses))
     scores = separate(model, prompts, responses)
     wanted = torch.stack([s[-1] if readout == "last" else s.sum() for s in scores])
     close(reward.double(), wanted)
@@ -85,80 +100,130 @@ def test_reward_model_equals_separate_sequences(kind, readout, row_length):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", SHAPES)
-def test_order_padding_and_packing_do_not_matter(kind):
+def test_the_order_of_groups_does_not_matter(kind):
     model = tiny(kind)
     prompts, responses = random_groups(3, groups=8)
     order = random.Random(0).sample(range(8), 8)
-    batch = pack(prompts, responses)
-    by_group = model(batch).sequence.split([len(group) for group in responses])
-    for row_length, pad in ((None, 0), (None, 22), (31, 5), (300, 0)):
-        shuffled = pack([prompts[g] for g in order], [responses[g] for g in order], row_length, pad)
-        close(model(shuffled).sequence, torch.cat([by_group[g] for g in order]))
+    by_group = model(pack(prompts, responses)).sequence.split([len(group) for group in responses])
+    shuffled = pack([prompts[g] for g in order], [responses[g] for g in order])
+    close(model(shuffled).sequence, torch.cat([by_group[g] for g in order]))
 
 
 def test_the_example_of_the_docstring():
-    batch = pack([[10, 11, 12, 13], [14]], [[[1, 2, 3], [4, 5, 6, 7]], [[8, 9]]], pad=99)
-    assert batch.tokens.tolist() == [[10, 11, 12, 13, 1, 2, 3, 4, 5, 6, 7], [14, 8, 9] + [99] * 8]
-    assert batch.position.tolist() == [[0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7], [0, 1, 2] + [0] * 8]
-    assert batch.segment.tolist() == [[0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2], [0, 1, 1] + [0] * 8]
-    assert batch.group.tolist() == [[0] * 11, [1] * 3 + [-1] * 8]
-    assert batch.rows.tolist() == [3, 4, 5, 3, 7, 8, 9, 11, 12]
-    assert batch.response_index.tolist() == [4, 5, 6, 7, 8, 9, 10, 12, 13]
-    assert batch.target.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
-    assert batch.cu_seqlens.tolist() == [0, 3, 7, 9] and batch.cu_seqlens.dtype == torch.int32
-    assert batch.last.tolist() == [6, 10, 13] and batch.lengths.tolist() == [3, 4, 2]
-    sees = batch.mask()[0, 0]
-    assert sees[10].tolist() == [True] * 4 + [False] * 3 + [True] * 4  # the end of b: p and itself, never a
-    assert sees[3].tolist() == [True] * 4 + [False] * 7
+    batch = pack([[10, 11, 12, 13], [14, 15]], [[[1, 2, 3], [4, 5, 6, 7]], [[8, 9, 10], [11]]])
+    assert batch.tokens.tolist() == [10, 11, 12, 13, 1, 2, 3, 4, 5, 6, 7, 14, 15, 8, 9, 10, 11]
+    assert batch.position.tolist() == [0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 0, 1, 2, 3, 4, 2]
+    assert batch.groups == [[4, 3, 4], [2, 3, 1]]
+    assert batch.rows.tolist() == [3, 4, 5, 3, 7, 8, 9, 12, 13, 14, 12]
+    assert batch.response_index.tolist() == [4, 5, 6, 7, 8, 9, 10, 13, 14, 15, 16]
+    assert batch.target.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert batch.cu_seqlens.tolist() == [0, 3, 7, 10, 11] and batch.cu_seqlens.dtype == torch.int32
+    assert batch.last.tolist() == [6, 10, 15, 16] and batch.lengths.tolist() == [3, 4, 3, 1]
     moved = batch.to("cpu")
-    fields = ("tokens", "position", "group", "segment", "rows", "response_index", "target", "cu_seqlens")
+    fields = ("tokens", "position", "rows", "response_index", "target", "cu_seqlens")
     assert all(torch.equal(getattr(moved, name), getattr(batch, name)) for name in fields)
-    assert not moved.causal
+    assert moved.groups == batch.groups
 
 
-def test_groups_in_one_row_do_not_see_each_other():
-    batch = pack([[1, 2], [3]], [[[4]], [[5, 6]]], row_length=6)
-    assert batch.tokens.tolist() == [[1, 2, 4, 3, 5, 6]] and batch.position.tolist() == [[0, 1, 2, 0, 1, 2]]
-    causal = torch.ones(3, 3).tril()
-    assert torch.equal(batch.mask()[0, 0], torch.block_diag(causal, causal).bool())
+def who_sees_whom(groups):
+    """(N, N) bool, from the words of batch.py: the earlier tokens of its own response and the whole
+    prompt of its group."""
+    tokens = []  # of each its group, its response (0: the prompt) and its place in it
+    for g, lengths in enumerate(groups):
+        for r, length in enumerate(lengths):
+            tokens += [(g, r, place) for place in range(length)]
+    sees = torch.zeros(len(tokens), len(tokens), dtype=torch.bool)
+    for i, (g, r, place) in enumerate(tokens):
+        for j, (other_g, other_r, other_place) in enumerate(tokens):
+            in_prompt = other_r == 0 and r > 0
+            earlier = other_r == r and other_place <= place
+            sees[i, j] = g == other_g and (in_prompt or earlier)
+    return sees
 
 
-@torch.no_grad()
-def test_causal_fast_path_is_the_mask():
-    model = tiny("gqa")
-    prompts = [[1, 2, 3], [4, 5], [6]]
-    responses = [[[7, 8]], [[9, 10]], [[11, 12]]]  # 5, 4 and 3 tokens in all: no two fit a row
-    batch = pack(prompts, responses)
-    assert batch.causal and batch.mask() is None and batch.tokens.shape == (3, 5)
-    masked = dataclasses.replace(batch, causal=False)
-    assert masked.mask() is not None
-    close(model(batch).token, model(masked).token)
-    assert not pack(prompts, [group * 2 for group in responses]).causal
-    assert not pack(prompts, responses, row_length=7).causal
+def attention_weights(attend, n):
+    """(N, N) of an attend function: with the identity as values, the output is the weights."""
+    same = torch.zeros(n, 1, n, dtype=torch.float64)  # (N, H, C): all scores are 0
+    return attend(0, same, same, torch.eye(n, dtype=torch.float64)[:, None])[:, 0]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_everybody_sees_whom_they_should_and_nobody_else(way):
+    groups = [[4, 3, 4], [1, 5], [2, 1, 1, 6], [3, 2]]
+    sees = who_sees_whom(groups)
+    weights = attention_weights(attention.of_groups(groups, "cpu"), len(sees))
+    close(weights, sees / sees.sum(1, keepdim=True, dtype=torch.float64))
+
+
+def test_blocks_are_those_in_which_somebody_sees_somebody(monkeypatch):
+    """FlexAttention skips the others. A block too many costs time; one too few is a wrong result."""
+    masks = []
+    build = attention.BlockMask.from_kv_blocks
+    monkeypatch.setattr(
+        attention.BlockMask, "from_kv_blocks", lambda *a, **k: masks.append(build(*a, **k)) or masks[-1]
+    )
+    monkeypatch.setattr(attention, "BLOCK", 16)
+    for seed in range(20):
+        r = random.Random(seed)
+        groups = [[r.randint(1, 40) for _ in range(r.randint(2, 6))] for _ in range(r.randint(1, 6))]
+        attention.by_blocks(groups, "cpu")
+        sees = who_sees_whom(groups)
+        pad = -len(sees) % 16
+        padded = torch.nn.functional.pad(sees, (0, pad, 0, pad))
+        wanted = padded.unflatten(0, (-1, 16)).unflatten(2, (-1, 16)).any(3).any(1)
+        assert torch.equal(masks[-1].to_dense()[0, 0].bool(), wanted)
+        index = torch.arange(len(sees))
+        by_function = masks[-1].mask_mod(0, 0, index[:, None], index[None, :])
+        assert torch.equal(by_function, sees)
+
+
+def test_a_cpu_pads_short_sequences_alone(monkeypatch):
+    for name in WAYS:
+        monkeypatch.setattr(attention, name, lambda groups, device, name=name: name)
+    short, long = [[10, 5, 6]] * 3, [[60, 40, 30], [5, 40]]
+    assert attention.of_groups(short, "cpu") == "padded"
+    assert attention.of_groups(long, "cpu") == "by_segment"
+    assert attention.of_groups(long, "mps") == "padded"
+    monkeypatch.setattr(attention, "HAS_TRITON", False)
+    assert attention.of_groups(long, "cuda") == "padded"
+    monkeypatch.setattr(attention, "HAS_TRITON", True)
+    assert attention.of_groups(short, "cuda:1") == "by_blocks"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernels_of_a_gpu_equal_the_loop(dtype):
+    """FlexAttention, compiled, and padded calls: values and gradients, one kernel for all lengths."""
+    for seed in range(4):
+        r = random.Random(seed)
+        groups = [[r.randint(1, 300) for _ in range(r.randint(2, 6))] for _ in range(4)]
+        n = sum(map(sum, groups))
+        torch.manual_seed(seed)
+        shapes = ((n, 4, 64), (n, 2, 64), (n, 2, 64), (n, 4, 64))
+        q, k, v, g = (torch.randn(shape, device="cuda").to(dtype) for shape in shapes)
+        exact = [x.double().cpu().requires_grad_() for x in (q, k, v)]
+        wanted = attention.by_segment(groups, "cpu")(0, *exact)
+        wanted_gradients = torch.autograd.grad(wanted, exact, g.double().cpu())
+        for way in (attention.by_blocks, attention.padded):
+            leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+            y = way(groups, "cuda")(0, *leaves)
+            tolerance = {torch.float32: 1e-3, torch.bfloat16: 2e-2}[dtype]  # fp32 may be TF32
+            results = [y, *torch.autograd.grad(y, leaves, g)]
+            for a, b in zip(results, [wanted, *wanted_gradients], strict=True):
+                assert (a.double().cpu() - b).norm() < tolerance * b.norm()
 
 
 @pytest.mark.parametrize(
-    ("prompts", "responses", "row_length", "message"),
+    ("prompts", "responses", "message"),
     [
-        ([[1], []], [[[2]], [[3]]], None, "group 1: an empty prompt"),
-        ([[1]], [[[2], []]], None, "group 0: an empty prompt or response"),
-        ([[1], [2]], [[[2]], []], None, "group 1: an empty prompt or response"),
-        ([[1], [2, 3]], [[[2]], [[3], [4]]], 3, "group 1 has 4 tokens, more than row_length 3"),
-        ([[1]], [[[2]], [[3]]], None, "zip"),
-        ([], [], None, "no groups"),
+        ([[1], []], [[[2]], [[3]]], "group 1: an empty prompt"),
+        ([[1]], [[[2], []]], "group 0: an empty prompt or response"),
+        ([[1], [2]], [[[2]], []], "group 1: an empty prompt or response"),
+        ([[1]], [[[2]], [[3]]], "zip"),
+        ([], [], "no groups"),
     ],
 )
-def test_errors(prompts, responses, row_length, message):
+def test_errors(prompts, responses, message):
     with pytest.raises(ValueError, match=message):
-        pack(prompts, responses, row_length=row_length)
-
-
-def test_first_fit_fills_rows_and_never_overflows():
-    r = random.Random(0)
-    for _ in range(50):
-        sizes = [r.randint(1, 40) for _ in range(r.randint(1, 60))]
-        bins = first_fit(sizes, 40)
-        assert sorted(g for members in bins for g in members) == list(range(len(sizes)))
-        filled = [sum(sizes[g] for g in members) for members in bins]
-        assert max(filled) <= 40
-        assert len([size for size in filled if size <= 20]) <= 1  # two half-empty rows would have been one
+        pack(prompts, responses)

@@ -7,9 +7,9 @@ import torch
 from helpers.tiny import SHAPES, tiny
 
 import kernels
+from nanoroads.cache import KVCache
 from nanoroads.errors import InputError
 from nanoroads.generate import generate, sample_token, stream
-from nanoroads.model import KVCache
 from nanoroads.weights import packed
 from nanoroads.weights.packed import PackedLinear, can_pack, decoding_twin
 
@@ -323,9 +323,9 @@ def test_the_cache_is_in_the_compute_dtype(monkeypatch):
     model = tiny().float()
     model.compute_dtype = torch.bfloat16
     dtypes = []
-    append = KVCache.append
+    attend = KVCache.attend
     monkeypatch.setattr(
-        KVCache, "append", lambda cache, *rest: dtypes.append(cache.k.dtype) or append(cache, *rest)
+        KVCache, "attend", lambda cache, *rest: dtypes.append(cache.k.dtype) or attend(cache, *rest)
     )
     assert next(stream(model, PROMPTS, 2, 8))[0].shape == (8,)
     monkeypatch.setattr(packed, "MIN_PARAMETERS", 1)

@@ -159,4 +159,4 @@ def test_tokens_take_four_bytes(encoding, rows):
     for ids in (loaded.prompts[0], loaded.responses[0][0]):
         assert isinstance(ids, array) and ids.itemsize == 4
     batch = pack(loaded.prompts, loaded.responses)
-    assert batch.tokens.tolist() == [[*"é".encode(), 65, EOS]] and batch.target.tolist() == [65, EOS]
+    assert batch.tokens.tolist() == [*"é".encode(), 65, EOS] and batch.target.tolist() == [65, EOS]

@@ -1,0 +1,231 @@
+"""Who sees whom. A model's trunk is handed one of these functions, and calls it in every layer:
+
+    attend(layer, q, k, v) -> y         q, y (..., H, C); k, v (..., n_kv_head, C)
+
+    causal(...)           rows of tokens (B, T): each sees itself and what is before it in its row
+    of_groups(...)        a batch's stream of tokens (N,), groups of a prompt and its responses
+    KVCache.attend        decoding: the newest tokens see all that the cache holds (generate.py)
+
+The stream of batch.py is attended to in one of three ways, which agree but for rounding:
+
+    by_segment   a CPU: one call for each prompt and each response, exact in its sizes
+    padded       short sequences on a CPU, for which so many calls take longer than some padding;
+                 a GPU without Triton
+    by_blocks    CUDA: FlexAttention, one kernel that skips the blocks of 128 x 128 tokens in which
+                 nobody sees anybody
+
+None of them has a mask of N x N. H query heads share n_kv_head heads of keys and values."""
+
+import functools
+
+import torch
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from kernels.api import HAS_TRITON
+
+SHORT = 32  # tokens: with shorter prompts and responses, on the average, a CPU pads
+BLOCK = 128  # tokens in a block of FlexAttention
+
+
+def causal(layer, q, k, v):
+    """Plain causal attention: q (B, T, H, C), k and v (B, T, n_kv_head, C) -> (B, T, H, C)."""
+    return attention(q, k, v, is_causal=True)
+
+
+def of_groups(groups, device):
+    """The attend function of a stream. groups: of each the prompt's length, then its responses'."""
+    if torch.device(device).type == "cuda" and HAS_TRITON:
+        return by_blocks(groups, device)
+    mean_length = sum(map(sum, groups)) / sum(map(len, groups))
+    if torch.device(device).type == "cpu" and mean_length >= SHORT:
+        return by_segment(groups, device)
+    return padded(groups, device)
+
+
+def attention(q, k, v, mask=None, is_causal=False):
+    """scaled_dot_product_attention with the heads behind the tokens: q (B, T, H, C), k and v
+    (B, L, n_kv_head, C) -> (B, T, H, C). mask: bool, (T, L) or (B, 1, T, L)."""
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    grouped = q.shape[1] != k.shape[1]
+    has_kernel = mask is None and q.dtype != torch.float32
+    if grouped and q.is_cuda and not has_kernel:
+        # With grouped keys CUDA would compute the whole (T, L) matrix of scores. The memory-efficient
+        # kernel does not, but wants a key for every query head.
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+        grouped = False
+    y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, enable_gqa=grouped)
+    return y.transpose(1, 2)
+
+
+# ---------------------------------------------------------------- a call for each prompt and response
+
+
+def by_segment(groups, device):
+    """Attention to a stream in a plain loop over its groups."""
+    sizes = []  # of the pieces of the stream that are attended to in one call
+    for prompt, *responses in groups:
+        if len(responses) == 1:  # a prompt and its only response are one causal sequence
+            sizes.append(prompt + responses[0])
+        else:
+            sizes += [prompt, *responses]
+    masks = {}  # (response, prompt) lengths -> who sees whom
+
+    def mask_of(response, prompt):
+        """(m, P + m) bool: all of the prompt, and the response up to oneself."""
+        if (response, prompt) not in masks:
+            everything = torch.ones(response, prompt + response, dtype=torch.bool, device=device)
+            masks[response, prompt] = everything.tril(prompt)
+        return masks[response, prompt]
+
+    @torch.compiler.disable  # its sizes are new in every batch
+    def attend(layer, q, k, v):
+        # Split once: the backward of a slice would write gradients of the whole stream for each.
+        pieces = zip(q[None].split(sizes, 1), k[None].split(sizes, 1), v[None].split(sizes, 1), strict=True)
+        out = []
+        for prompt, *responses in groups:
+            q_piece, k_prompt, v_prompt = next(pieces)  # (1, P, heads, C)
+            out.append(attention(q_piece, k_prompt, v_prompt, is_causal=True))
+            if len(responses) == 1:
+                continue
+            for response in responses:
+                q_piece, k_own, v_own = next(pieces)  # (1, m, heads, C)
+                k_seen = torch.cat((k_prompt, k_own), 1)  # (1, P + m, n_kv_head, C)
+                v_seen = torch.cat((v_prompt, v_own), 1)
+                out.append(attention(q_piece, k_seen, v_seen, mask_of(response, prompt)))
+        return torch.cat(out, 1)[0]  # (N, H, C)
+
+    return attend
+
+
+# ---------------------------------------------------------------- two calls, with padding
+
+
+def padded(groups, device):
+    """Attention to a stream gathered into rows of equal length: one call for what is causal, and one in
+    which each response is a row that sees its prompt and itself."""
+    causal_rows, response_rows, prompt_rows = [], [], []  # (first token, number of tokens) of each row
+    start = 0
+    for prompt, *responses in groups:
+        if len(responses) == 1:  # a prompt and its only response are one causal sequence
+            causal_rows.append((start, prompt + responses[0]))
+            start += prompt + responses[0]
+            continue
+        prompt_row = (start, prompt)
+        causal_rows.append(prompt_row)
+        start += prompt
+        for response in responses:
+            response_rows.append((start, response))
+            prompt_rows.append(prompt_row)
+            start += response
+
+    causal_index, causal_is_token = rectangle(causal_rows)  # (A, L)
+    own_index, own_is_token = rectangle(response_rows)  # (S, m), S = 0 if all groups have one response
+    prompt_index, is_prompt = rectangle(prompt_rows)  # (S, P)
+    key_index = torch.cat((prompt_index, own_index), 1)  # (S, P + m)
+
+    # Where each token of the stream is among the rows, laid end to end.
+    index = torch.cat((causal_index.flatten(), own_index.flatten()))
+    is_token = torch.cat((causal_is_token.flatten(), own_is_token.flatten()))
+    place = torch.empty(start, dtype=torch.int64)
+    place[index[is_token]] = is_token.nonzero().squeeze(1)
+
+    # A response's query sees the whole prompt, and the response up to itself.
+    length = own_index.shape[1]
+    not_later = torch.ones(length, length, dtype=torch.bool).tril()
+    sees_prompt = is_prompt[:, None, :].expand(-1, length, -1)  # (S, m, P)
+    mask = torch.cat((sees_prompt, not_later.expand(len(own_index), -1, -1)), 2)[:, None]  # (S, 1, m, P + m)
+
+    tables = (causal_index, own_index, key_index, place, mask)
+    causal_index, own_index, key_index, place, mask = (upload(table, device) for table in tables)
+
+    def attend(layer, q, k, v):
+        q_rows, k_rows, v_rows = (gather(x, causal_index) for x in (q, k, v))  # (A, L, heads, C) each
+        out = attention(q_rows, k_rows, v_rows, is_causal=True).flatten(0, 1)  # (A L, H, C)
+        if response_rows:
+            k_rows, v_rows = gather(k, key_index), gather(v, key_index)  # (S, P + m, n_kv_head, C) each
+            of_responses = attention(gather(q, own_index), k_rows, v_rows, mask)  # (S, m, H, C)
+            out = torch.cat((out, of_responses.flatten(0, 1)))
+        return gather(out, place)  # (N, H, C)
+
+    return attend
+
+
+def rectangle(rows):
+    """(start, length) of B rows -> (B, L) int64 places in the stream, and (B, L) bool: not padding.
+
+    Padding repeats a row's last token."""
+    start, length = torch.tensor(rows, dtype=torch.int64).reshape(-1, 2).split(1, 1)  # (B, 1) each
+    column = torch.arange(max((length for _, length in rows), default=0))
+    return start + column.minimum(length - 1), column < length
+
+
+def gather(x, index):
+    """x (N, heads, C), index of any shape -> (*index, heads, C).
+
+    F.embedding, not x[index]: the backward of indexing sums gradients in thread order, which differs
+    from run to run."""
+    return F.embedding(index, x.flatten(1)).unflatten(-1, x.shape[1:])
+
+
+# ---------------------------------------------------------------- FlexAttention
+
+
+@functools.cache
+def compiled_flex_attention():
+    """One kernel for all batches, whatever their lengths."""
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def by_blocks(groups, device):
+    """Attention to a stream by FlexAttention (Dong et al., 2412.05496): only blocks of BLOCK x BLOCK
+    tokens in which somebody sees somebody are computed."""
+    prompt_start, prompt_end, own_start = [], [], []  # of each token; own: of its prompt or response
+    blocks = -(-sum(map(sum, groups)) // BLOCK)
+    is_seen = torch.zeros(blocks, blocks, dtype=torch.bool)  # of queries and keys
+    start = 0
+    for lengths in groups:
+        first = start  # of the group
+        for length in lengths:
+            end = start + length
+            prompt_start += [first] * length
+            prompt_end += [first + lengths[0]] * length
+            own_start += [start] * length
+            queries = slice(start // BLOCK, (end - 1) // BLOCK + 1)
+            is_seen[queries, first // BLOCK : (first + lengths[0] - 1) // BLOCK + 1] = True
+            is_seen[queries, queries] = True
+            start = end
+    is_seen = is_seen.tril()
+    count = is_seen.sum(1, dtype=torch.int32)  # (blocks,) key blocks of each query block
+    seen_first = is_seen.int().argsort(dim=1, descending=True, stable=True).int()  # (blocks, blocks)
+    tables = (torch.tensor(prompt_start), torch.tensor(prompt_end), torch.tensor(own_start))
+    prompt_start, prompt_end, own_start = (upload(table, device) for table in tables)
+
+    def sees(_batch, _head, query, key):
+        of_prompt = (prompt_start[query] <= key) & (key < prompt_end[query])
+        return (key <= query) & (of_prompt | (own_start[query] <= key))
+
+    block_mask = BlockMask.from_kv_blocks(
+        upload(count[None, None], device),
+        upload(seen_first[None, None], device),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=sees,
+        seq_lengths=(start, start),
+    )
+
+    def attend(layer, q, k, v):
+        if q.shape[-1] < 16:  # FlexAttention has no kernel for so small heads
+            return padded(groups, device)(layer, q, k, v)
+        flex = compiled_flex_attention() if q.is_cuda else flex_attention
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, N, C) each
+        y = flex(q, k, v, block_mask=block_mask, enable_gqa=q.shape[1] != k.shape[1])
+        return y[0].transpose(0, 1)  # (N, H, C)
+
+    return attend
+
+
+def upload(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """x on the device, without waiting for it: only from pinned memory is a copy asynchronous."""
+    if torch.device(device).type == "cuda" and not x.is_cuda:
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
