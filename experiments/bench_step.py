@@ -28,6 +28,7 @@ on a CPU, of resident pages.
 import importlib.util
 import os
 import tempfile
+import warnings
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -58,7 +59,7 @@ from nanoroads.weights.checkpoint import load_policy
 from nanoroads.weights.files import write_json
 
 PROMPT, RESPONSE = 512, 53  # tokens, as in the paper; of one length each, so that TRL pads nothing
-PROMPTS = {"cpu": 2, "cuda": 16}  # pairs in DPO, prompts in RL
+PAIRS = {"cpu": 2, "cuda": 16}  # in DPO; as many sequences in RL
 SAMPLES = 4  # of a prompt in RL
 ROUNDS = {"cpu": 3, "cuda": 10}
 BETA, LR, CLIP = 0.1, 0.0, 1.0
@@ -95,12 +96,11 @@ def finish(loss, model, optimizer):
     return loss.item(), norm.item()
 
 
-def training_steps(name, k, ours, theirs, policy, device):
+def training_steps(name, count, k, ours, theirs, policy, device):
     """One and the same step by us, by TRL and, where that is another, by TRL on responses only."""
-    prompts = PROMPTS[device.type]
-    count = prompts if name == "DPO" else prompts * k
-    tokens = prompts * k * (PROMPT + RESPONSE)
-    needed = operations(policy, prompts, k)
+    sequences = 2 * PAIRS[device.type]
+    tokens = sequences * (PROMPT + RESPONSE)
+    needed = operations(policy, sequences // k, k)
 
     def responses_only():
         with mock.patch("trl.trainer.utils._use_triton", return_value=True):  # true on CUDA
@@ -116,7 +116,7 @@ def training_steps(name, k, ours, theirs, policy, device):
 
 
 def dpo_steps(policy, optimizer, trainer, device):
-    pairs, vocabulary = PROMPTS[device.type], policy.config.vocab_size
+    pairs, vocabulary = PAIRS[device.type], policy.config.vocab_size
     prompts = token_lists("prompts", pairs, PROMPT, vocabulary)
     chosen = token_lists("chosen", pairs, RESPONSE, vocabulary)
     rejected = token_lists("rejected", pairs, RESPONSE, vocabulary)
@@ -142,12 +142,12 @@ def dpo_steps(policy, optimizer, trainer, device):
         inputs = {name: tensor.to(device) for name, tensor in trainer.data_collator(examples).items()}
         return finish(trainer.compute_loss(model, inputs), model, their_optimizer)
 
-    return training_steps("DPO", 2, ours, theirs, policy, device)
+    return training_steps("DPO", pairs, 2, ours, theirs, policy, device)
 
 
 def rl_steps(policy, optimizer, trainer, device):
-    prompts = token_lists("RL prompts", PROMPTS[device.type], PROMPT, policy.config.vocab_size)
-    count = len(prompts) * SAMPLES
+    count = 2 * PAIRS[device.type]  # of samples
+    prompts = token_lists("RL prompts", count // SAMPLES, PROMPT, policy.config.vocab_size)
     prompt_ids = torch.tensor(prompts, device=device).repeat_interleave(SAMPLES, 0)  # as TRL repeats them
     prompt_mask = torch.ones_like(prompt_ids)
     model, their_optimizer = trainer.model_wrapped, adamw(trainer.model, LR, weight_decay=0.0)
@@ -190,7 +190,7 @@ def rl_steps(policy, optimizer, trainer, device):
         Step("RL, sample", "nanoroads", our_samples, count, count * RESPONSE),
         Step("RL, sample", "transformers", their_samples, count, count * RESPONSE),
     ]
-    return sampling + training_steps("RL, update", SAMPLES, ours, theirs, policy, device)
+    return sampling + training_steps("RL, update", count, SAMPLES, ours, theirs, policy, device)
 
 
 # ---------------------------------------------------------------- TRL
@@ -200,6 +200,7 @@ def small_model(folder):
     """Random weights, as a Hugging Face folder."""
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     randomness.seed_weights("bench_step", 0)
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)).save_pretrained(folder)
     return folder
@@ -212,9 +213,7 @@ def trl_trainers(folder, device, scratch):
     import trl
     from tokenizers import Tokenizer, models
 
-    os.environ["TQDM_DISABLE"] = "1"
     datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
     # They insist on a tokenizer and a data set; the steps bring tokens of their own.
     words = Tokenizer(models.WordLevel({"a": 0, "<eos>": 1, "<pad>": 2}, unk_token="a"))
     special = {"eos_token": "<eos>", "pad_token": "<pad>"}
@@ -231,7 +230,7 @@ def trl_trainers(folder, device, scratch):
             config = trl.DPOConfig(precompute_ref_log_probs=True, beta=BETA, max_length=None, **shared)
             trainer = trl.DPOTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
         else:
-            count = PROMPTS[device.type] * SAMPLES
+            count = 2 * PAIRS[device.type]
             config = trl.RLOOConfig(
                 num_generations=SAMPLES, per_device_train_batch_size=count, max_completion_length=RESPONSE,
                 beta=0.0, **shared,
@@ -263,6 +262,8 @@ def flags(argv):
 
 def main(argv=None):
     args = flags(argv)
+    os.environ["TQDM_DISABLE"] = "1"
+    warnings.simplefilter("ignore", FutureWarning)  # transformers has other names for what TRL sets
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     compute_dtype = pick_dtype("auto", device)  # bf16 on CUDA, None on a CPU
     dtype = compute_dtype or torch.float32
