@@ -196,11 +196,20 @@ def rl_steps(policy, optimizer, trainer, device):
 # ---------------------------------------------------------------- TRL
 
 
+def no_progress_bars():
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    os.environ["TQDM_DISABLE"] = "1"  # TRL's own
+    warnings.simplefilter("ignore", FutureWarning)  # transformers has other names for what TRL sets
+
+
 def small_model(folder):
     """Random weights, as a Hugging Face folder."""
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
     randomness.seed_weights("bench_step", 0)
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)).save_pretrained(folder)
     return folder
@@ -213,7 +222,6 @@ def trl_trainers(folder, device, scratch):
     import trl
     from tokenizers import Tokenizer, models
 
-    datasets.disable_progress_bars()
     # They insist on a tokenizer and a data set; the steps bring tokens of their own.
     words = Tokenizer(models.WordLevel({"a": 0, "<eos>": 1, "<pad>": 2}, unk_token="a"))
     special = {"eos_token": "<eos>", "pad_token": "<pad>"}
@@ -262,8 +270,7 @@ def flags(argv):
 
 def main(argv=None):
     args = flags(argv)
-    os.environ["TQDM_DISABLE"] = "1"
-    warnings.simplefilter("ignore", FutureWarning)  # transformers has other names for what TRL sets
+    no_progress_bars()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     compute_dtype = pick_dtype("auto", device)  # bf16 on CUDA, None on a CPU
     dtype = compute_dtype or torch.float32

@@ -88,6 +88,7 @@ def test_it_refuses_without_trl(monkeypatch):
 
 def test_a_model_that_is_not_there_or_too_short(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_step.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(bench_step, "no_progress_bars", lambda: None)
     with pytest.raises(InputError, match="no such run"):
         bench_step.main(["--model", str(tmp_path / "none")])
     folder = small_folder(tmp_path)  # 256 positions
