@@ -222,33 +222,27 @@ def trl_trainers(folder, device, scratch):
     import trl
     from tokenizers import Tokenizer, models
 
+    def load():
+        options = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+        return transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
+
     # They insist on a tokenizer and a data set; the steps bring tokens of their own.
     words = Tokenizer(models.WordLevel({"a": 0, "<eos>": 1, "<pad>": 2}, unk_token="a"))
     special = {"eos_token": "<eos>", "pad_token": "<pad>"}
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special)
     rows = datasets.Dataset.from_list([{"prompt": "a", "chosen": "a", "rejected": "a"}])
+    data = {"train_dataset": rows, "processing_class": tokenizer}
     shared = {"bf16": device.type == "cuda", "use_cpu": device.type == "cpu", "gradient_checkpointing": False}
     shared.update(output_dir=str(scratch), report_to="none", disable_tqdm=True)
-    trainers = []
-    for kind in ("DPO", "RLOO"):
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="sdpa"
-        )
-        if kind == "DPO":
-            config = trl.DPOConfig(precompute_ref_log_probs=True, beta=BETA, max_length=None, **shared)
-            trainer = trl.DPOTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
-        else:
-            count = 2 * PAIRS[device.type]
-            config = trl.RLOOConfig(
-                num_generations=SAMPLES, per_device_train_batch_size=count, max_completion_length=RESPONSE,
-                beta=0.0, **shared,
-            )  # fmt: skip
-            trainer = trl.RLOOTrainer(
-                model, reward_funcs=len, args=config, train_dataset=rows, processing_class=tokenizer
-            )
+
+    config = trl.DPOConfig(precompute_ref_log_probs=True, beta=BETA, max_length=None, **shared)
+    dpo = trl.DPOTrainer(load(), args=config, **data)
+    samples = {"num_generations": SAMPLES, "per_device_train_batch_size": 2 * PAIRS[device.type]}
+    config = trl.RLOOConfig(max_completion_length=RESPONSE, beta=0.0, **samples, **shared)
+    rloo = trl.RLOOTrainer(load(), reward_funcs=len, args=config, **data)
+    for trainer in (dpo, rloo):
         trainer.model_wrapped = trainer.accelerator.prepare_model(trainer.model).train()  # bf16 on CUDA
-        trainers.append(trainer)
-    return trainers
+    return dpo, rloo
 
 
 # ---------------------------------------------------------------- the run
