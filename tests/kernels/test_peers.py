@@ -265,4 +265,4 @@ def test_a_frozen_head_counts_two_products():
     assert whole["tflops"] == pytest.approx(3 * products / whole["total_ms"])
     assert frozen["tflops"] == pytest.approx(2 * products / frozen["total_ms"])
     bare_ms = frozen["of_ceiling"] * frozen["total_ms"]
-    assert 0 < bare_ms < 3 * products / ceiling  # of two products, not of three
+    assert 0 < bare_ms < 0.9 * 3 * products / ceiling  # of two products, not of three

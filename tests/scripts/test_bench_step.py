@@ -73,6 +73,14 @@ def test_a_users_model(tiny_sizes, tmp_path, capsys):
     assert "nanoroads" in capsys.readouterr().out
 
 
+def test_other_work_gives_no_figures(tiny_sizes, tmp_path, monkeypatch):
+    dpo = bench_step.losses.dpo
+    monkeypatch.setattr(bench_step.losses, "dpo", lambda *args: 1.01 * dpo(*args))
+    with pytest.raises(AssertionError, match="DPO: loss .* by nanoroads, .* by TRL"):
+        bench(tmp_path)
+    assert not (tmp_path / "new").exists()
+
+
 # ---------------------------------------------------------------- refusals
 
 
