@@ -1,6 +1,6 @@
 """Whole training steps beside TRL's, in one run: DPO, and the two halves of on-policy RL.
 
-    python experiments/bench_step.py                  a small model, three minutes on two CPU cores
+    python experiments/bench_step.py                  a small model, two minutes on two CPU cores
     python experiments/bench_step.py --model FOLDER   a Hugging Face model, on a GPU if there is one
 
     DPO         From token lists to new weights: pack or pad, forward, loss, backward, clip, AdamW.
