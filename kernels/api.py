@@ -89,19 +89,24 @@ def linear_logp(
     temperature: float = 1.0,
     softcap: float | None = None,
     return_entropy: bool = False,
+    return_lse: bool = False,
     backend: str = "auto",
     budget: int | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, ...]:
     """log softmax(z)[target], z = softcap tanh((hidden weight^T + bias) / softcap) / temperature.
 
     Without softcap, z is (hidden weight^T + bias) / temperature. hidden (N, D), weight (V, D) and
     bias (V,) are fp32, fp16, bf16 or fp64, all three alike, or, but for fp64, are cast to autocast's
-    dtype; target (N,) int -> logp (N,) fp32 [, entropy (N,) fp32 in nats]; fp64 for fp64 inputs.
-    A target of -100 gives 0 and no gradient, whatever its row holds. Without softcap, a bias of -inf
-    bans a class: its log-prob is -inf, its gradient finite. temperature and softcap: 1e-20 to 1e30.
-    Differentiable in hidden, weight and bias.
+    dtype; target (N,) int -> logp [, entropy] [, lse = log sum exp z], all (N,) fp32 in nats; fp64
+    for fp64 inputs.
+    A target of -100 gives 0 in each and no gradient, whatever its row holds. Without softcap, a bias
+    of -inf bans a class: its log-prob is -inf, its gradient finite. A row whose every class is banned
+    gives NaN in each. temperature and softcap: 1e-20 to 1e30.
+    Differentiable in hidden, weight and bias, through each of the three.
     budget: bytes of probabilities that the forward may keep for the backward, which otherwise
-    computes them again (default: 4 GiB; in eager mode on CUDA at most a quarter of the free memory).
+    computes them again (default: 4 GiB; in eager mode on CUDA at most a quarter of the free memory;
+    0 under torch.compile where N is not known before the run, as in hidden[mask]). The log-probs do
+    not depend on it.
     Raises ValueError naming the argument."""
     hidden, weight, bias = _autocast(hidden), _autocast(weight), _autocast(bias)
     _check_linear(hidden, weight, target, bias, temperature, softcap)
@@ -112,35 +117,34 @@ def linear_logp(
         budget = -1  # no backward: nothing is kept
     elif budget is None:
         budget = torch_backend.default_budget(hidden.device)
+    if torch.compiler.is_compiling() and _has_unknown_size(hidden):
+        budget = min(budget, 0)  # the compiler must know the shape of what is kept
     if softcap is not None and softcap < 2 * temperature:
         # The backward would read tanh off the kept probabilities, whose log-probs are off by 2^-9.
         budget = min(budget, 0)
-    logp, entropy, _, _, _ = ops.linear_op(
+    logp, entropy, lse, _, _ = ops.linear_op(
         hidden, weight, bias, target,
         float(temperature), float(softcap or 0.0), return_entropy, int(budget), backend,
     )  # fmt: skip
-    return (logp, entropy) if return_entropy else logp
+    results = [logp]
+    if return_entropy:
+        results.append(entropy)
+    if return_lse:
+        results.append(lse.masked_fill(target == IGNORE, 0.0))
+    return tuple(results) if len(results) > 1 else logp
 
 
 def sequence_logp(
-    hidden: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    cu_seqlens: Tensor,
-    *,
-    return_entropy: bool = False,
-    backend: str = "auto",
-    **options,
+    hidden: Tensor, weight: Tensor, target: Tensor, cu_seqlens: Tensor, *, backend: str = "auto", **options
 ) -> tuple[Tensor, ...]:
-    """linear_logp of packed rows and its sums -> (sequence (B,), token (N,)) [, entropy (N,)].
+    """linear_logp of packed rows and its sums -> sequence (B,), token (N,) [, entropy] [, lse].
 
     cu_seqlens (B+1,) int32 or int64: sequence b is rows cu_seqlens[b] .. cu_seqlens[b+1]-1.
     The rest: see linear_logp."""
-    if return_entropy:
-        token, entropy = linear_logp(hidden, weight, target, return_entropy=True, backend=backend, **options)
-        return segment_sum(token, cu_seqlens, backend=backend), token, entropy
-    token = linear_logp(hidden, weight, target, backend=backend, **options)
-    return segment_sum(token, cu_seqlens, backend=backend), token
+    results = linear_logp(hidden, weight, target, backend=backend, **options)
+    if isinstance(results, Tensor):
+        results = (results,)
+    return segment_sum(results[0], cu_seqlens, backend=backend), *results
 
 
 def logp_from_logits(logits: Tensor, target: Tensor, *, backend: str = "auto") -> Tensor:
@@ -148,6 +152,7 @@ def logp_from_logits(logits: Tensor, target: Tensor, *, backend: str = "auto") -
 
     fp64 for fp64 logits. A target of -100 gives 0 and no gradient. Differentiable in logits.
     Raises ValueError naming the argument."""
+    _refuse_dtensors(logits=logits, target=target)
     if logits.ndim != 2 or not logits.shape[1] or logits.dtype not in FLOATS:
         raise ValueError(f"logits must be (N, V) floats, V > 0, not {tuple(logits.shape)} {logits.dtype}")
     _check_target(target, logits, "logits")
@@ -160,6 +165,7 @@ def segment_sum(x: Tensor, cu_seqlens: Tensor, *, backend: str = "auto") -> Tens
 
     cu_seqlens (B+1,) int32 or int64 rises from 0 to N, as in sequence_logp. Each sum's order depends
     on its length alone. Raises ValueError naming the argument."""
+    _refuse_dtensors(x=x, cu_seqlens=cu_seqlens)
     if x.ndim != 1 or x.dtype not in FLOATS:
         raise ValueError(f"x must be (N,) floats, not {tuple(x.shape)} {x.dtype}")
     if cu_seqlens.ndim != 1 or not len(cu_seqlens) or cu_seqlens.dtype not in (torch.int32, torch.int64):
@@ -190,6 +196,20 @@ def _without_ignored(hidden, target):
     return hidden.masked_fill(ignored[:, None], 0.0)
 
 
+def _refuse_dtensors(**tensors):
+    """Told by the name of its class, because importing torch.distributed.tensor takes half a second."""
+    for name, x in tensors.items():
+        if type(x).__name__ == "DTensor":
+            raise ValueError(f"{name} is a DTensor, whose memory holds a part: pass {name}.full_tensor()")
+
+
+def _has_unknown_size(x):
+    """Whether the compiler will not know the size of x before the run, as of hidden[mask]."""
+    from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols  # here: it takes 0.3 s
+
+    return has_free_unbacked_symbols(x)
+
+
 def _takes_gradients(hidden, weight, bias):
     if not torch.is_grad_enabled():
         return False
@@ -197,6 +217,7 @@ def _takes_gradients(hidden, weight, bias):
 
 
 def _check_linear(hidden, weight, target, bias, temperature, softcap):
+    _refuse_dtensors(hidden=hidden, weight=weight, bias=bias, target=target)
     if hidden.ndim != 2 or not hidden.shape[1] or hidden.dtype not in FLOATS:
         raise ValueError(f"hidden must be (N, D) floats, D > 0, not {tuple(hidden.shape)} {hidden.dtype}")
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[1] or not weight.shape[0]:

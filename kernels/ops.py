@@ -68,7 +68,7 @@ def _check_offsets(cu_seqlens, rows):
         raise ValueError(f"cu_seqlens must rise from 0 to {rows}, not {cu_seqlens.tolist()[:8]}...")
 
 
-# --- linear_logp: hidden, weight, bias, target -> logp, entropy
+# --- linear_logp: hidden, weight, bias, target -> logp, entropy, lse
 
 
 def _linear_forward(
@@ -82,7 +82,7 @@ def _linear_forward(
     budget: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """-> logp, entropy, and what the backward needs: lse (N,), peak and store.
+    """-> logp, entropy, lse (N,), and what the backward needs: peak and store.
 
     softcap 0: none. budget -1: there will be no backward."""
     _check_classes(target, weight.shape[0])
@@ -104,7 +104,7 @@ def _linear_save(ctx, inputs, output):
     hidden, weight, bias, target, temperature, softcap, _, _, backend = inputs
     logp, entropy, lse, peak, store = output
     ctx.save_for_backward(hidden, weight, bias, target, logp, entropy, lse, peak, store)
-    ctx.mark_non_differentiable(lse, peak, store)
+    ctx.mark_non_differentiable(peak, store)
     ctx.set_materialize_grads(False)  # an unused output gets None, not zeros
     ctx.temperature = temperature
     ctx.softcap = softcap
@@ -114,7 +114,7 @@ def _linear_save(ctx, inputs, output):
 def _unspent(store):
     """store, or an empty tensor if a backward has used it up.
 
-    The backward may overwrite `store`. Its storage is marked, so that a second backward
+    Triton's backward overwrites `store`. Its storage is marked, so that a second backward
     (retain_graph) recomputes instead of reading garbage. The mark is on the storage because autograd
     may wrap a saved tensor in a new object each time, compiled or not, while the storage stays the
     same."""
@@ -128,6 +128,7 @@ def _unspent(store):
 def _linear_backward(
     g_logp: Tensor,
     g_entropy: Tensor | None,
+    g_lse: Tensor | None,
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -142,17 +143,18 @@ def _linear_backward(
     need: list[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> d_hidden, d_weight, d_bias; empty where need says no. May overwrite store."""
-    store = _unspent(store)
+    """-> d_hidden, d_weight, d_bias; empty where need says no. The Triton backend overwrites store."""
+    if backend == "triton":
+        store = _unspent(store)
     # Without _device_of, because autograd has made the GPU current.
     return _backward_module(backend).backward(
-        g_logp, g_entropy, hidden, weight, bias, target,
+        g_logp, g_entropy, g_lse, hidden, weight, bias, target,
         logp, entropy, lse, peak, store, temperature, softcap, need,
     )  # fmt: skip
 
 
 def _linear_backward_fake(
-    g_logp, g_entropy, hidden, weight, bias, target,
+    g_logp, g_entropy, g_lse, hidden, weight, bias, target,
     logp, entropy, lse, peak, store, temperature, softcap, need, backend,
 ):  # fmt: skip
     need_hidden, need_weight, need_bias = need
@@ -162,14 +164,14 @@ def _linear_backward_fake(
     return d_hidden, d_weight, d_bias
 
 
-def _linear_gradients(backward, ctx, g_logp, g_entropy):
+def _linear_gradients(backward, ctx, g_logp, g_entropy, g_lse):
     """-> one gradient, or None, for each of the nine arguments of _linear_forward."""
     hidden, weight, bias, target, logp, entropy, lse, peak, store = ctx.saved_tensors
     if g_logp is None:
         g_logp = torch.zeros_like(logp)
     need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
     d_hidden, d_weight, d_bias = backward(
-        g_logp, g_entropy, hidden, weight, bias, target, logp, entropy, lse, peak, store,
+        g_logp, g_entropy, g_lse, hidden, weight, bias, target, logp, entropy, lse, peak, store,
         ctx.temperature, ctx.softcap, [need_hidden, need_weight, need_bias], ctx.backend,
     )  # fmt: skip
     return (
@@ -194,12 +196,12 @@ class _EagerLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g_logp, g_entropy, _lse, _peak, _store):
-        return _linear_gradients(_linear_backward, ctx, g_logp, g_entropy)
+    def backward(ctx, g_logp, g_entropy, g_lse, _peak, _store):
+        return _linear_gradients(_linear_backward, ctx, g_logp, g_entropy, g_lse)
 
 
-def _compiled_linear_backward(ctx, g_logp, g_entropy, _lse, _peak, _store):
-    return _linear_gradients(_linear_backward_custom_op, ctx, g_logp, g_entropy)
+def _compiled_linear_backward(ctx, g_logp, g_entropy, g_lse, _peak, _store):
+    return _linear_gradients(_linear_backward_custom_op, ctx, g_logp, g_entropy, g_lse)
 
 
 _linear_custom_op = custom_op("nanoroads::linear_logp", _linear_forward, mutates_args=())
@@ -207,7 +209,7 @@ _linear_custom_op.register_fake(_linear_fake)
 _linear_backward_custom_op = custom_op(
     "nanoroads::linear_logp_backward",
     _linear_backward,
-    mutates_args=(),  # it overwrites store all the same; see _unspent
+    mutates_args=(),  # Triton overwrites store all the same; see _unspent
 )
 _linear_backward_custom_op.register_fake(_linear_backward_fake)
 _linear_custom_op.register_autograd(_compiled_linear_backward, setup_context=_linear_save)

@@ -4,8 +4,9 @@ Forward: a tile of logits z becomes E = exp(z - peak), where peak is the largest
 this tile. The statistics of a row's tiles (target_logit, peak, total, moment) are then merged into
 its log-prob, its log-sum-exp and its entropy. All logarithms are natural.
 
-Backward, with upstream gradient g of the log-prob: dz = g (1[target] - p) / temperature, then
-dX = dz W, dW = dz^T X, dbias = dz^T 1. The probabilities p come from E, which the forward keeps
+Backward, with upstream gradients g of the log-prob and l of the log-sum-exp:
+dz = (g 1[target] - (g - l) p) / temperature, then dX = dz W, dW = dz^T X, dbias = dz^T 1. The
+probabilities p come from E, which the forward keeps
 
     in fp32 (fp64 for fp64 inputs)   if that is small,
     in fp16                          if that fits the budget. Relative error of p: at most 5e-4
@@ -70,6 +71,8 @@ def kept(hidden, weight, budget):
     """Empty (peak, store) of the shapes that forward keeps within budget; -1: no backward."""
     n, v = hidden.shape[0], weight.shape[0]
     dtype = wide(hidden.dtype)
+    if budget <= 0:  # without a look at n, which torch.compile may not know
+        return hidden.new_empty(0, dtype=dtype), hidden.new_empty(0)
     in_full = n * v * dtype.itemsize <= min(FP32_BYTES, budget)
     if not in_full and (dtype == torch.float64 or 2 * n * v > budget):
         return hidden.new_empty(0, dtype=dtype), hidden.new_empty(0)
@@ -78,14 +81,8 @@ def kept(hidden, weight, budget):
     return peak, hidden.new_empty((n, v), dtype=dtype if in_full else torch.float16)
 
 
-def workspace(store, scratch, row0, row1, col0, col1):
-    """The (row1 - row0, col1 - col0) tensor to compute a tile in.
-
-    Without scratch, store has the dtype to compute in and is its own scratch space (.data, so that
-    autograd does not see it overwritten: ops.py guards against a second use)."""
-    if scratch is None:
-        return store.data[row0:row1, col0:col1]
-    rows, cols = row1 - row0, col1 - col0
+def in_shape(scratch, rows, cols):
+    """The first rows x cols elements of scratch as a tile."""
     return scratch[: rows * cols].view(rows, cols)
 
 
@@ -152,11 +149,12 @@ def softcap_slope(z, temperature, softcap):
     return 1 - (z * (temperature / softcap)) ** 2
 
 
-def merge(target_logit, peak, total, moment):
+def merge(target_logit, peak, total, moment, may_be_banned):
     """A row's tiles (n, tiles) -> logp, lse, entropy (n, 1) each; entropy is None without moment.
 
-    target_logit: z[target], -inf in tiles without it; total: sum E; moment: sum E log E. All are NaN
-    for a row whose every class is banned: it has no distribution."""
+    target_logit: z[target], -inf in tiles without it; total: sum E; moment: sum E log E.
+    may_be_banned: whether z may be LOG_ZERO. A banned target has a log-prob of -inf; all are NaN for
+    a row whose every class is banned, which has no distribution."""
     if peak.shape[1] > 1:  # fold the tiles into one, relative to the peak of the whole row
         row_peak = peak.amax(1, keepdim=True)
         share = (peak - row_peak).exp_()
@@ -165,9 +163,12 @@ def merge(target_logit, peak, total, moment):
         total = (share * total).sum(1, keepdim=True)
         target_logit = target_logit.amax(1, keepdim=True)
         peak = row_peak
-    log_total = total.log().masked_fill_(peak == LOG_ZERO, float("nan"))
+    log_total = total.log()
+    if may_be_banned:
+        log_total.masked_fill_(peak == LOG_ZERO, float("nan"))
     logp = target_logit - peak - log_total
-    logp.masked_fill_((target_logit == LOG_ZERO) & (peak > LOG_ZERO), -float("inf"))
+    if may_be_banned:
+        logp.masked_fill_((target_logit == LOG_ZERO) & (peak > LOG_ZERO), -float("inf"))
     lse = peak + log_total
     if moment is None:
         return logp, lse, None
@@ -181,15 +182,15 @@ def forward(hidden, weight, bias, target, temperature, softcap, with_entropy, bu
     ignored, index = usable(target, v)
     peak, store = kept(hidden, weight, budget)
     tile_rows, tile_cols = tile(hidden, weight)
-    scratch = None
-    if not store.numel() or store.dtype != dtype:
-        scratch = hidden.new_empty(tile_rows * tile_cols, dtype=dtype)
+    # Tiles are computed in memory of one layout, whatever is kept of them: so are the log-probs.
+    is_one_tile = store.shape == (tile_rows, tile_cols) and store.dtype == dtype
+    scratch = store.view(-1) if is_one_tile else hidden.new_empty(tile_rows * tile_cols, dtype=dtype)
 
     logps, lses, entropies, row_peaks = [], [], [], []  # one item per block of rows
     for row0, row1 in spans(n, tile_rows):
         target_logits, peaks, totals, moments = [], [], [], []  # one item per tile of these rows
         for col0, col1 in spans(v, tile_cols):
-            z = workspace(store, scratch, row0, row1, col0, col1)
+            z = in_shape(scratch, row1 - row0, col1 - col0)
             tile_bias = None if bias is None else bias[col0:col1]
             logits_(z, hidden[row0:row1], weight[col0:col1], tile_bias, temperature, softcap)
             target_logits.append(get_target(z, index[row0:row1], col0, v))
@@ -198,11 +199,15 @@ def forward(hidden, weight, bias, target, temperature, softcap, with_entropy, bu
             totals.append(e.sum(1, keepdim=True))
             if with_entropy:
                 moments.append(torch.xlogy(e, e).sum(1, keepdim=True))
-            if scratch is not None and store.numel():
-                store[row0:row1, col0:col1] = e.mul_(FP16_SCALE)
+            if store.dtype == torch.float16:
+                e.mul_(FP16_SCALE)
+            if store.numel() and not is_one_tile:
+                store[row0:row1, col0:col1] = e
         row_peaks.append(join(peaks, 1))
         moment = join(moments, 1) if with_entropy else None
-        logp, lse, entropy = merge(join(target_logits, 1), row_peaks[-1], join(totals, 1), moment)
+        logp, lse, entropy = merge(
+            join(target_logits, 1), row_peaks[-1], join(totals, 1), moment, bias is not None
+        )
         logps.append(logp)
         lses.append(lse)
         entropies.append(entropy)
@@ -224,41 +229,48 @@ class RowTerms(NamedTuple):
     entropy: Tensor
     lse: Tensor
     share: Tensor  # (N, tiles): p = share E
-    factor: Tensor  # (N, tiles): -g p / temperature = factor E
-    target_dz: Tensor  # g (1 - p[target]) / temperature
+    factor: Tensor  # (N, tiles): -(g - l) p / temperature = factor E
+    target_dz: Tensor  # the target's own dz, all of it
     minus_h: Tensor | None  # -h / temperature, h the upstream gradient of the entropy
 
 
-def row_terms(g_logp, g_entropy, target, logp, entropy, lse, share, v, temperature):
+def row_terms(g_logp, g_entropy, g_lse, target, logp, entropy, lse, share, v, temperature):
     ignored, index = usable(target, v)
 
     def minus_upstream(g):
         return (g / -temperature).to(lse.dtype).masked_fill_(ignored, 0.0)[:, None]
 
     minus_g = minus_upstream(g_logp)
+    target_dz = torch.expm1(logp)[:, None] * minus_g  # g (1 - p) without the cancellation of 1 - p
+    of_p = minus_g
+    if g_lse is not None:
+        minus_l = minus_upstream(g_lse)
+        target_dz -= logp.exp()[:, None] * minus_l
+        of_p = minus_g - minus_l
     return RowTerms(
         index=index,
         logp=logp[:, None],
         entropy=entropy[:, None],
         lse=lse[:, None],
         share=share,
-        factor=share * minus_g,
-        target_dz=torch.expm1(logp)[:, None] * minus_g,  # without the cancellation of 1 - p
+        factor=share * of_p,
+        target_dz=target_dz,
         minus_h=None if g_entropy is None else minus_upstream(g_entropy),
     )
 
 
-def logits_gradient_(e, slope, terms, rows, tile_index, col0, v, temperature, softcap):
-    """E of a tile, of the rows in slice `rows` and columns from col0 on -> dz, in place.
+def logits_gradient(dz, e, slope, terms, rows, tile_index, col0, v, temperature, softcap):
+    """Fills dz of a tile from its E, which may be the same memory.
 
-    slope: softcap_slope of the tile, None to derive it from E, which is coarse for a small softcap
-    (api.py keeps no E then)."""
+    The tile has the rows in slice `rows` and columns from col0 on. slope: softcap_slope of the tile,
+    None to derive it from E, which is coarse for a small softcap (api.py keeps no E then)."""
     index = terms.index[rows]
     if terms.minus_h is not None or softcap:
         p = e * terms.share[rows, tile_index, None]
         log_p = p.clamp_min(1e-38).log_()
         log_p = put_target(log_p, index, col0, v, terms.logp[rows].clamp_min(LOG_ZERO))
-    dz = put_target(e.mul_(terms.factor[rows, tile_index, None]), index, col0, v, terms.target_dz[rows])
+    torch.mul(e, terms.factor[rows, tile_index, None], out=dz)
+    put_target(dz, index, col0, v, terms.target_dz[rows])
     if terms.minus_h is not None:  # dH/dz = -p (log p + H)
         dz += terms.minus_h[rows] * p * (log_p + terms.entropy[rows])
     if softcap:
@@ -268,25 +280,23 @@ def logits_gradient_(e, slope, terms, rows, tile_index, col0, v, temperature, so
 
 
 def backward(
-    g_logp, g_entropy, hidden, weight, bias, target,
+    g_logp, g_entropy, g_lse, hidden, weight, bias, target,
     logp, entropy, lse, peak, store, temperature, softcap, need,
 ):  # fmt: skip
-    """-> d_hidden, d_weight, d_bias; empty where need says no. Overwrites store if it is fp32."""
+    """-> d_hidden, d_weight, d_bias; empty where need says no."""
     need_hidden, need_weight, need_bias = need
     n, v = hidden.shape[0], weight.shape[0]
     dtype = wide(hidden.dtype)
     tile_rows, tile_cols = tile(hidden, weight)
     x = hidden.to(dtype)
+    scratch = x.new_empty(tile_rows * tile_cols)
     is_kept = store.numel() > 0
-    scratch = None
-    if not is_kept or store.dtype != dtype:
-        scratch = x.new_empty(tile_rows * tile_cols)
     if is_kept:  # p = share E
         share = (peak - lse[:, None]).exp_()
-        share = share if scratch is None else share / FP16_SCALE
+        share = share / FP16_SCALE if store.dtype == torch.float16 else share
     else:  # E is computed again as p itself
         share = x.new_ones(1).expand(n, len(spans(v, tile_cols)))
-    terms = row_terms(g_logp, g_entropy, target, logp, entropy, lse, share, v, temperature)
+    terms = row_terms(g_logp, g_entropy, g_lse, target, logp, entropy, lse, share, v, temperature)
 
     d_hidden = x.new_empty(x.shape if need_hidden else 0)
     d_weight = torch.empty_like(weight) if need_weight else weight.new_empty(0)
@@ -296,19 +306,19 @@ def backward(
         w = weight[col0:col1].to(dtype)
         tile_bias = None if bias is None else bias[col0:col1]
         dw = d_weight[col0:col1] if in_place else x.new_empty(w.shape)
-        db = x.new_zeros(col1 - col0 if need_bias else 0)
+        db = x.new_zeros(col1 - col0) if need_bias else None
         for row0, row1 in spans(n, tile_rows):
-            dz = workspace(store, scratch, row0, row1, col0, col1)  # holds E at first
+            dz = in_shape(scratch, row1 - row0, col1 - col0)
             slope = None
-            if not is_kept:
+            if is_kept:
+                e = store[row0:row1, col0:col1]
+            else:
                 logits_(dz, hidden[row0:row1], weight[col0:col1], tile_bias, temperature, softcap)
                 if softcap:
                     slope = softcap_slope(dz, temperature, softcap)
-                dz.sub_(lse[row0:row1, None]).exp_()
-            elif scratch is not None:
-                dz.copy_(store[row0:row1, col0:col1])
+                e = dz.sub_(lse[row0:row1, None]).exp_()
             rows = slice(row0, row1)
-            logits_gradient_(dz, slope, terms, rows, tile_index, col0, v, temperature, softcap)
+            logits_gradient(dz, e, slope, terms, rows, tile_index, col0, v, temperature, softcap)
             if need_weight:
                 dw.addmm_(dz.T, x[row0:row1], beta=0 if row0 == 0 else 1)
             if need_hidden:

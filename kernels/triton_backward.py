@@ -1,9 +1,10 @@
 """The Triton backend, backward: d logits in the inputs' dtype, then one cuBLAS product for d hidden
 and one for d weight.
 
-With p = softmax(z), upstream gradients g of logp and h of the entropy H, and 1[t] the true class:
+With p = softmax(z), upstream gradients g of logp, l of lse and h of the entropy H, and 1[t] the
+true class:
 
-    dz = g (1[t] - p) - h p (log p + H),    times 1 - tanh^2 with a softcap
+    dz = g 1[t] - (g - l) p - h p (log p + H),    times 1 - tanh^2 with a softcap
     d hidden = dz W,    d weight = dz^T X,    d bias = dz^T 1
 
 kept:        the forward's e = 2^(z2 - peak2) becomes dz in place: 6 N D V FLOPs for forward and
@@ -41,9 +42,10 @@ KEPT_ROWS = 32  # rows of a program of kept_kernel
 
 # --- kernels
 #
-# "The rows' data" are lse, entropy and h, all (N,), and g_and_rest (2, N): its first row is g, its
-# second 1 - p[target]. g and h are the upstream gradients over the temperature. g_and_rest is one
-# tensor because with one more pointer slice_kernel spills registers on sm_90.
+# "The rows' data" are lse, entropy and h, all (N,), and p_and_target (2, N): its first row is g - l,
+# the factor of -p, its second the target's whole dz, g - (g - l) p[target]. g, l and h are the
+# upstream gradients over the temperature. p_and_target is one tensor because with one more pointer
+# slice_kernel spills registers on sm_90.
 
 
 @triton.jit
@@ -51,7 +53,7 @@ def dlogits(
     # of a tile
     log2_p, p, rows, cols,
     # pointers to the rows' data
-    target, entropy, g_and_rest, h,
+    target, entropy, p_and_target, h,
     # sizes
     N, slice_start,
     # meta-parameters
@@ -60,11 +62,11 @@ def dlogits(
     """log2 p and p of a tile -> dz, fp32, before the slope of a softcap. cols count from column
     slice_start of the vocabulary."""
     live = rows < N
-    row_g = tl.load(g_and_rest + rows, mask=live, other=0.0)
+    row_of_p = tl.load(p_and_target + rows, mask=live, other=0.0)
     targets = (tl.load(target + rows, mask=live, other=-1) - slice_start).to(tl.int32)
     is_target = cols[None, :] == targets[:, None]
-    row_rest = tl.load(g_and_rest + N + rows, mask=live, other=0.0)
-    dz = row_g[:, None] * tl.where(is_target, row_rest[:, None], -p)
+    row_target_dz = tl.load(p_and_target + N + rows, mask=live, other=0.0)
+    dz = tl.where(is_target, row_target_dz[:, None], -row_of_p[:, None] * p)
     if ENTROPY:
         row_h = tl.load(h + rows, mask=live, other=0.0)
         row_entropy = tl.load(entropy + rows, mask=live, other=0.0)
@@ -75,7 +77,7 @@ def dlogits(
 @triton.jit(do_not_specialize=PER_BATCH)
 def kept_kernel(
     # pointers: store (N, V), peak2 (slots, N), target, logp and the rows' data
-    store, peak2, target, logp, lse, entropy, g_and_rest, h,
+    store, peak2, target, logp, lse, entropy, p_and_target, h,
     # sizes
     N, V,
     # strides
@@ -103,7 +105,7 @@ def kept_kernel(
     # The target's own log-prob, for where e is 0. A banned target has p log p = 0.
     target_logp = tl.maximum(tl.load(logp + rows, mask=rows < N, other=0.0), LOG_ZERO)
     log2_p = tl.where(is_target, target_logp[:, None] * LOG2E, log2_p)
-    dz = dlogits(log2_p, p, rows, cols, target, entropy, g_and_rest, h, N, 0, ENTROPY)
+    dz = dlogits(log2_p, p, rows, cols, target, entropy, p_and_target, h, N, 0, ENTROPY)
     if SOFTCAP:  # e is too coarse for this where the softcap is small: api.py keeps nothing then
         tanh = (log2_p * LN2 + row_lse[:, None]) * ratio
         dz *= 1 - tanh * tanh
@@ -116,7 +118,7 @@ def write_tile(
     # the product of half a tile
     z,
     # pointers, as in slice_kernel
-    bias, target, lse, entropy, g_and_rest, h, out,
+    bias, target, lse, entropy, p_and_target, h, out,
     # the half tile's first row and column
     row, col,
     # sizes
@@ -136,7 +138,7 @@ def write_tile(
     if BIAS:  # a banned token: p log p = 0
         log2_p = tl.maximum(log2_p, LOG_ZERO, propagate_nan=tl.PropagateNan.ALL)
     p = tl.exp2(log2_p)
-    dz = dlogits(log2_p, p, rows, cols, target, entropy, g_and_rest, h, N, slice_start, ENTROPY)
+    dz = dlogits(log2_p, p, rows, cols, target, entropy, p_and_target, h, N, slice_start, ENTROPY)
     if SOFTCAP:  # d/du softcap tanh(u / softcap) = 1 - tanh^2
         tanh = z2 * (LN2 * ratio)
         dz *= 1 - tanh * tanh
@@ -148,7 +150,7 @@ def write_tile(
 @triton.jit(do_not_specialize=PER_BATCH)
 def slice_kernel(
     # pointers, read: x (N, D), w (V, D), bias (V,), target (N,) and the rows' data
-    x, w, bias, target, lse, entropy, g_and_rest, h,
+    x, w, bias, target, lse, entropy, p_and_target, h,
     # pointer, written: (N, V)
     out,
     # sizes; V is that of the slice, which starts at column slice_start of the vocabulary
@@ -167,11 +169,11 @@ def slice_kernel(
     row, col = row_block * BLOCK_N, col_block * BLOCK_V
     left, right = product(x, w, row, col, N, V, D, TMA, PRECISION, BLOCK_N, BLOCK_V, BLOCK_D)
     write_tile(
-        left, bias, target, lse, entropy, g_and_rest, h, out, row, col, N, V, slice_start,
+        left, bias, target, lse, entropy, p_and_target, h, out, row, col, N, V, slice_start,
         out_stride, scale, softcap, ratio, BIAS, SOFTCAP, ENTROPY, BLOCK_N, BLOCK_V // 2,
     )  # fmt: skip
     write_tile(
-        right, bias, target, lse, entropy, g_and_rest, h, out, row, col + BLOCK_V // 2, N, V, slice_start,
+        right, bias, target, lse, entropy, p_and_target, h, out, row, col + BLOCK_V // 2, N, V, slice_start,
         out_stride, scale, softcap, ratio, BIAS, SOFTCAP, ENTROPY, BLOCK_N, BLOCK_V // 2,
     )  # fmt: skip
 
@@ -224,7 +226,7 @@ def upstream(g, ignored, temperature):
 
 
 def backward(
-    g_logp, g_entropy, hidden, weight, bias, target,
+    g_logp, g_entropy, g_lse, hidden, weight, bias, target,
     logp, entropy, lse, peak2, store, temperature, softcap, need, tile=None,
 ):  # fmt: skip
     """-> d_hidden, d_weight, d_bias of the inputs' dtypes; empty where need says no.
@@ -241,7 +243,13 @@ def backward(
     ignored = target == -100
     target = target.long().contiguous()
     g = upstream(g_logp, ignored, temperature)
-    g_and_rest = torch.stack([g, -torch.expm1(logp)])
+    target_dz = -torch.expm1(logp) * g
+    of_p = g
+    if g_lse is not None:
+        from_lse = upstream(g_lse, ignored, temperature)
+        target_dz += logp.exp() * from_lse
+        of_p = g - from_lse
+    p_and_target = torch.stack([of_p, target_dz])
     h = torch.zeros_like(lse) if g_entropy is None else upstream(g_entropy, ignored, temperature)
     ratio = temperature / softcap if softcap else 0.0
     options = {"SOFTCAP": softcap > 0, "ENTROPY": g_entropy is not None} | FUSE
@@ -251,7 +259,7 @@ def backward(
         step = v
         width = tile["BLOCK_V"] // 2
         kept_kernel[(triton.cdiv(n, KEPT_ROWS) * triton.cdiv(v, width),)](
-            store, peak2, target, logp, lse, entropy, g_and_rest, h,
+            store, peak2, target, logp, lse, entropy, p_and_target, h,
             n, v, peak2.stride(0), store.stride(0), ratio,
             BLOCK_N=KEPT_ROWS, WIDTH=width, **options,
         )  # fmt: skip
@@ -270,7 +278,7 @@ def backward(
             x_tiles, w_tiles = operands(x, w[cols], tile)
             slice_kernel[(triton.cdiv(n, tile["BLOCK_N"]) * triton.cdiv(count, tile["BLOCK_V"]),)](
                 x_tiles, w_tiles, None if bias is None else bias[cols].contiguous(),
-                target, lse, entropy, g_and_rest, h, dz,
+                target, lse, entropy, p_and_target, h, dz,
                 n, count, x.shape[1], start, dz.stride(0),
                 LOG2E.value / temperature, softcap, ratio,
                 BIAS=bias is not None, PRECISION=precision(hidden.dtype), **options, **tile,

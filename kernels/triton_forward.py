@@ -312,7 +312,7 @@ def kept(hidden, weight, budget, tile=None):
     """Empty (peak2, store) of the shapes that forward keeps within budget; -1: no backward."""
     n, v = hidden.shape[0], weight.shape[0]
     width = (v + 63) // 64 * 64  # rows on 128 bytes for cuBLAS
-    if budget < 0 or n * width * hidden.dtype.itemsize > budget:
+    if budget <= 0 or n * width * hidden.dtype.itemsize > budget:
         return hidden.new_empty((0, 0), dtype=torch.float32), hidden.new_empty((0, 0))
     tile = tile or tile_for("forward", hidden)
     peak2 = hidden.new_empty((slots_of(v, tile), n), dtype=torch.float32)

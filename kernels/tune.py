@@ -71,8 +71,9 @@ def with_expected(hidden, weight, target):
     output = torch_backend.forward(hidden, weight, None, target, 1.0, 0.0, False, -1)
     logp = output[0]
     d_hidden, _, _ = torch_backend.backward(
-        torch.ones_like(logp), None, hidden, weight, None, target, *output, 1.0, 0.0, [True, False, False]
-    )
+        torch.ones_like(logp), None, None,
+        hidden, weight, None, target, *output, 1.0, 0.0, [True, False, False],
+    )  # fmt: skip
     return hidden, weight, target, logp, d_hidden.double()
 
 
@@ -104,7 +105,7 @@ def check_and_time(kind, tile, hidden, weight, target, expected_logp, expected_d
     def gradient(output, need_hidden):
         need = [need_hidden, False, False]
         d_hidden, _, _ = triton_backward.backward(
-            ones, None, hidden, weight, None, target, *output, 1.0, 0.0, need, tile
+            ones, None, None, hidden, weight, None, target, *output, 1.0, 0.0, need, tile
         )
         return d_hidden
 

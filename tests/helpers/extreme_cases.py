@@ -73,6 +73,7 @@ PATHS = {
     "temperature": {"temperature": 0.3},
     "softcap": {"softcap": 5.0},
     "entropy": {"return_entropy": True},
+    "lse": {"return_lse": True},
 }
 
 
@@ -122,9 +123,13 @@ def test_an_ignored_row_of_logits_may_hold_anything(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_of_an_upstream_gradient_stops_at_an_ignored_row(backend):
     hidden, weight, target, _ = problem(bias=False)
-    logp = kernels.linear_logp(hidden, weight, target, backend=backend)
+    results = kernels.linear_logp(
+        hidden, weight, target, return_entropy=True, return_lse=True, backend=backend
+    )
     upstream = torch.where(target == -100, NAN, 1.0)
-    assert all(x.isfinite().all() for x in torch.autograd.grad(logp, [hidden, weight], upstream))
+    for result in results:
+        gradients = torch.autograd.grad(result, [hidden, weight], upstream, retain_graph=True)
+        assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 # ---------------------------------------------------------------- banned targets, temperatures
@@ -158,11 +163,12 @@ def test_every_class_banned(backend):
     """No distribution: NaN, as log_softmax says."""
     hidden, weight, target, _ = problem(bias=False)
     bias = torch.full((75,), -INF)
-    logp, entropy = kernels.linear_logp(
-        hidden, weight, target, bias=bias, return_entropy=True, backend=backend
+    results = kernels.linear_logp(
+        hidden, weight, target, bias=bias, return_entropy=True, return_lse=True, backend=backend
     )
     live = target != -100
-    assert logp[live].isnan().all() and entropy[live].isnan().all() and not logp[~live].any()
+    for result in results:
+        assert result[live].isnan().all() and not result[~live].any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,22 +1,48 @@
-"""Log-probs and entropies in fp64, written from the definitions, and the error against them."""
+"""Log-probs, entropies and log-sum-exps in fp64, written from the definitions, and errors against them."""
 
 import torch
 
 
-def reference(hidden, weight, target, bias=None, temperature=1.0, softcap=None):
-    """-> log p[target] and the entropy of p, (N,) each; 0 where the target is -100.
-
-    weight None: hidden holds the logits."""
+def logits(hidden, weight, bias=None, temperature=1.0, softcap=None):
+    """(N, V), in fp64."""
     z = hidden.double() if weight is None else hidden.double() @ weight.double().T
     if bias is not None:
         z = z + bias.double()
     if softcap is not None:
         z = softcap * torch.tanh(z / softcap)
-    log_p = torch.log_softmax(z / temperature, 1)
+    return z / temperature
+
+
+def reference(*inputs, **options):
+    """-> log p[target] and the entropy of p, (N,) each; see reference_with_lse."""
+    logp, entropy, _ = reference_with_lse(*inputs, **options)
+    return logp, entropy
+
+
+def reference_with_lse(hidden, weight, target, bias=None, temperature=1.0, softcap=None):
+    """-> log p[target], the entropy of p and log sum exp of the logits, (N,) each; 0 where the target
+    is -100.
+
+    weight None: hidden holds the logits."""
+    z = logits(hidden, weight, bias, temperature, softcap)
+    log_p = torch.log_softmax(z, 1)
     is_live = target != -100
     logp = log_p.gather(1, target.long().clamp_min(0)[:, None])[:, 0]
     entropy = -(log_p.exp() * log_p.clamp_min(-1e30)).sum(1)
-    return torch.where(is_live, logp, 0.0), torch.where(is_live, entropy, 0.0)
+    results = logp, entropy, z.logsumexp(1)
+    return tuple(torch.where(is_live, result, 0.0) for result in results)
+
+
+def bound(hidden, weight, bias=None, temperature=1.0):
+    """How far a log-prob in fp32 may be from the exact one, in nats.
+
+    fp32 rounds to 2^-24 of a number. A sum of D products is rounded D times, in both directions, at
+    partial sums of the size of the logit: sqrt(D) x 2^-24 x the largest logit. Then bias, temperature,
+    softcap and the subtraction of the peak round a number of that size once each. The exponentials,
+    their sum and its logarithm are off by 1e-6, however large the logits are."""
+    largest = logits(hidden, weight, bias, min(temperature, 1.0)).abs().max()
+    roundings = hidden.shape[1] ** 0.5 + 4
+    return 1e-6 + 2**-24 * roundings * float(largest.detach())
 
 
 def error(actual, expected):

@@ -191,7 +191,7 @@ def test_true_class_without_cancellation(mode):
     _, *saved = triton_forward.forward(x, w, None, target, 1.0, 0.0, False, MODES[mode])
     logp_ = torch.tensor([-1e-7])
     _, d, _ = triton_backward.backward(
-        torch.ones(1), None, x, w, None, target, logp_, *saved, 1.0, 0.0, [False, True, False]
+        torch.ones(1), None, None, x, w, None, target, logp_, *saved, 1.0, 0.0, [False, True, False]
     )
     assert abs(d[0, 0] / 1e-7 - 1) < 1e-3 and abs(d[1, 0] / -torch.exp(torch.tensor(-16.0)) - 1) < 1e-3
 
@@ -202,7 +202,7 @@ def test_frozen_head():
     need = [True, False, False]
     h, w, b = (x.detach() for x in (hidden, weight, bias))
     out = triton_forward.forward(h, w, b, target, 1.0, 0.0, False, 0)
-    _, d_weight, d_bias = triton_backward.backward(out[0], None, h, w, b, target, *out, 1.0, 0.0, need)
+    _, d_weight, d_bias = triton_backward.backward(out[0], None, None, h, w, b, target, *out, 1.0, 0.0, need)
     assert not d_weight.numel() and not d_bias.numel()
     loss = kernels.linear_logp(hidden, weight.detach(), target, backend="triton").sum()
     expected = reference(hidden, weight, target)[0].sum()

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 
 import kernels
 
@@ -55,6 +58,25 @@ def test_errors(name):
             arguments.pop("hidden"), arguments.pop("weight"), arguments.pop("target"), **arguments
         )
     assert "\n" not in str(raised.value)
+
+
+def test_a_dtensor_is_refused():
+    """Its memory holds one rank's part, which would pass for the whole."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for name in ("hidden", "weight", "target", "bias"):
+            arguments = wrong()
+            arguments[name] = distribute_tensor(arguments[name], mesh)
+            with pytest.raises(ValueError, match=rf"^{name} is a DTensor.*pass {name}\.full_tensor\(\)"):
+                kernels.linear_logp(**arguments)
+        logits = distribute_tensor(torch.zeros(11, 20), mesh)
+        with pytest.raises(ValueError, match="^logits is a DTensor"):
+            kernels.logp_from_logits(logits, T, backend="torch")
+        with pytest.raises(ValueError, match="^x is a DTensor"):
+            kernels.segment_sum(logits[:, 0], torch.tensor([0, 11]), backend="torch")
+    finally:
+        dist.destroy_process_group()
 
 
 def test_errors_of_the_rest():

@@ -18,7 +18,8 @@ from nanoroads.run.run import pick_kernel
 triton = pytest.importorskip("triton")
 TRITON, NUMPY = (tuple(map(int, module.__version__.split(".")[:2])) for module in (triton, numpy))
 ROOT = Path(__file__).parents[2]
-CASES = [ROOT / "tests/helpers/triton_cases.py", ROOT / "tests/helpers/extreme_cases.py"]
+HELPERS = ROOT / "tests/helpers"
+CASES = [HELPERS / "triton_cases.py", HELPERS / "extreme_cases.py", HELPERS / "promise_cases.py"]
 
 
 @pytest.mark.skipif(
