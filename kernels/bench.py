@@ -4,31 +4,43 @@
     python -m kernels.bench --quick   a minute, on a CPU as well
     python -m kernels.bench --shape 8192 4096 131072 --dtype bf16
 
-Prints its figures and writes them to out/bench.json and, as a roofline, out/bench.png. Contenders
-that are not installed are left out.
+Prints its figures and writes them to out/bench.json and, as a roofline, out/bench.png. A contender
+that is not installed, or fails, is left out with a line that says why; peers.py has those of others.
 
 All contenders of a shape run in turn, round after round; figures are medians over the rounds. On
 CUDA, times come from CUDA events, and the L2 cache is flushed before each run. TFLOP/s counts
-6 N D V operations, whatever an implementation computes again. The ceiling is the speed of the three
-bare matrix products in the same rounds, into memory that is there already. Extra memory is the peak
+6 N D V operations, whatever an implementation computes again, and 4 N D V for a frozen head, whose
+weight needs no gradient. The ceiling is the speed of the three (or two) bare matrix products in the
+same rounds, into memory that is there already. Extra memory is the peak
 beyond the inputs, gradients included (on a CPU, of the resident set). Errors are against fp64: for
 log-probs the largest, in nats; for 64 rows of each gradient the norm of the error over that of the
 gradient.
 """
 
-import ctypes
 import io
 import json
 import platform
 import statistics
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 import kernels
-from kernels.measuring import CHECKED_ROWS, DTYPES, Clock, Parser, one_line, problem, reference, write
+from kernels.measuring import (
+    CHECKED_ROWS,
+    DTYPES,
+    Clock,
+    Parser,
+    one_line,
+    peak_memory,
+    problem,
+    reference,
+    write,
+)
+from kernels.peers import NEED_CUDA, PARITY, PARITY_SHAPE, PEERS
 
 HEADS = {"GPT-2": (768, 50257), "Pythia-1.4B": (2048, 50304), "Llama-8B": (4096, 128256)}  # D, V
 CPU_QUICK = [(2000, 64, 98), (512, 768, 8192), (256, 768, 50257)]  # N, D, V
@@ -49,6 +61,8 @@ def implementation(name):
     """-> f(hidden, weight, target) -> log-probs (N,), or their sum if it gives no more.
 
     Raises whatever its import raises."""
+    if name.endswith(FROZEN):
+        return with_frozen_head(implementation(name.removesuffix(FROZEN)))
     if name == "naive logits":
         return naive
     if name == "torch linear_cross_entropy":
@@ -66,6 +80,15 @@ def implementation(name):
     return ours
 
 
+def with_frozen_head(f):
+    """f with a weight that needs no gradient, as LoRA has it."""
+
+    def logp(hidden, weight, target):
+        return f(hidden, weight.detach(), target)
+
+    return logp
+
+
 def naive(hidden, weight, target):
     return torch.log_softmax(F.linear(hidden, weight), 1).gather(1, target[:, None])[:, 0]
 
@@ -80,67 +103,28 @@ def torch_fused(options):
     return logp
 
 
-def trl():
-    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
-
-    def logp(hidden, weight, target):
-        return ChunkedLogProbFunction.apply(hidden, weight, None, target, 1.0, 32768, None, 1.0, ())[0]
-
-    return logp
-
-
-def liger():
-    from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction as Liger
-
-    def logp(hidden, weight, target):
-        return -Liger.apply(hidden, weight, target, None, None, -100, 0.0, 0.0, "none")[0]
-
-    return logp
-
-
-def cut_cross_entropy():
-    from cut_cross_entropy import linear_cross_entropy
-
-    def logp(hidden, weight, target):
-        return -linear_cross_entropy(hidden, weight, target, reduction="none", filter_eps=None)
-
-    return logp
-
-
-def quack():
-    from quack.linear_cross_entropy import chunked_linear_cross_entropy
-
-    def sum_of_logp(hidden, weight, target):
-        return -chunked_linear_cross_entropy(hidden, weight, target, reduction="sum")
-
-    return sum_of_logp
-
-
-PEERS = {"trl": trl, "liger-kernel": liger, "cut-cross-entropy": cut_cross_entropy, "quack-kernels": quack}
-NEED_CUDA = (
-    "liger-kernel",
-    "cut-cross-entropy",
-    "quack-kernels",
-    "nanoroads triton",
-    "nanoroads triton recompute",
-)
 CONTENDERS = [
     "nanoroads torch",
     "nanoroads torch recompute",
     "nanoroads triton",
     "nanoroads triton recompute",
+    "nanoroads torch frozen head",
+    "nanoroads triton frozen head",
     "naive logits",
     "torch linear_cross_entropy",
     "torch linear_cross_entropy chunked",
     *PEERS,
+    "trl frozen head",
 ]
+FROZEN = " frozen head"  # hidden alone needs a gradient: two of the three matrix products
 
 
 def contenders(on_cuda):
     """-> {name: f}; prints a line for each contender that is left out."""
     functions = {}
     for name in CONTENDERS:
-        if name in NEED_CUDA and not on_cuda:
+        needs_cuda = name in NEED_CUDA or "triton" in name
+        if needs_cuda and not on_cuda:
             print(f"{name}: left out, needs a CUDA device")
             continue
         try:
@@ -159,13 +143,15 @@ def step(f, hidden, weight, target, clock):
     clock.start()
     output = f(hidden, weight, target)
     clock.mark()
-    output.sum().backward()
+    output.backward(torch.ones_like(output))  # not output.sum(): some kernels refuse an expanded gradient
     clock.mark()
     return clock.ms(), output.detach()
 
 
 def bare_products(hidden, weight):
-    """-> f(clock), the time in ms of the three matrix products that nobody can do without."""
+    """-> f(clock), times in ms of the matrix products that nobody can do without.
+
+    Of the two without the weight's gradient, and of all three."""
     hidden, weight = hidden.detach(), weight.detach()
     z = hidden.new_empty(len(hidden), len(weight))
     d_hidden = torch.empty_like(hidden)
@@ -175,36 +161,18 @@ def bare_products(hidden, weight):
         clock.start()
         torch.mm(hidden, weight.T, out=z)
         torch.mm(z, weight, out=d_hidden)
+        clock.mark()
         torch.mm(z.T, hidden, out=d_weight)
         clock.mark()
-        return clock.ms()[0]
+        return clock.ms()
 
     return run
-
-
-def process_memory(field):
-    """In bytes: VmRSS, resident now, or VmHWM, its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    line = next(line for line in lines if line.startswith(field))
-    return int(line.split()[1]) << 10
 
 
 def extra_memory(f, hidden, weight, target, clock):
     """Peak bytes beyond the inputs; None where they cannot be measured."""
     hidden.grad = weight.grad = None
-    if clock.on_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(f, hidden, weight, target, clock)
-        return max(0, torch.cuda.max_memory_allocated() - before)
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier runs have left
-        Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
-        before = process_memory("VmRSS")
-        step(f, hidden, weight, target, clock)
-        return max(0, process_memory("VmHWM") - before)
-    except (OSError, AttributeError, StopIteration):  # not on Linux
-        return None
+    return peak_memory(partial(step, f, hidden, weight, target, clock), clock.on_cuda)
 
 
 def relative_error(actual, expected):
@@ -217,10 +185,13 @@ def errors(output, hidden, weight, target, expected):
     logp_error = None
     if output.ndim:  # else it is only the sum
         logp_error = float((output.double() - logp).abs().max())
+    d_weight_error = None
+    if weight.grad is not None:  # else the head is frozen
+        d_weight_error = relative_error(weight.grad[target[:CHECKED_ROWS]], d_weight)
     return {
         "logp_error": logp_error,
         "d_hidden_error": relative_error(hidden.grad[:CHECKED_ROWS], d_hidden),
-        "d_weight_error": relative_error(weight.grad[target[:CHECKED_ROWS]], d_weight),
+        "d_weight_error": d_weight_error,
     }
 
 
@@ -245,7 +216,7 @@ def measure(shape, dtype, device, functions, rounds):
 
     bare = bare_products(hidden, weight)
     # half a second of bare products, if MOST_ROUNDS allows
-    rounds = min(MOST_ROUNDS, max(rounds, int(500 / bare(clock))))
+    rounds = min(MOST_ROUNDS, max(rounds, int(500 / bare(clock)[-1])))
     bare_times, times = [], {name: [] for name in rows}
     for _ in range(rounds):
         bare_times.append(bare(clock))
@@ -254,15 +225,18 @@ def measure(shape, dtype, device, functions, rounds):
             times[name].append(ms)
 
     n, d, v = shape
-    work = 6e-9 * n * d * v  # 10^9 operations, so that work / ms is TFLOP/s
-    bare_ms = statistics.median(bare_times)
+    two_products_ms = statistics.median([two for two, _ in bare_times])
+    three_products_ms = statistics.median([three for _, three in bare_times])
     for name, row in rows.items():
+        work, bare_ms = 6e-9 * n * d * v, three_products_ms  # 10^9 operations: work / ms is TFLOP/s
+        if name.endswith(FROZEN):
+            work, bare_ms = 4e-9 * n * d * v, two_products_ms
         total_ms = statistics.median([total for _, total in times[name]])
         row["forward_ms"] = statistics.median([forward for forward, _ in times[name]])
         row["total_ms"] = total_ms
         row["tflops"] = work / total_ms
         row["of_ceiling"] = bare_ms / total_ms
-    return work / bare_ms, rows
+    return 6e-9 * n * d * v / three_products_ms, rows
 
 
 # --- what comes out
@@ -378,6 +352,8 @@ def bench(parser):
         n, d, v = shape
         ceiling, rows = measure((n, d, v), DTYPES[dtype], device, functions, rounds)
         show(shape, ceiling, rows)
+        if on_cuda and (n, d, v) == PARITY_SHAPE:
+            print(PARITY)
         results.append({"N": n, "D": d, "V": v, "ceiling_tflops": ceiling, "rows": rows})
         text = json.dumps(header | {"results": results}, indent=1) + "\n"
         write(args.json, text.encode())  # after each shape

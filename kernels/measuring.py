@@ -1,8 +1,9 @@
-"""What bench, tune and trace share: a problem to measure, a clock, an exact reference, a parser, and
-files that are written whole or not at all."""
+"""What bench, tune and trace share: a problem to measure, a clock, peak memory, an exact reference, a
+parser, and files that are written whole or not at all."""
 
 import argparse
 import contextlib
+import ctypes
 import errno
 import gzip
 import os
@@ -144,7 +145,7 @@ def ends_as_json(path):
     return last.rstrip().endswith(b"}")
 
 
-# --- a problem, a clock
+# --- a problem, a clock, memory
 
 
 class Clock:
@@ -175,6 +176,32 @@ class Clock:
             return [1e3 * (mark - start) for mark in self.marks[1:]]
         torch.cuda.synchronize()
         return [start.elapsed_time(mark) for mark in self.marks[1:]]
+
+
+def process_memory(field):
+    """In bytes: VmRSS, resident now, or VmHWM, its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    line = next(line for line in lines if line.startswith(field))
+    return int(line.split()[1]) << 10
+
+
+def peak_memory(run, on_cuda):
+    """Peak bytes while run() runs, beyond those before it: of the device, or resident in this process.
+
+    None where they cannot be measured."""
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return max(0, torch.cuda.max_memory_allocated() - before)
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier runs have left
+        Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
+        before = process_memory("VmRSS")
+    except (OSError, AttributeError, StopIteration):  # not on Linux
+        return None
+    run()
+    return max(0, process_memory("VmHWM") - before)
 
 
 def problem(n, d, v, dtype, device):

@@ -9,7 +9,7 @@ import sample
 import train_dpo
 import train_rlhf
 import train_sft
-from experiments import ppo, summarize, sweep
+from experiments import bench_step, ppo, summarize, sweep
 from nanoroads.run.flags import Parser
 from nanoroads.world import pairs
 
@@ -21,6 +21,7 @@ COMMANDS = {
     "sample": sample.flags,
     "all_roads": all_roads.parse_flags,
     "pairs": pairs.main,
+    "bench_step": bench_step.flags,
     "ppo": ppo.flags,
     "summarize": summarize.flags,
     "sweep": sweep.main,
