@@ -45,7 +45,8 @@ def of_groups(groups, device):
 
 def attention(q, k, v, mask=None, is_causal=False):
     """scaled_dot_product_attention with the heads behind the tokens: q (B, T, H, C), k and v
-    (B, L, n_kv_head, C) -> (B, T, H, C). mask: bool, (T, L) or (B, 1, T, L)."""
+    (B, L, n_kv_head, C) -> (B, T, H, C). mask: bool, or 0 and -inf, (T, L)
+    or (B, 1, T, L)."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]
     has_kernel = mask is None and q.dtype != torch.float32
@@ -69,14 +70,16 @@ def by_segment(groups, device):
             sizes.append(prompt + responses[0])
         else:
             sizes += [prompt, *responses]
-    masks = {}  # (response, prompt) lengths -> who sees whom
+    masks = {}  # by (response, prompt) lengths and dtype; made once for all layers
 
-    def mask_of(response, prompt):
-        """(m, P + m) bool: all of the prompt, and the response up to oneself."""
-        if (response, prompt) not in masks:
-            everything = torch.ones(response, prompt + response, dtype=torch.bool, device=device)
-            masks[response, prompt] = everything.tril(prompt)
-        return masks[response, prompt]
+    def mask_of(response, prompt, dtype):
+        """(m, P + m), 0 or -inf: all of the prompt, and the response up to oneself. Of the scores' dtype,
+        because a bool mask would be made into one, and kept for the backward, in every layer."""
+        key = (response, prompt, dtype)
+        if key not in masks:
+            hidden = torch.full((response, prompt + response), -torch.inf, dtype=dtype, device=device)
+            masks[key] = hidden.triu(prompt + 1)
+        return masks[key]
 
     @torch.compiler.disable  # its sizes are new in every batch
     def attend(layer, q, k, v):
@@ -92,7 +95,7 @@ def by_segment(groups, device):
                 q_piece, k_own, v_own = next(pieces)  # (1, m, heads, C)
                 k_seen = torch.cat((k_prompt, k_own), 1)  # (1, P + m, n_kv_head, C)
                 v_seen = torch.cat((v_prompt, v_own), 1)
-                out.append(attention(q_piece, k_seen, v_seen, mask_of(response, prompt)))
+                out.append(attention(q_piece, k_seen, v_seen, mask_of(response, prompt, q.dtype)))
         return torch.cat(out, 1)[0]  # (N, H, C)
 
     return attend
