@@ -34,13 +34,17 @@ def causal(layer, q, k, v):
 
 
 def of_groups(groups, device):
-    """The attend function of a stream. groups: of each the prompt's length, then its responses'."""
-    if torch.device(device).type == "cuda" and HAS_TRITON:
-        return by_blocks(groups, device)
+    """The attend function of a stream. groups: of each the prompt's length, then its responses'.
+
+    torch.compile leaves it out of a trunk: it would compile each batch's lengths anew."""
+    kind = torch.device(device).type
     mean_length = sum(map(sum, groups)) / sum(map(len, groups))
-    if torch.device(device).type == "cpu" and mean_length >= SHORT:
-        return by_segment(groups, device)
-    return padded(groups, device)
+    if kind == "cuda" and HAS_TRITON:
+        # Not recursive: the kernel inside is a compiled function of its own.
+        return torch.compiler.disable(by_blocks(groups, device), recursive=False)
+    if kind == "cpu" and mean_length >= SHORT:
+        return torch.compiler.disable(by_segment(groups, device))
+    return torch.compiler.disable(padded(groups, device))
 
 
 def attention(q, k, v, mask=None, is_causal=False):
@@ -81,7 +85,6 @@ def by_segment(groups, device):
             masks[key] = hidden.triu(prompt + 1)
         return masks[key]
 
-    @torch.compiler.disable  # its sizes are new in every batch
     def attend(layer, q, k, v):
         # Split once: the backward of a slice would write gradients of the whole stream for each.
         pieces = zip(q[None].split(sizes, 1), k[None].split(sizes, 1), v[None].split(sizes, 1), strict=True)

@@ -106,15 +106,14 @@ def rotate(x, cos, sin):
 
 
 class Attention(nn.Module):
-    def __init__(self, config, layer):
+    def __init__(self, config):
         super().__init__()
         self.config = config
-        self.layer = layer
         heads = config.n_head + 2 * config.n_kv_head  # of queries, keys and values, in this order
         self.qkv = nn.Linear(config.n_embd, heads * config.head_size, bias=config.qkv_bias)
         self.out = nn.Linear(config.n_head * config.head_size, config.n_embd, bias=config.bias)
 
-    def forward(self, x, rotary, attend):
+    def forward(self, x, layer, rotary, attend):
         c = self.config
         qkv = self.qkv(x).unflatten(-1, (-1, c.head_size))  # (N, n_head + 2 n_kv_head, C)
         # q and k rotate alike, so they are rotated together.
@@ -123,7 +122,7 @@ class Attention(nn.Module):
             cos, sin = rotary
             qk = rotate(qk, cos, sin)
         q, k = qk.split((c.n_head, c.n_kv_head), dim=-2)  # (N, H, C), (N, n_kv_head, C)
-        y = attend(self.layer, q, k, v)  # (N, H, C)
+        y = attend(layer, q, k, v)  # (N, H, C)
         return self.out(y.flatten(-2))
 
 
@@ -150,16 +149,16 @@ def make_norm(config):
 
 
 class Block(nn.Module):
-    def __init__(self, config, layer):
+    def __init__(self, config):
         super().__init__()
         self.parallel = config.parallel_residual
         self.norm1 = make_norm(config)
-        self.attention = Attention(config, layer)
+        self.attention = Attention(config)
         self.norm2 = make_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x, rotary, attend):
-        attended = self.attention(self.norm1(x), rotary, attend)
+    def forward(self, x, layer, rotary, attend):
+        attended = self.attention(self.norm1(x), layer, rotary, attend)
         if self.parallel:
             return x + attended + self.mlp(self.norm2(x))
         x = x + attended
@@ -180,7 +179,7 @@ class GPT(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
         if config.position == "learned":
             self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = make_norm(config)
         self.apply(init_weights)
         for block in self.blocks:  # GPT-2: the 2 n_layer additions to the residual stream keep its variance
@@ -236,8 +235,8 @@ class GPT(nn.Module):
             x = x + self.position_embedding(position)
         else:
             rotary = rotary_table(self.config, position)
-        for block in self.blocks:
-            x = block(x, rotary, attend)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, layer, rotary, attend)
         return self.norm(x)
 
     def forward(self, batch, temperature=1.0):

@@ -1,7 +1,9 @@
 """A stream of groups proves itself: log-probs, sums, rewards and gradients are those of separate
 sequences, in each of the three ways to attend."""
 
+import copy
 import random
+import shutil
 
 import pytest
 import torch
@@ -178,16 +180,58 @@ def test_blocks_are_those_in_which_somebody_sees_somebody(monkeypatch):
 
 
 def test_a_cpu_pads_short_sequences_alone(monkeypatch):
+    chosen = []
+
+    def note(name):
+        def way(groups, device):
+            chosen.append(name)
+            return attention.causal
+
+        return way
+
     for name in WAYS:
-        monkeypatch.setattr(attention, name, lambda groups, device, name=name: name)
+        monkeypatch.setattr(attention, name, note(name))
     short, long = [[10, 5, 6]] * 3, [[60, 40, 30], [5, 40]]
-    assert attention.of_groups(short, "cpu") == "padded"
-    assert attention.of_groups(long, "cpu") == "by_segment"
-    assert attention.of_groups(long, "mps") == "padded"
     monkeypatch.setattr(attention, "HAS_TRITON", False)
-    assert attention.of_groups(long, "cuda") == "padded"
+    for groups, device in ((short, "cpu"), (long, "cpu"), (long, "mps"), (long, "cuda")):
+        attention.of_groups(groups, device)
     monkeypatch.setattr(attention, "HAS_TRITON", True)
-    assert attention.of_groups(short, "cuda:1") == "by_blocks"
+    for groups, device in ((long, "cpu"), (short, "cuda:1")):
+        attention.of_groups(groups, device)
+    assert chosen == ["padded", "by_segment", "padded", "padded", "by_segment", "by_blocks"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("name", WAYS)
+def test_torch_compile_compiles_once_for_all_batches(name, monkeypatch):
+    """And gives the same log-probs, with the compiled kernel of FlexAttention, too, which a CPU has for
+    inference alone."""
+    model = tiny("gqa", head_size=16, n_layer=10, block_size=256).float()
+    plain = copy.deepcopy(model)
+    model.compile_trunk()
+    monkeypatch.setattr(attention, "SHORT", {"padded": 1000, "by_segment": 0}.get(name))
+    if name == "by_blocks":
+        compiled = attention.compiled_flex_attention()
+        monkeypatch.setattr(attention, "flex_attention", compiled)
+        monkeypatch.setattr(
+            attention,
+            "of_groups",
+            lambda *a: torch.compiler.disable(attention.by_blocks(*a), recursive=False),
+        )
+    for seed in range(6):
+        r = random.Random(seed)
+        prompts = [[r.randrange(23) for _ in range(r.randint(20, 90))] for _ in range(8)]
+        responses = [[prompt[: r.randint(5, 20)] for _ in range(r.randint(2, 4))] for prompt in prompts]
+        with torch._dynamo.config.patch(error_on_recompile=seed > 0):
+            if name == "by_blocks":
+                with torch.no_grad():
+                    logp = model(pack(prompts, responses)).token
+            else:
+                logp = model(pack(prompts, responses)).token
+                gradients(model, logp.sum())
+        wanted = torch.cat(separate(plain, prompts, responses))
+        torch.testing.assert_close(logp, wanted, rtol=0, atol=1e-4)
 
 
 @pytest.mark.gpu
