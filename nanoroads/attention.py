@@ -74,16 +74,16 @@ def by_segment(groups, device):
             sizes.append(prompt + responses[0])
         else:
             sizes += [prompt, *responses]
-    masks = {}  # by (response, prompt) lengths and dtype; made once for all layers
+    longest_prompt = max(prompt for prompt, *_ in groups)
+    longest_response = max(max(responses) for _, *responses in groups)
 
-    def mask_of(response, prompt, dtype):
-        """(m, P + m), 0 or -inf: all of the prompt, and the response up to oneself. Of the scores' dtype,
-        because a bool mask would be made into one, and kept for the backward, in every layer."""
-        key = (response, prompt, dtype)
-        if key not in masks:
-            hidden = torch.full((response, prompt + response), -torch.inf, dtype=dtype, device=device)
-            masks[key] = hidden.triu(prompt + 1)
-        return masks[key]
+    @functools.cache
+    def whole_mask(dtype):
+        """0 or -inf, for the longest response behind the longest prompt; for any other, a part of it will
+        do. Made once for all layers, and of the scores' dtype: a bool mask would be turned into one, and
+        kept for the backward, in every layer."""
+        hidden = torch.full((longest_response, longest_prompt + longest_response), -torch.inf, dtype=dtype)
+        return hidden.triu(longest_prompt + 1).to(device)
 
     def attend(layer, q, k, v):
         # Split once: the backward of a slice would write gradients of the whole stream for each.
@@ -98,7 +98,9 @@ def by_segment(groups, device):
                 q_piece, k_own, v_own = next(pieces)  # (1, m, heads, C)
                 k_seen = torch.cat((k_prompt, k_own), 1)  # (1, P + m, n_kv_head, C)
                 v_seen = torch.cat((v_prompt, v_own), 1)
-                out.append(attention(q_piece, k_seen, v_seen, mask_of(response, prompt, q.dtype)))
+                columns = slice(longest_prompt - prompt, longest_prompt + response)
+                mask = whole_mask(q.dtype)[:response, columns]  # (m, P + m)
+                out.append(attention(q_piece, k_seen, v_seen, mask))
         return torch.cat(out, 1)[0]  # (N, H, C)
 
     return attend
