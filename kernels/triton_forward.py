@@ -137,24 +137,31 @@ def reduce_tile(
     BIAS: tl.constexpr, SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, STORE: tl.constexpr,
     BLOCK_N: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The statistics of half a tile, and its e if STORE."""
-    rows, cols = row + tl.arange(0, BLOCK_N), slot * WIDTH + tl.arange(0, WIDTH)
+    """The statistics of half a tile, and its e if STORE.
+
+    What few half tiles need is in branches, because an exponential costs as much as four other
+    operations of an element: with those of the branches, these would be what takes the time."""
+    first_col = slot * WIDTH
+    rows, cols = row + tl.arange(0, BLOCK_N), first_col + tl.arange(0, WIDTH)
     live = rows < N
     z2 = logits_of(z, bias, cols, V, scale, softcap, BIAS, SOFTCAP)
     targets = tl.load(target + rows, mask=live, other=-1).to(tl.int32)
-    holds_target = live & (targets >= slot * WIDTH) & (targets < min(slot * WIDTH + WIDTH, V))
-    of_target = tl.where(cols[None, :] == targets[:, None], z2, 0.0)
-    tl.store(target_z2 + rows, tl.sum(of_target, 1), mask=holds_target)
-    # A banned token (bias -inf) gets LOG_ZERO, as do columns outside; NaN stays NaN.
-    z2 = tl.where((cols < V)[None, :] & ~(z2 < LOG_ZERO), z2, LOG_ZERO)
-    top2 = tl.max(z2, 1)
+    holds_target = (targets >= first_col) & (targets < min(first_col + WIDTH, V))
+    if tl.max(holds_target.to(tl.int32), 0) > 0:
+        of_target = tl.where(cols[None, :] == targets[:, None], z2, 0.0)
+        tl.store(target_z2 + rows, tl.sum(of_target, 1), mask=holds_target)
+    if first_col + WIDTH > V:  # the last tile
+        z2 = tl.where((cols < V)[None, :], z2, -float("inf"))
+    # Never -inf, as that of banned tokens (bias -inf) would be, so that it can be subtracted from them.
+    top2 = tl.maximum(tl.max(z2, 1), LOG_ZERO)
     z2 -= top2[:, None]
     e = tl.exp2(z2)
     tl.store(peak2 + slot.to(tl.int64) * peak_stride + rows, top2, mask=live)
     offset = slot.to(tl.int64) * stats_stride + rows
     tl.store(total + offset, tl.sum(e, 1), mask=live)
     if ENTROPY:
-        tl.store(moment2 + offset, tl.sum(e * z2, 1), mask=live)
+        moment = e * tl.maximum(z2, LOG_ZERO)  # 0 for a banned token
+        tl.store(moment2 + offset, tl.sum(moment, 1), mask=live)
     if STORE:
         offsets = rows.to(tl.int64)[:, None] * store_stride + cols[None, :]
         inside = live[:, None] & (cols < store_stride)[None, :]
@@ -184,17 +191,13 @@ def logits_kernel(
     target_z2 = z2[target], written by the slot that holds it; store = e."""
     row_block, col_block = tile_of(tl.program_id(0), N, V, BLOCK_N, BLOCK_V, GROUP)
     row = row_block * BLOCK_N
-    left, right = product(x, w, row, col_block * BLOCK_V, N, V, D, TMA, PRECISION, BLOCK_N, BLOCK_V, BLOCK_D)
-    reduce_tile(
-        left, bias, target, peak2, total, moment2, target_z2, store, row, 2 * col_block, N, V,
-        peak_stride, stats_stride, store_stride, scale, softcap,
-        BIAS, SOFTCAP, ENTROPY, STORE, BLOCK_N, BLOCK_V // 2,
-    )  # fmt: skip
-    reduce_tile(
-        right, bias, target, peak2, total, moment2, target_z2, store, row, 2 * col_block + 1, N, V,
-        peak_stride, stats_stride, store_stride, scale, softcap,
-        BIAS, SOFTCAP, ENTROPY, STORE, BLOCK_N, BLOCK_V // 2,
-    )  # fmt: skip
+    halves = product(x, w, row, col_block * BLOCK_V, N, V, D, TMA, PRECISION, BLOCK_N, BLOCK_V, BLOCK_D)
+    for half in tl.static_range(2):
+        reduce_tile(
+            halves[half], bias, target, peak2, total, moment2, target_z2, store,
+            row, 2 * col_block + half, N, V, peak_stride, stats_stride, store_stride, scale, softcap,
+            BIAS, SOFTCAP, ENTROPY, STORE, BLOCK_N, BLOCK_V // 2,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=PER_BATCH)
