@@ -7,8 +7,10 @@ true class:
     dz = g 1[t] - (g - l) p - h p (log p + H),    times 1 - tanh^2 with a softcap
     d hidden = dz W,    d weight = dz^T X,    d bias = dz^T 1
 
-kept:        the forward's e = 2^(z2 - peak2) becomes dz in place: 6 N D V FLOPs for forward and
-             backward, N V elements of memory
+kept:        dz = -g share e, with the e of the forward, whose element of the true class stands for
+             p - 1, and one share a row. So d hidden is e W with its rows scaled afterwards, d weight
+             is e^T times X with its rows scaled before, and dz is never made: 6 N D V FLOPs for
+             forward and backward, N V elements of memory. Of logp alone, without a softcap.
 recomputed:  dz from hidden @ weight^T, a slice of the vocabulary at a time: 8 N D V FLOPs,
              N x SLICE elements of memory
 
@@ -21,9 +23,8 @@ import triton
 import triton.language as tl
 
 from kernels.tiles import tile_for
-from kernels.triton_forward import (
+from kernels.triton_tile import (
     FUSE,
-    IGNORE,
     LN2,
     LOG2E,
     LOG_ZERO,
@@ -36,81 +37,31 @@ from kernels.triton_forward import (
     tile_of,
 )
 
-SLICE = 8192  # columns of d logits in memory at a time, when recomputed
-KEPT_ROWS = 32  # rows of a program of kept_kernel
+SLICE = 16384  # columns of d logits in memory at a time, when recomputed
 
 
 # --- kernels
-#
-# "The rows' data" are lse, entropy and h, all (N,), and p_and_target (2, N): its first row is g - l,
-# the factor of -p, its second the target's whole dz, g - (g - l) p[target]. g, l and h are the
-# upstream gradients over the temperature. p_and_target is one tensor because with one more pointer
-# slice_kernel spills registers on sm_90.
 
 
 @triton.jit
-def dlogits(
-    # of a tile
-    log2_p, p, rows, cols,
-    # pointers to the rows' data
-    target, entropy, p_and_target, h,
-    # sizes
-    N, slice_start,
-    # meta-parameters
-    ENTROPY: tl.constexpr,
-):  # fmt: skip
-    """log2 p and p of a tile -> dz, fp32, before the slope of a softcap. cols count from column
-    slice_start of the vocabulary."""
-    live = rows < N
-    row_of_p = tl.load(p_and_target + rows, mask=live, other=0.0)
-    targets = (tl.load(target + rows, mask=live, other=-1) - slice_start).to(tl.int32)
-    is_target = cols[None, :] == targets[:, None]
-    row_target_dz = tl.load(p_and_target + N + rows, mask=live, other=0.0)
-    dz = tl.where(is_target, row_target_dz[:, None], -row_of_p[:, None] * p)
-    if ENTROPY:
-        row_h = tl.load(h + rows, mask=live, other=0.0)
-        row_entropy = tl.load(entropy + rows, mask=live, other=0.0)
-        dz -= row_h[:, None] * p * (log2_p * LN2 + row_entropy[:, None])
-    return dz
-
-
-@triton.jit(do_not_specialize=PER_BATCH)
-def kept_kernel(
-    # pointers: store (N, V), peak2 (slots, N), target, logp and the rows' data
-    store, peak2, target, logp, lse, entropy, p_and_target, h,
-    # sizes
-    N, V,
-    # strides
-    peak_stride, store_stride,
+def gradient(
+    # of a tile or of one class a row: what logp and lse give, probability, logit
+    dz, p, z2,
+    # of its rows: log-sum-exp in base 2, entropy and its upstream gradient
+    lse2, entropy, h,
     # numbers: ratio = temperature / softcap
     ratio,
-    # meta-parameters; WIDTH: columns that share a row of peak2
-    SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr,
+    # meta-parameters
+    SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr,
 ):  # fmt: skip
-    """store: e = 2^(z2 - peak2) -> dz in place."""
-    slots = tl.cdiv(V, WIDTH)
-    rows = tl.program_id(0) // slots * BLOCK_N + tl.arange(0, BLOCK_N)
-    slot = tl.program_id(0) % slots
-    cols = slot * WIDTH + tl.arange(0, WIDTH)
-    address = store + rows.to(tl.int64)[:, None] * store_stride + cols[None, :]
-    inside = (rows < N)[:, None] & (cols < store_stride)[None, :]
-    e = tl.load(address, mask=inside, other=0.0).to(tl.float32)
-    log2_share = tl.load(peak2 + slot.to(tl.int64) * peak_stride + rows, mask=rows < N, other=0.0)
-    row_lse = tl.load(lse + rows, mask=rows < N, other=0.0)
-    log2_share -= row_lse * LOG2E
-    p = e * tl.exp2(log2_share)[:, None]
-    # The bound is a normal fp32 number: Triton 3.6 would compute in fp64 with a smaller one.
-    log2_p = tl.log2(tl.maximum(e, 1.2e-38)) + log2_share[:, None]
-    is_target = cols[None, :] == tl.load(target + rows, mask=rows < N, other=-1).to(tl.int32)[:, None]
-    # The target's own log-prob, for where e is 0. A banned target has p log p = 0.
-    target_logp = tl.maximum(tl.load(logp + rows, mask=rows < N, other=0.0), LOG_ZERO)
-    log2_p = tl.where(is_target, target_logp[:, None] * LOG2E, log2_p)
-    dz = dlogits(log2_p, p, rows, cols, target, entropy, p_and_target, h, N, 0, ENTROPY)
-    if SOFTCAP:  # e is too coarse for this where the softcap is small: api.py keeps nothing then
-        tanh = (log2_p * LN2 + row_lse[:, None]) * ratio
+    """-> dz, of shapes that broadcast."""
+    if ENTROPY:
+        log2_p = tl.maximum(z2 - lse2, LOG_ZERO)  # p log p of a banned token is 0
+        dz -= h * p * (log2_p * LN2 + entropy)
+    if SOFTCAP:  # d/du softcap tanh(u / softcap) = 1 - tanh^2
+        tanh = z2 * (LN2 * ratio)
         dz *= 1 - tanh * tanh
-    # Columns V .. stride too, so that stores are whole vectors.
-    tl.store(address, dz.to(store.dtype.element_ty), mask=inside)
+    return dz
 
 
 @triton.jit
@@ -118,11 +69,11 @@ def write_tile(
     # the product of half a tile
     z,
     # pointers, as in slice_kernel
-    bias, target, lse, entropy, p_and_target, h, out,
+    bias, target, lse, entropy, of_p, of_target, h, out,
     # the half tile's first row and column
-    row, col,
+    row, first_col,
     # sizes
-    N, V, slice_start,
+    N, width, slice_start,
     # strides
     out_stride,
     # numbers
@@ -132,29 +83,47 @@ def write_tile(
     BLOCK_N: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """The product of half a tile -> its dz, in out."""
-    rows, cols = row + tl.arange(0, BLOCK_N), col + tl.arange(0, WIDTH)
-    z2 = logits_of(z, bias, cols, V, scale, softcap, BIAS, SOFTCAP)
-    log2_p = z2 - tl.load(lse + rows, mask=rows < N, other=0.0)[:, None] * LOG2E
-    if BIAS:  # a banned token: p log p = 0
-        log2_p = tl.maximum(log2_p, LOG_ZERO, propagate_nan=tl.PropagateNan.ALL)
-    p = tl.exp2(log2_p)
-    dz = dlogits(log2_p, p, rows, cols, target, entropy, p_and_target, h, N, slice_start, ENTROPY)
-    if SOFTCAP:  # d/du softcap tanh(u / softcap) = 1 - tanh^2
-        tanh = z2 * (LN2 * ratio)
-        dz *= 1 - tanh * tanh
+    rows, cols = row + tl.arange(0, BLOCK_N), first_col + tl.arange(0, WIDTH)
+    live = rows < N
+    lse2 = tl.load(lse + rows, mask=live, other=0.0) * LOG2E
+    row_of_p = tl.load(of_p + rows, mask=live, other=0.0)
+    row_h = row_of_p  # never read without entropy, as is row_entropy
+    row_entropy = row_of_p
+    if ENTROPY:
+        row_h = tl.load(h + rows, mask=live, other=0.0)
+        row_entropy = tl.load(entropy + rows, mask=live, other=0.0)
+    z2 = logits_of(z, bias, cols, width, scale, softcap, BIAS, SOFTCAP)
+    p = tl.exp2(z2 - lse2[:, None])
+    dz = gradient(
+        -row_of_p[:, None] * p, p, z2, lse2[:, None], row_entropy[:, None], row_h[:, None],
+        ratio, SOFTCAP, ENTROPY,
+    )  # fmt: skip
     address = out + rows.to(tl.int64)[:, None] * out_stride + cols[None, :]
-    inside = (rows < N)[:, None] & (cols < out_stride)[None, :]
+    inside = live[:, None] & (cols < out_stride)[None, :]
     tl.store(address, dz.to(out.dtype.element_ty), mask=inside)
+
+    # The target's element once more: few half tiles have one.
+    targets = (tl.load(target + rows, mask=live, other=-1) - slice_start).to(tl.int32)
+    holds_target = (targets >= first_col) & (targets < min(first_col + WIDTH, width))
+    if tl.max(holds_target.to(tl.int32), 0) > 0:
+        tl.debug_barrier()  # all of the above is written
+        z2_t = tl.sum(tl.where(cols[None, :] == targets[:, None], z2, 0.0), 1)
+        p_t = tl.exp2(z2_t - lse2)
+        dz_t = tl.load(of_target + rows, mask=live, other=0.0)
+        dz_t = gradient(dz_t, p_t, z2_t, lse2, row_entropy, row_h, ratio, SOFTCAP, ENTROPY)
+        address_t = out + rows.to(tl.int64) * out_stride + targets
+        tl.store(address_t, dz_t.to(out.dtype.element_ty), mask=holds_target)
 
 
 @triton.jit(do_not_specialize=PER_BATCH)
 def slice_kernel(
-    # pointers, read: x (N, D), w (V, D), bias (V,), target (N,) and the rows' data
-    x, w, bias, target, lse, entropy, p_and_target, h,
-    # pointer, written: (N, V)
+    # pointers, read: x (N, D), w (width, D), bias (width,); target, lse, entropy (N,) and,
+    # over the temperature, of_p = g - l, of_target = g - (g - l) p[target] and h (N,)
+    x, w, bias, target, lse, entropy, of_p, of_target, h,
+    # pointer, written: (N, width)
     out,
-    # sizes; V is that of the slice, which starts at column slice_start of the vocabulary
-    N, V, D, slice_start,
+    # sizes; the slice starts at column slice_start of the vocabulary
+    N, width, D, slice_start,
     # strides
     out_stride,
     # numbers
@@ -165,39 +134,15 @@ def slice_kernel(
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """dz of a slice of the vocabulary; w and bias are the slice's."""
-    row_block, col_block = tile_of(tl.program_id(0), N, V, BLOCK_N, BLOCK_V, GROUP)
+    row_block, col_block = tile_of(tl.program_id(0), N, width, BLOCK_N, BLOCK_V, GROUP)
     row, col = row_block * BLOCK_N, col_block * BLOCK_V
-    left, right = product(x, w, row, col, N, V, D, TMA, PRECISION, BLOCK_N, BLOCK_V, BLOCK_D)
-    write_tile(
-        left, bias, target, lse, entropy, p_and_target, h, out, row, col, N, V, slice_start,
-        out_stride, scale, softcap, ratio, BIAS, SOFTCAP, ENTROPY, BLOCK_N, BLOCK_V // 2,
-    )  # fmt: skip
-    write_tile(
-        right, bias, target, lse, entropy, p_and_target, h, out, row, col + BLOCK_V // 2, N, V, slice_start,
-        out_stride, scale, softcap, ratio, BIAS, SOFTCAP, ENTROPY, BLOCK_N, BLOCK_V // 2,
-    )  # fmt: skip
-
-
-@triton.jit
-def row_grad_kernel(
-    # pointers: logits (N, V), target, rest = 1 - p[target], lse, g (N,); written: out (N, V)
-    logits, target, rest, lse, g, out,
-    # sizes, strides
-    V, stride, out_stride,
-    # meta-parameters
-    BLOCK_V: tl.constexpr,
-):  # fmt: skip
-    """d logits of existing logits, g (1[t] - p): one program per row and block of columns."""
-    blocks = tl.cdiv(V, BLOCK_V)
-    row = tl.program_id(0) // blocks
-    cols = tl.program_id(0) % blocks * BLOCK_V + tl.arange(0, BLOCK_V)
-    z = tl.load(logits + row.to(tl.int64) * stride + cols, mask=cols < V, other=0.0).to(tl.float32)
-    p = tl.exp2((z - tl.load(lse + row)) * LOG2E)
-    true_class = tl.load(target + row)
-    is_target = cols == true_class.to(tl.int32)
-    dz = tl.load(g + row) * tl.where(is_target, tl.load(rest + row), -p)
-    dz = tl.where(true_class == IGNORE, 0.0, dz)  # also if such a row holds NaN
-    tl.store(out + row.to(tl.int64) * out_stride + cols, dz.to(out.dtype.element_ty), mask=cols < V)
+    halves = product(x, w, row, col, N, width, D, TMA, PRECISION, BLOCK_N, BLOCK_V, BLOCK_D)
+    for half in tl.static_range(2):
+        write_tile(
+            halves[half], bias, target, lse, entropy, of_p, of_target, h, out,
+            row, col + half * (BLOCK_V // 2), N, width, slice_start, out_stride, scale, softcap, ratio,
+            BIAS, SOFTCAP, ENTROPY, BLOCK_N, BLOCK_V // 2,
+        )  # fmt: skip
 
 
 # --- what calls the kernels
@@ -225,13 +170,28 @@ def upstream(g, ignored, temperature):
     return (g.float() / temperature).masked_fill_(ignored, 0.0)
 
 
+def from_kept(g, hidden, weight, share, store, gradients):
+    """Fills gradients: d_hidden (N, D) fp32, d_weight (V, D), d_bias (V,), those that are not empty.
+
+    g (N,): upstream over the temperature."""
+    d_hidden, d_weight, d_bias = gradients
+    e = store[:, : weight.shape[0]]
+    # (N,), so that dz = factor e. share is NaN where every class is banned.
+    factor = torch.where(g == 0, 0.0, -g * share)
+    if d_hidden.numel():
+        product_into(d_hidden, e, weight, accumulate=False)
+        d_hidden *= factor[:, None]
+    if d_weight.numel():
+        product_into(d_weight, e.T, (hidden * factor[:, None]).to(hidden.dtype), accumulate=False)
+    if d_bias.numel():
+        product_into(d_bias[:, None], e.T, factor[:, None].to(hidden.dtype), accumulate=False)
+
+
 def backward(
     g_logp, g_entropy, g_lse, hidden, weight, bias, target,
-    logp, entropy, lse, peak2, store, temperature, softcap, need, tile=None,
+    logp, entropy, lse, share, store, temperature, softcap, need, tile=None,
 ):  # fmt: skip
-    """-> d_hidden, d_weight, d_bias of the inputs' dtypes; empty where need says no.
-
-    Overwrites store. tile: the forward's, if store is not empty."""
+    """-> d_hidden, d_weight, d_bias of the inputs' dtypes; empty where need says no."""
     need_hidden, need_weight, need_bias = need
     n, v = hidden.shape[0], weight.shape[0]
     d_hidden = hidden.new_empty(hidden.shape if need_hidden else 0, dtype=torch.float32)
@@ -243,46 +203,36 @@ def backward(
     ignored = target == -100
     target = target.long().contiguous()
     g = upstream(g_logp, ignored, temperature)
-    target_dz = -torch.expm1(logp) * g
-    of_p = g
+    if store.numel() and g_entropy is None and g_lse is None and not softcap:
+        from_kept(g, hidden, weight, share, store, (d_hidden, d_weight, d_bias))
+        return d_hidden.to(hidden.dtype), d_weight, d_bias
+
+    of_p, of_target = g, -torch.expm1(logp) * g
     if g_lse is not None:
         from_lse = upstream(g_lse, ignored, temperature)
-        target_dz += logp.exp() * from_lse
         of_p = g - from_lse
-    p_and_target = torch.stack([of_p, target_dz])
-    h = torch.zeros_like(lse) if g_entropy is None else upstream(g_entropy, ignored, temperature)
+        of_target += logp.exp() * from_lse
+    h = g if g_entropy is None else upstream(g_entropy, ignored, temperature)
     ratio = temperature / softcap if softcap else 0.0
-    options = {"SOFTCAP": softcap > 0, "ENTROPY": g_entropy is not None} | FUSE
-    is_kept = store.numel() > 0
-    tile = tile or tile_for("forward" if is_kept else "backward", hidden)
-    if is_kept:  # one slice: the whole vocabulary
-        step = v
-        width = tile["BLOCK_V"] // 2
-        kept_kernel[(triton.cdiv(n, KEPT_ROWS) * triton.cdiv(v, width),)](
-            store, peak2, target, logp, lse, entropy, p_and_target, h,
-            n, v, peak2.stride(0), store.stride(0), ratio,
-            BLOCK_N=KEPT_ROWS, WIDTH=width, **options,
-        )  # fmt: skip
-    else:
-        # Fewer columns for more than 65,536 rows, in multiples of 1024.
-        fitting = SLICE * 65536 // n
-        step = min(SLICE, max(1024, fitting // 1024 * 1024))
-        store = hidden.new_empty(n, min(step, (v + 63) // 64 * 64))
-        x, w = aligned(hidden), aligned(weight)
-
+    tile = tile or tile_for("backward", hidden)
+    # Fewer columns for more than 32,768 rows, in multiples of 1024.
+    fitting = SLICE * 32768 // n
+    step = min(SLICE, max(1024, fitting // 1024 * 1024))
+    buffer = hidden.new_empty(n, min(step, (v + 63) // 64 * 64))
+    x, w = aligned(hidden), aligned(weight)
     for start in range(0, v, step):
         cols = slice(start, min(start + step, v))
         count = cols.stop - start
-        dz = store[:, :count]
-        if not is_kept:
-            x_tiles, w_tiles = operands(x, w[cols], tile)
-            slice_kernel[(triton.cdiv(n, tile["BLOCK_N"]) * triton.cdiv(count, tile["BLOCK_V"]),)](
-                x_tiles, w_tiles, None if bias is None else bias[cols].contiguous(),
-                target, lse, entropy, p_and_target, h, dz,
-                n, count, x.shape[1], start, dz.stride(0),
-                LOG2E.value / temperature, softcap, ratio,
-                BIAS=bias is not None, PRECISION=precision(hidden.dtype), **options, **tile,
-            )  # fmt: skip
+        dz = buffer[:, :count]
+        x_tiles, w_tiles = operands(x, w[cols], tile)
+        slice_kernel[(triton.cdiv(n, tile["BLOCK_N"]) * triton.cdiv(count, tile["BLOCK_V"]),)](
+            x_tiles, w_tiles, None if bias is None else bias[cols].contiguous(),
+            target, lse, entropy, of_p, of_target, h, dz,
+            n, count, x.shape[1], start, dz.stride(0),
+            LOG2E.value / temperature, softcap, ratio,
+            BIAS=bias is not None, SOFTCAP=softcap > 0, ENTROPY=g_entropy is not None,
+            PRECISION=precision(hidden.dtype), **tile, **FUSE,
+        )  # fmt: skip
         if need_hidden:
             product_into(d_hidden, dz, weight[cols], accumulate=start > 0)
         if need_weight:
@@ -290,17 +240,3 @@ def backward(
         if need_bias:
             d_bias[cols] = dz.sum(0, dtype=torch.float32)
     return d_hidden.to(hidden.dtype), d_weight, d_bias
-
-
-def logits_backward(g_logp, logits, target, logp, lse):
-    """-> d_logits (N, V), contiguous, of the logits' dtype."""
-    n, v = logits.shape
-    logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    d_logits = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    g = g_logp.float().masked_fill(target == -100, 0.0).contiguous()
-    if n:
-        row_grad_kernel[(n * triton.cdiv(v, 4096),)](
-            logits, target.long().contiguous(), -torch.expm1(logp), lse, g, d_logits, v, logits.stride(0), v,
-            BLOCK_V=4096, num_warps=8, **FUSE,
-        )  # fmt: skip
-    return d_logits

@@ -27,96 +27,32 @@ z2 = z / ln 2, because exp(z) = 2^z2 is then one instruction; also peak2, target
 log2_total. Other logarithms are in nats: logp, lse, entropy. e and total are the same in both.
 """
 
-import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
+from torch import float16, float32
 
 from kernels.tiles import tile_for
-from kernels.torch_backend import wide
+from kernels.triton_tile import (
+    FUSE,
+    IGNORE,
+    LN2,
+    LOG2E,
+    LOG_ZERO,
+    PER_BATCH,
+    aligned,
+    logits_of,
+    operands,
+    precision,
+    product,
+    tile_of,
+)
 
-LOG2E = tl.constexpr(1.4426950408889634)  # nats -> base 2
-LN2 = tl.constexpr(0.6931471805599453)  # base 2 -> nats
-LOG_ZERO = tl.constexpr(-1e30)  # stands for log 0: unlike -inf, it can be subtracted from itself
-IGNORE = tl.constexpr(-100)
 CHUNK = 16384  # rows per launch: bounds the memory of the tiles' statistics
-MERGE_ROWS = 32  # rows of a program of merge_kernel
-# Arguments that change with the batch: Triton must not specialize on their values.
-PER_BATCH = ("N", "peak_stride", "stats_stride")
-FUSE = {"enable_fp_fusion": True}  # a b + c in one rounding: Triton's default until 3.9
+MERGE = {"BLOCK_N": 8, "BLOCK_T": 256}  # rows of a program of merge_kernel, slots that it reads at a time
+RANGE2 = tl.constexpr(64.0)  # e relative to a row's reference2 is at most 2^64
 
 
 # --- kernels
-
-
-@triton.jit
-def tile_of(program, N, V, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, GROUP: tl.constexpr):
-    """-> row block, column block.
-
-    GROUP row blocks take each block of the weight one after the other, while it is in the L2 cache."""
-    row_blocks = tl.cdiv(N, BLOCK_N)
-    band = GROUP * tl.cdiv(V, BLOCK_V)  # the programs of a group
-    group_start = (program // band) * GROUP
-    group_size = min(row_blocks - group_start, GROUP)
-    return group_start + (program % band) % group_size, (program % band) // group_size
-
-
-@triton.jit
-def product(
-    # pointers, or descriptors for the tensor memory accelerator: x (N, D), w (V, D)
-    x, w,
-    # the tile's first row and column
-    row, col,
-    # sizes
-    N, V, D,
-    # meta-parameters
-    TMA: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """x w^T of a tile, in two (BLOCK_N, BLOCK_V / 2) fp32 halves: what follows has few registers.
-
-    A descriptor loads zeros outside x and w. Pointers wrap around to valid rows, whose results are
-    masked out later."""
-    z = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
-    if not TMA:
-        lanes = tl.arange(0, BLOCK_D)
-        x += ((row + tl.arange(0, BLOCK_N)) % N).to(tl.int64)[:, None] * D + lanes[None, :]
-        w += ((col + tl.arange(0, BLOCK_V)) % V).to(tl.int64)[None, :] * D + lanes[:, None]
-    for d in range(0, D, BLOCK_D):
-        if TMA:
-            z = tl.dot(x.load([row, d]), w.load([col, d]).T, z, input_precision=PRECISION)
-        else:
-            inside = d + lanes < D
-            x_block = tl.load(x + d, mask=inside[None, :], other=0.0)
-            w_block = tl.load(w + d, mask=inside[:, None], other=0.0)
-            z = tl.dot(x_block, w_block, z, input_precision=PRECISION)
-    # columns 0 .. BLOCK_V / 2 - 1, and the rest
-    return tl.split(tl.permute(tl.reshape(z, (BLOCK_N, 2, BLOCK_V // 2)), (0, 2, 1)))
-
-
-@triton.jit
-def softcapped(z, softcap):
-    """softcap tanh(z / softcap), with a relative error of at most 5e-7.
-
-    tanh(a) = 1 - 2 / (exp(2a) + 1) cancels near 0: by 1e-3 nats at a softcap of 10^4. Where exp(2a) is
-    between 1/2 and 2, a series, z (1 - a^2 / 3 + 2 a^4 / 15 - ...), has coefficients good to 4e-8."""
-    a2 = z * (2 * LOG2E / softcap)  # exp(2a) = 2^a2
-    square = a2 * a2
-    series = square * (-0.040036991 + square * (0.0019189699 + square * -8.5321415e-05))
-    near_zero = z + z * series  # z itself at a softcap so large that a2 is 0
-    elsewhere = softcap * (1 - 2 / (tl.exp2(a2) + 1))
-    return tl.where(square < 1.0, near_zero, elsewhere)  # NaN stays NaN
-
-
-@triton.jit
-def logits_of(z, bias, cols, V, scale, softcap, BIAS: tl.constexpr, SOFTCAP: tl.constexpr):
-    """The product of a tile -> its logits z2, in base 2; scale = 1 / (temperature ln 2)."""
-    if BIAS:
-        z += tl.load(bias + cols, mask=cols < V, other=0.0).to(tl.float32)[None, :]
-    if SOFTCAP:
-        z = softcapped(z, softcap)
-    return z * scale
 
 
 @triton.jit
@@ -124,13 +60,13 @@ def reduce_tile(
     # the product of half a tile
     z,
     # pointers, as in logits_kernel
-    bias, target, peak2, total, moment2, target_z2, store,
+    bias, target, reference2, peak2, total, moment2, target_z2, store,
     # the first row, and which half tile of the vocabulary this is
     row, slot,
     # sizes
     N, V,
     # strides
-    peak_stride, stats_stride, store_stride,
+    stats_stride, store_stride,
     # numbers
     scale, softcap,
     # meta-parameters; WIDTH: columns of a half tile
@@ -139,45 +75,76 @@ def reduce_tile(
 ):  # fmt: skip
     """The statistics of half a tile, and its e if STORE.
 
-    What few half tiles need is in branches, because an exponential costs as much as four other
-    operations of an element: with those of the branches, these would be what takes the time."""
+    An exponential takes the time of eight multiplications. Much more than these, an element must not
+    cost, so what few half tiles need is in a branch."""
     first_col = slot * WIDTH
     rows, cols = row + tl.arange(0, BLOCK_N), first_col + tl.arange(0, WIDTH)
     live = rows < N
-    z2 = logits_of(z, bias, cols, V, scale, softcap, BIAS, SOFTCAP)
+    # Adding 0 is free, in one instruction with the scale. A branch for the last tile alone is not:
+    # Triton 3.6 would compute the exponentials twice.
+    edge = tl.where(cols < V, 0.0, -float("inf"))
+    z2 = logits_of(z, bias, cols, V, scale, softcap, BIAS, SOFTCAP) + edge[None, :]
     targets = tl.load(target + rows, mask=live, other=-1).to(tl.int32)
     holds_target = (targets >= first_col) & (targets < min(first_col + WIDTH, V))
     if tl.max(holds_target.to(tl.int32), 0) > 0:
         of_target = tl.where(cols[None, :] == targets[:, None], z2, 0.0)
         tl.store(target_z2 + rows, tl.sum(of_target, 1), mask=holds_target)
-    if first_col + WIDTH > V:  # the last tile
-        z2 = tl.where((cols < V)[None, :], z2, -float("inf"))
     # Never -inf, as that of banned tokens (bias -inf) would be, so that it can be subtracted from them.
     top2 = tl.maximum(tl.max(z2, 1), LOG_ZERO)
     z2 -= top2[:, None]
     e = tl.exp2(z2)
-    tl.store(peak2 + slot.to(tl.int64) * peak_stride + rows, top2, mask=live)
     offset = slot.to(tl.int64) * stats_stride + rows
+    tl.store(peak2 + offset, top2, mask=live)
     tl.store(total + offset, tl.sum(e, 1), mask=live)
     if ENTROPY:
         moment = e * tl.maximum(z2, LOG_ZERO)  # 0 for a banned token
         tl.store(moment2 + offset, tl.sum(moment, 1), mask=live)
     if STORE:
+        above2 = top2 - tl.load(reference2 + rows, mask=live, other=0.0)
+        # Out of range, e stays relative to top2, for merge_kernel to mend.
+        e *= tl.where(above2 > RANGE2, 1.0, tl.exp2(above2))[:, None]
         offsets = rows.to(tl.int64)[:, None] * store_stride + cols[None, :]
         inside = live[:, None] & (cols < store_stride)[None, :]
         tl.store(store + offsets, e.to(store.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def reference_kernel(
+    # pointers, read: x (N, D), w (V, D), bias (V,), target (N,); written: reference2 (N,)
+    x, w, bias, target, reference2,
+    # sizes
+    V, D,
+    # numbers, meta-parameters
+    scale,
+    BIAS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The logit of each row's target in base 2, before any other is known: one program per row.
+
+    Rounded otherwise than on the tensor cores, which does not matter to a reference."""
+    row = tl.program_id(0).to(tl.int64)
+    true_class = tl.minimum(tl.maximum(tl.load(target + row), 0), V - 1)  # any class for one outside
+    products = tl.zeros((BLOCK_D,), tl.float32)
+    for d in range(0, D, BLOCK_D):
+        lanes = d + tl.arange(0, BLOCK_D)
+        x_block = tl.load(x + row * D + lanes, mask=lanes < D, other=0.0).to(tl.float32)
+        w_block = tl.load(w + true_class * D + lanes, mask=lanes < D, other=0.0).to(tl.float32)
+        products += x_block * w_block
+    z = tl.sum(products, 0)
+    if BIAS:
+        z += tl.load(bias + true_class).to(tl.float32)
+    tl.store(reference2 + row, tl.maximum(z * scale, LOG_ZERO))
+
+
 @triton.jit(do_not_specialize=PER_BATCH)
 def logits_kernel(
-    # pointers, read: x (N, D), w (V, D), bias (V,), target (N,)
-    x, w, bias, target,
+    # pointers, read: x (N, D), w (V, D), bias (V,), target and reference2 (N,)
+    x, w, bias, target, reference2,
     # pointers, written: peak2, total, moment2 (slots, N), target_z2 (N,), store (N, V)
     peak2, total, moment2, target_z2, store,
     # sizes
     N, V, D,
-    # strides; peak2 may be the one kept for the backward, with rows of all N
-    peak_stride, stats_stride, store_stride,
+    # strides
+    stats_stride, store_stride,
     # numbers
     scale, softcap,
     # meta-parameters
@@ -188,122 +155,122 @@ def logits_kernel(
     """A tile of logits -> its statistics. A slot is half a tile, BLOCK_V / 2 columns:
 
     peak2 = max z2, total = sum of e = 2^(z2 - peak2), moment2 = sum of e (z2 - peak2);
-    target_z2 = z2[target], written by the slot that holds it; store = e."""
+    target_z2 = z2[target], written by the slot that holds it; store = e, but relative to the row's
+    reference2 in place of peak2, as far as that is in range."""
     row_block, col_block = tile_of(tl.program_id(0), N, V, BLOCK_N, BLOCK_V, GROUP)
     row = row_block * BLOCK_N
     halves = product(x, w, row, col_block * BLOCK_V, N, V, D, TMA, PRECISION, BLOCK_N, BLOCK_V, BLOCK_D)
     for half in tl.static_range(2):
         reduce_tile(
-            halves[half], bias, target, peak2, total, moment2, target_z2, store,
-            row, 2 * col_block + half, N, V, peak_stride, stats_stride, store_stride, scale, softcap,
+            halves[half], bias, target, reference2, peak2, total, moment2, target_z2, store,
+            row, 2 * col_block + half, N, V, stats_stride, store_stride, scale, softcap,
             BIAS, SOFTCAP, ENTROPY, STORE, BLOCK_N, BLOCK_V // 2,
         )  # fmt: skip
 
 
+@triton.jit
+def minus_one(log2_x):
+    """2^log2_x - 1 without the cancellation near 1: there, x - 1 is in proportion to the logarithm of
+    the rounded x (W. Kahan's way to compute expm1)."""
+    x = tl.exp2(log2_x)
+    log2_rounded = tl.log2(x)
+    near_1 = tl.where(log2_rounded == 0.0, log2_x * LN2, (x - 1) * (log2_x / log2_rounded))
+    return tl.where(x < 0.5, x - 1, near_1)
+
+
+@triton.jit
+def rebase(
+    # pointers: store (N, V); read: peak2 (slots, N)
+    store, peak2,
+    # the rows, what their e is relative to, and to be relative to; which rows to change
+    rows, reference2, lse2, changes,
+    # sizes, strides
+    V, stats_stride, store_stride,
+    # meta-parameters; WIDTH: columns of a slot
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Makes the e of whole rows relative to lse2, that is: p."""
+    for slot in range(0, tl.cdiv(V, WIDTH)):
+        cols = slot * WIDTH + tl.arange(0, WIDTH)
+        top2 = tl.load(peak2 + slot.to(tl.int64) * stats_stride + rows, mask=changes, other=0.0)
+        base2 = tl.where(top2 - reference2 > RANGE2, top2, reference2)
+        address = store + rows.to(tl.int64)[:, None] * store_stride + cols[None, :]
+        inside = changes[:, None] & (cols < V)[None, :]
+        e = tl.load(address, mask=inside, other=0.0).to(tl.float32)
+        e *= tl.exp2(base2 - lse2)[:, None]
+        tl.store(address, e.to(store.dtype.element_ty), mask=inside)
+
+
 @triton.jit(do_not_specialize=PER_BATCH)
 def merge_kernel(
-    # pointers, read: peak2, total, moment2 (slots, N), target_z2, target (N,)
-    peak2, total, moment2, target_z2, target,
-    # pointers, written: (N,)
-    logp, lse, entropy,
+    # pointers, read: peak2, total, moment2 (slots, N), target_z2, target and reference2 (N,)
+    peak2, total, moment2, target_z2, target, reference2,
+    # pointers, written: logp, lse, entropy, share (N,); store (N, V)
+    logp, lse, entropy, share, store,
     # sizes
     N, V, slots,
     # strides
-    peak_stride, stats_stride,
-    # meta-parameters; BLOCK_T: slots that are read at a time
-    ENTROPY: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+    stats_stride, store_stride,
+    # meta-parameters; BLOCK_T: slots that are read at a time; WIDTH: columns of a slot
+    ENTROPY: tl.constexpr, STORE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The statistics of all slots of a row, read first to last -> logp, lse, entropy in nats."""
+    """The statistics of all slots of a row, read first to last -> logp, lse, entropy in nats.
+
+    If STORE, also what the backward needs of it: share, so that p = share e; and in the place of the
+    target's e, (p - 1) / share."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     live = rows < N
     top2 = tl.full((BLOCK_N,), LOG_ZERO, tl.float32)
     for slot in range(0, slots, BLOCK_T):
         block = slot + tl.arange(0, BLOCK_T)
-        peak_offsets = block.to(tl.int64)[:, None] * peak_stride + rows[None, :]
+        offsets = block.to(tl.int64)[:, None] * stats_stride + rows[None, :]
         inside = (block < slots)[:, None] & live[None, :]
-        peaks2 = tl.load(peak2 + peak_offsets, mask=inside, other=LOG_ZERO)
+        peaks2 = tl.load(peak2 + offsets, mask=inside, other=LOG_ZERO)
         top2 = tl.maximum(top2, tl.max(peaks2, 0))
     top2 = tl.where(top2 == LOG_ZERO, float("nan"), top2)  # every class is banned: no distribution
     row_total = tl.zeros((BLOCK_N,), tl.float32)
     row_moment2 = tl.zeros((BLOCK_N,), tl.float32)
     for slot in range(0, slots, BLOCK_T):
         block = slot + tl.arange(0, BLOCK_T)
-        peak_offsets = block.to(tl.int64)[:, None] * peak_stride + rows[None, :]
-        stats_offsets = block.to(tl.int64)[:, None] * stats_stride + rows[None, :]
+        offsets = block.to(tl.int64)[:, None] * stats_stride + rows[None, :]
         inside = (block < slots)[:, None] & live[None, :]
-        below_top2 = tl.load(peak2 + peak_offsets, mask=inside, other=LOG_ZERO) - top2[None, :]
-        share = tl.exp2(below_top2)
-        totals = tl.load(total + stats_offsets, mask=inside, other=0.0) * share
+        below_top2 = tl.load(peak2 + offsets, mask=inside, other=LOG_ZERO) - top2[None, :]
+        to_top = tl.exp2(below_top2)
+        totals = tl.load(total + offsets, mask=inside, other=0.0) * to_top
         row_total += tl.sum(totals, 0)
         if ENTROPY:
-            moments2 = tl.load(moment2 + stats_offsets, mask=inside, other=0.0)
-            row_moment2 += tl.sum(moments2 * share + totals * below_top2, 0)
+            moments2 = tl.load(moment2 + offsets, mask=inside, other=0.0)
+            row_moment2 += tl.sum(moments2 * to_top + totals * below_top2, 0)
     log2_total = tl.log2(row_total)
     targets = tl.load(target + rows, mask=live, other=0)
+    in_vocabulary = live & (targets >= 0) & (targets < V)
     # NaN for a target outside 0..V-1
-    z2 = tl.load(target_z2 + rows, mask=live & (targets >= 0) & (targets < V), other=float("nan"))
-    tl.store(logp + rows, tl.where(targets == IGNORE, 0.0, (z2 - top2 - log2_total) * LN2), mask=live)
+    z2 = tl.load(target_z2 + rows, mask=in_vocabulary, other=float("nan"))
+    log2_p = z2 - top2 - log2_total
+    tl.store(logp + rows, tl.where(targets == IGNORE, 0.0, log2_p * LN2), mask=live)
     tl.store(lse + rows, (top2 + log2_total) * LN2, mask=live)
     if ENTROPY:  # H = log total - E[z - top]
         nats = (log2_total - row_moment2 / row_total) * LN2
         tl.store(entropy + rows, tl.where(targets == IGNORE, 0.0, nats), mask=live)
-
-
-@triton.jit
-def row_kernel(
-    # pointers: logits (N, V), target (N,); written: logp, lse (N,)
-    logits, target, logp, lse,
-    # sizes, strides
-    V, stride,
-    # meta-parameters
-    BLOCK_V: tl.constexpr,
-):  # fmt: skip
-    """Log-prob and log-sum-exp of existing logits in one pass: one program per row."""
-    row = tl.program_id(0)
-    line = logits + row.to(tl.int64) * stride
-    lanes = tl.arange(0, BLOCK_V)
-    # A running maximum and sum per lane, merged at the end.
-    peak2 = tl.full((BLOCK_V,), LOG_ZERO, tl.float32)
-    total = tl.zeros((BLOCK_V,), tl.float32)
-    for col in range(0, V, BLOCK_V):
-        z2 = tl.load(line + col + lanes, mask=col + lanes < V, other=-float("inf")).to(tl.float32) * LOG2E
-        z2 = tl.where(z2 < LOG_ZERO, LOG_ZERO, z2)
-        higher2 = tl.maximum(peak2, z2)
-        # A lane that saw only LOG_ZERO must not count 2^0.
-        total = total * tl.exp2(peak2 - higher2) + tl.where(z2 == LOG_ZERO, 0.0, tl.exp2(z2 - higher2))
-        peak2 = higher2
-    top2 = tl.max(peak2, 0)
-    log2_total = tl.log2(tl.sum(total * tl.exp2(peak2 - top2), 0))
-    true_class = tl.load(target + row)
-    inside = (true_class >= 0) & (true_class < V)
-    target_z2 = tl.load(line + true_class, mask=inside, other=0.0).to(tl.float32) * LOG2E
-    nats = tl.where(inside, (target_z2 - top2 - log2_total) * LN2, float("nan"))
-    tl.store(logp + row, tl.where(true_class == IGNORE, 0.0, nats))
-    tl.store(lse + row, (top2 + log2_total) * LN2)
-
-
-@triton.jit
-def segment_kernel(x, cu_seqlens, out, BLOCK: tl.constexpr):
-    """One program per sequence: lane i sums elements i, i + BLOCK, ...; then lanes are summed."""
-    start = tl.load(cu_seqlens + tl.program_id(0))
-    end = tl.load(cu_seqlens + tl.program_id(0) + 1)
-    sums = tl.zeros((BLOCK,), out.dtype.element_ty)
-    for block in range(start, end, BLOCK):
-        element = block + tl.arange(0, BLOCK)
-        sums += tl.load(x + element, mask=element < end, other=0.0).to(out.dtype.element_ty)
-    tl.store(out + tl.program_id(0), tl.sum(sums, 0))
+    if STORE:
+        base2 = tl.load(reference2 + rows, mask=live, other=0.0)
+        out_of_range = live & (top2 - base2 > RANGE2)
+        if tl.max(out_of_range.to(tl.int32), 0) > 0:
+            rebase(
+                store, peak2, rows, base2, top2 + log2_total, out_of_range,
+                V, stats_stride, store_stride, WIDTH,
+            )  # fmt: skip
+            tl.debug_barrier()  # before the target's element is written once more
+        # The bound keeps it finite where a logit's rounding error alone is of that size.
+        row_share = tl.where(out_of_range, 1.0, tl.exp2(tl.minimum(base2 - top2 - log2_total, 126.0)))
+        tl.store(share + rows, row_share, mask=live)
+        of_target = minus_one(log2_p) / row_share
+        address = store + rows.to(tl.int64) * store_stride + targets
+        tl.store(address, of_target.to(store.dtype.element_ty), mask=in_vocabulary)
 
 
 # --- what calls the kernels
-
-
-def aligned(x):
-    """x (rows, D), contiguous, D padded so that base and rows are on 16 bytes, as TMA wants."""
-    x = x.contiguous()
-    pad = -x.shape[1] % (16 // x.itemsize)
-    if pad:
-        return F.pad(x, (0, pad))
-    return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
 def slots_of(v, tile):
@@ -311,93 +278,59 @@ def slots_of(v, tile):
     return 2 * ((v - 1) // tile["BLOCK_V"] + 1)
 
 
-def kept(hidden, weight, budget, tile=None):
-    """Empty (peak2, store) of the shapes that forward keeps within budget; -1: no backward."""
+def kept(hidden, weight, budget):
+    """Empty (share, store) of the shapes that forward keeps within budget; -1: no backward."""
     n, v = hidden.shape[0], weight.shape[0]
     width = (v + 63) // 64 * 64  # rows on 128 bytes for cuBLAS
-    if budget <= 0 or n * width * hidden.dtype.itemsize > budget:
-        return hidden.new_empty((0, 0), dtype=torch.float32), hidden.new_empty((0, 0))
-    tile = tile or tile_for("forward", hidden)
-    peak2 = hidden.new_empty((slots_of(v, tile), n), dtype=torch.float32)
-    return peak2, hidden.new_empty((n, width))
-
-
-def operands(hidden, weight, tile):
-    """hidden (N, D) and weight (V, D), both aligned; with TMA, descriptors of their blocks."""
-    if not tile["TMA"]:
-        return hidden, weight
-    return (
-        TensorDescriptor.from_tensor(hidden, [tile["BLOCK_N"], tile["BLOCK_D"]]),
-        TensorDescriptor.from_tensor(weight, [tile["BLOCK_V"], tile["BLOCK_D"]]),
-    )
-
-
-def precision(dtype):
-    """fp32 products in three TF32 ones: within 1e-6 of fp32, on the tensor cores."""
-    return "tf32x3" if dtype == torch.float32 else "ieee"
+    fits = n * width * hidden.dtype.itemsize <= budget
+    if budget <= 0 or not fits or hidden.dtype == float16:  # whose range is too small
+        return hidden.new_empty(0, dtype=float32), hidden.new_empty((0, 0))
+    return hidden.new_empty(n, dtype=float32), hidden.new_empty((n, width))
 
 
 def forward(hidden, weight, bias, target, temperature, softcap, with_entropy, budget, tile=None):
     """-> logp, entropy, lse (N,) fp32 in nats, and what the backward can use, empty beyond budget:
-    peak2 (slots, N) and store (N, V) of e."""
+    share (N,) and store (N, V) of e, with p = share e but for the target's."""
     hidden, weight, target = aligned(hidden), aligned(weight), target.long().contiguous()
     bias = None if bias is None else bias.contiguous()
     n, d = hidden.shape
     v = weight.shape[0]
     tile = tile or tile_for("forward", hidden)
-    peak2, store = kept(hidden, weight, budget, tile)
+    share, store = kept(hidden, weight, budget)
     is_kept = store.numel() > 0
+    scale = LOG2E.value / temperature
     slots = slots_of(v, tile)
     kinds = 3 if with_entropy else 2  # peak2, total and moment2
-    statistics = hidden.new_empty((kinds, slots, min(n, CHUNK)), dtype=torch.float32)
+    statistics = hidden.new_empty((kinds, slots, min(n, CHUNK)), dtype=float32)
     # Without entropy nobody reads or writes moment2, and total stands in for it.
-    total, moment2 = statistics[1], statistics[-1]
+    peak2, total, moment2 = statistics[0], statistics[1], statistics[-1]
     logp = statistics.new_empty(n)
     lse = statistics.new_empty(n)
     target_z2 = statistics.new_empty(n)
     entropy = statistics.new_empty(n)
+    reference2 = statistics.new_empty(n)
+    if is_kept:
+        reference_kernel[(n,)](
+            hidden, weight, bias, target, reference2, v, d, scale,
+            BIAS=bias is not None, BLOCK_D=1024, **FUSE,
+        )  # fmt: skip
     for start in range(0, n, CHUNK):
         rows = slice(start, min(start + CHUNK, n))
         count = rows.stop - start
-        chunk_peak2 = peak2[:, rows] if is_kept else statistics[0]
-        chunk_store = store[rows] if is_kept else store
         x, w = operands(hidden[rows], weight, tile)
         logits_kernel[(triton.cdiv(count, tile["BLOCK_N"]) * slots // 2,)](
-            x, w, bias, target[rows],
-            chunk_peak2, total, moment2, target_z2[rows], chunk_store,
-            count, v, d,
-            chunk_peak2.stride(0), total.stride(0), store.stride(0),
-            LOG2E.value / temperature, softcap,
+            x, w, bias, target[rows], reference2[rows],
+            peak2, total, moment2, target_z2[rows], store[rows],
+            count, v, d, total.stride(0), store.stride(0), scale, softcap,
             BIAS=bias is not None, SOFTCAP=softcap > 0, ENTROPY=with_entropy, STORE=is_kept,
             PRECISION=precision(hidden.dtype), **tile, **FUSE,
         )  # fmt: skip
-        merge_kernel[(triton.cdiv(count, MERGE_ROWS),)](
-            chunk_peak2, total, moment2, target_z2[rows], target[rows],
-            logp[rows], lse[rows], entropy[rows],
-            count, v, slots,
-            chunk_peak2.stride(0), total.stride(0),
-            ENTROPY=with_entropy, BLOCK_N=MERGE_ROWS, BLOCK_T=32, **FUSE,
+        merge_kernel[(triton.cdiv(count, MERGE["BLOCK_N"]),)](
+            peak2, total, moment2, target_z2[rows], target[rows], reference2[rows],
+            logp[rows], lse[rows], entropy[rows], share[rows], store[rows],
+            count, v, slots, total.stride(0), store.stride(0),
+            ENTROPY=with_entropy, STORE=is_kept, WIDTH=tile["BLOCK_V"] // 2, **MERGE, **FUSE,
         )  # fmt: skip
     if not with_entropy:
         entropy = statistics.new_empty(0)
-    return logp, entropy, lse, peak2, store
-
-
-def logits_forward(logits, target):
-    """logits (N, V) -> logp, lse (N,) fp32."""
-    n, v = logits.shape
-    logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    logp = logits.new_empty(n, dtype=torch.float32)
-    lse = logits.new_empty(n, dtype=torch.float32)
-    if n:
-        target = target.long().contiguous()
-        row_kernel[(n,)](logits, target, logp, lse, v, logits.stride(0), BLOCK_V=4096, num_warps=8, **FUSE)
-    return logp, lse
-
-
-def segment_sum(x, cu_seqlens):
-    """x (N,), cu_seqlens (B+1,) -> (B,) fp32, fp64 for fp64."""
-    out = x.new_empty(cu_seqlens.shape[0] - 1, dtype=wide(x.dtype))
-    if len(out):
-        segment_kernel[(len(out),)](x.contiguous(), cu_seqlens.contiguous(), out, BLOCK=512, **FUSE)
-    return out
+    return logp, entropy, lse, share, store
