@@ -119,8 +119,7 @@ def linear_logp(
         budget = torch_backend.default_budget(hidden.device)
     if torch.compiler.is_compiling() and _has_unknown_size(hidden):
         budget = min(budget, 0)  # the compiler must know the shape of what is kept
-    if softcap is not None and softcap < 2 * temperature:
-        # The backward would read tanh off the kept probabilities, whose log-probs are off by 2^-9.
+    if not _keeps(backend, temperature, softcap, return_entropy or return_lse):
         budget = min(budget, 0)
     logp, entropy, lse, _, _ = ops.linear_op(
         hidden, weight, bias, target,
@@ -208,6 +207,14 @@ def _has_unknown_size(x):
     from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols  # here: it takes 0.3 s
 
     return has_free_unbacked_symbols(x)
+
+
+def _keeps(backend, temperature, softcap, more_than_logp):
+    """Whether the backward could use kept probabilities."""
+    if backend == "triton":  # it keeps the gradient of logp itself, but for a factor of each row
+        return softcap is None and not more_than_logp
+    # The backward reads tanh off the kept probabilities, whose log-probs are off by 2^-9.
+    return softcap is None or softcap >= 2 * temperature
 
 
 def _takes_gradients(hidden, weight, bias):

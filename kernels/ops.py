@@ -25,7 +25,7 @@ from kernels import torch_backend
 
 
 def _forward_module(backend):
-    """The module with forward, kept, logits_forward and segment_sum."""
+    """The module with forward and kept."""
     if backend == "torch":
         return torch_backend
     from kernels import triton_forward  # here, because triton is optional
@@ -34,12 +34,21 @@ def _forward_module(backend):
 
 
 def _backward_module(backend):
-    """The module with backward and logits_backward."""
+    """The module with backward."""
     if backend == "torch":
         return torch_backend
     from kernels import triton_backward  # here, because triton is optional
 
     return triton_backward
+
+
+def _rows_module(backend):
+    """The module with logits_forward, logits_backward and segment_sum."""
+    if backend == "torch":
+        return torch_backend
+    from kernels import triton_rows  # here, because triton is optional
+
+    return triton_rows
 
 
 def _device_of(x):
@@ -82,7 +91,7 @@ def _linear_forward(
     budget: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """-> logp, entropy, lse (N,), and what the backward needs: peak and store.
+    """-> logp, entropy, lse (N,), and what the backward can use: factors (N,) or (N, tiles) and store (N, V).
 
     softcap 0: none. budget -1: there will be no backward."""
     _check_classes(target, weight.shape[0])
@@ -96,33 +105,19 @@ def _linear_fake(hidden, weight, bias, target, temperature, softcap, with_entrop
     logp = hidden.new_empty(n, dtype=torch_backend.wide(hidden.dtype))
     entropy = logp.new_empty(n if with_entropy else 0)
     lse = logp.new_empty(n)
-    peak, store = _forward_module(backend).kept(hidden, weight, budget)
-    return logp, entropy, lse, peak, store
+    factors, store = _forward_module(backend).kept(hidden, weight, budget)
+    return logp, entropy, lse, factors, store
 
 
 def _linear_save(ctx, inputs, output):
     hidden, weight, bias, target, temperature, softcap, _, _, backend = inputs
-    logp, entropy, lse, peak, store = output
-    ctx.save_for_backward(hidden, weight, bias, target, logp, entropy, lse, peak, store)
-    ctx.mark_non_differentiable(peak, store)
+    logp, entropy, lse, factors, store = output
+    ctx.save_for_backward(hidden, weight, bias, target, logp, entropy, lse, factors, store)
+    ctx.mark_non_differentiable(factors, store)
     ctx.set_materialize_grads(False)  # an unused output gets None, not zeros
     ctx.temperature = temperature
     ctx.softcap = softcap
     ctx.backend = backend
-
-
-def _unspent(store):
-    """store, or an empty tensor if a backward has used it up.
-
-    Triton's backward overwrites `store`. Its storage is marked, so that a second backward
-    (retain_graph) recomputes instead of reading garbage. The mark is on the storage because autograd
-    may wrap a saved tensor in a new object each time, compiled or not, while the storage stays the
-    same."""
-    storage = store.untyped_storage()
-    if hasattr(storage, "spent"):
-        return store.new_empty(0)
-    storage.spent = True
-    return store
 
 
 def _linear_backward(
@@ -136,26 +131,25 @@ def _linear_backward(
     logp: Tensor,
     entropy: Tensor,
     lse: Tensor,
-    peak: Tensor,
+    factors: Tensor,
     store: Tensor,
     temperature: float,
     softcap: float,
     need: list[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> d_hidden, d_weight, d_bias; empty where need says no. The Triton backend overwrites store."""
-    if backend == "triton":
-        store = _unspent(store)
-    # Without _device_of, because autograd has made the GPU current.
-    return _backward_module(backend).backward(
-        g_logp, g_entropy, g_lse, hidden, weight, bias, target,
-        logp, entropy, lse, peak, store, temperature, softcap, need,
-    )  # fmt: skip
+    """-> d_hidden, d_weight, d_bias; empty where need says no."""
+    module = _backward_module(backend)
+    with _device_of(hidden):
+        return module.backward(
+            g_logp, g_entropy, g_lse, hidden, weight, bias, target,
+            logp, entropy, lse, factors, store, temperature, softcap, need,
+        )  # fmt: skip
 
 
 def _linear_backward_fake(
     g_logp, g_entropy, g_lse, hidden, weight, bias, target,
-    logp, entropy, lse, peak, store, temperature, softcap, need, backend,
+    logp, entropy, lse, factors, store, temperature, softcap, need, backend,
 ):  # fmt: skip
     need_hidden, need_weight, need_bias = need
     d_hidden = hidden.new_empty(hidden.shape if need_hidden else 0)
@@ -166,12 +160,12 @@ def _linear_backward_fake(
 
 def _linear_gradients(backward, ctx, g_logp, g_entropy, g_lse):
     """-> one gradient, or None, for each of the nine arguments of _linear_forward."""
-    hidden, weight, bias, target, logp, entropy, lse, peak, store = ctx.saved_tensors
+    hidden, weight, bias, target, logp, entropy, lse, factors, store = ctx.saved_tensors
     if g_logp is None:
         g_logp = torch.zeros_like(logp)
     need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
     d_hidden, d_weight, d_bias = backward(
-        g_logp, g_entropy, g_lse, hidden, weight, bias, target, logp, entropy, lse, peak, store,
+        g_logp, g_entropy, g_lse, hidden, weight, bias, target, logp, entropy, lse, factors, store,
         ctx.temperature, ctx.softcap, [need_hidden, need_weight, need_bias], ctx.backend,
     )  # fmt: skip
     return (
@@ -196,20 +190,18 @@ class _EagerLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g_logp, g_entropy, g_lse, _peak, _store):
+    def backward(ctx, g_logp, g_entropy, g_lse, _factors, _store):
         return _linear_gradients(_linear_backward, ctx, g_logp, g_entropy, g_lse)
 
 
-def _compiled_linear_backward(ctx, g_logp, g_entropy, g_lse, _peak, _store):
+def _compiled_linear_backward(ctx, g_logp, g_entropy, g_lse, _factors, _store):
     return _linear_gradients(_linear_backward_custom_op, ctx, g_logp, g_entropy, g_lse)
 
 
 _linear_custom_op = custom_op("nanoroads::linear_logp", _linear_forward, mutates_args=())
 _linear_custom_op.register_fake(_linear_fake)
 _linear_backward_custom_op = custom_op(
-    "nanoroads::linear_logp_backward",
-    _linear_backward,
-    mutates_args=(),  # Triton overwrites store all the same; see _unspent
+    "nanoroads::linear_logp_backward", _linear_backward, mutates_args=()
 )
 _linear_backward_custom_op.register_fake(_linear_backward_fake)
 _linear_custom_op.register_autograd(_compiled_linear_backward, setup_context=_linear_save)
@@ -228,7 +220,7 @@ def linear_op(*inputs):
 def _logits_forward(logits: Tensor, target: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     """-> logp, and lse (N,) for the backward."""
     _check_classes(target, logits.shape[1])
-    module = _forward_module(backend)
+    module = _rows_module(backend)
     with _device_of(logits):
         return module.logits_forward(logits, target)
 
@@ -249,8 +241,9 @@ def _logits_save(ctx, inputs, output):
 def _logits_backward(
     g_logp: Tensor, logits: Tensor, target: Tensor, logp: Tensor, lse: Tensor, backend: str
 ) -> Tensor:
-    # Without _device_of, because autograd has made the GPU current.
-    return _backward_module(backend).logits_backward(g_logp, logits, target, logp, lse)
+    module = _rows_module(backend)
+    with _device_of(logits):
+        return module.logits_backward(g_logp, logits, target, logp, lse)
 
 
 def _logits_backward_fake(g_logp, logits, target, logp, lse, backend):
@@ -301,7 +294,7 @@ def logits_op(*inputs):
 
 def _segments_forward(x: Tensor, cu_seqlens: Tensor, backend: str) -> Tensor:
     _check_offsets(cu_seqlens, x.shape[0])
-    module = _forward_module(backend)
+    module = _rows_module(backend)
     with _device_of(x):
         return module.segment_sum(x, cu_seqlens)
 

@@ -102,7 +102,7 @@ def reduce_tile(
     if STORE:
         above2 = top2 - tl.load(reference2 + rows, mask=live, other=0.0)
         # Out of range, e stays relative to top2, for merge_kernel to mend.
-        e *= tl.where(above2 > RANGE2, 1.0, tl.exp2(above2))[:, None]
+        e *= tl.exp2(tl.where(above2 > RANGE2, 0.0, above2))[:, None]
         offsets = rows.to(tl.int64)[:, None] * store_stride + cols[None, :]
         inside = live[:, None] & (cols < store_stride)[None, :]
         tl.store(store + offsets, e.to(store.dtype.element_ty), mask=inside)
@@ -192,7 +192,7 @@ def rebase(
     """Makes the e of whole rows relative to lse2, that is: p."""
     for slot in range(0, tl.cdiv(V, WIDTH)):
         cols = slot * WIDTH + tl.arange(0, WIDTH)
-        top2 = tl.load(peak2 + slot.to(tl.int64) * stats_stride + rows, mask=changes, other=0.0)
+        top2 = tl.load(peak2 + slot * stats_stride.to(tl.int64) + rows, mask=changes, other=0.0)
         base2 = tl.where(top2 - reference2 > RANGE2, top2, reference2)
         address = store + rows.to(tl.int64)[:, None] * store_stride + cols[None, :]
         inside = changes[:, None] & (cols < V)[None, :]

@@ -27,9 +27,9 @@ SHARED = {"sm_80": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
 TENSOR_CORE = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": r"UTC\w*MMA", "sm_120": "HMMA"}
 # The types of the kernels' arguments, by name; pointers in MATRIX are to the inputs' dtype.
 MATRIX = "x w bias store out logits".split()
-FP32_POINTERS = "reference2 peak2 total moment2 target_z2 logp rest lse entropy g g_and_rest h".split()
+FP32_POINTERS = "reference2 peak2 total moment2 target_z2 logp rest lse entropy share g of_p of_target h".split()
 NUMBERS = "scale softcap ratio".split()
-INTEGERS = "N V D slice_start slots peak_stride stats_stride store_stride out_stride stride".split()
+INTEGERS = "N V D width slice_start slots stats_stride store_stride out_stride stride".split()
 MULTIPLES_OF_16 = "D slice_start store_stride out_stride stride".split()  # as in a real call; pointers, too
 
 
