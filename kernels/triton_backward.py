@@ -44,27 +44,6 @@ SLICE = 16384  # columns of d logits in memory at a time, when recomputed
 
 
 @triton.jit
-def gradient(
-    # of a tile or of one class a row: what logp and lse give, probability, logit
-    dz, p, z2,
-    # of its rows: log-sum-exp in base 2, entropy and its upstream gradient
-    lse2, entropy, h,
-    # numbers: ratio = temperature / softcap
-    ratio,
-    # meta-parameters
-    SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr,
-):  # fmt: skip
-    """-> dz, of shapes that broadcast."""
-    if ENTROPY:
-        log2_p = tl.maximum(z2 - lse2, LOG_ZERO)  # p log p of a banned token is 0
-        dz -= h * p * (log2_p * LN2 + entropy)
-    if SOFTCAP:  # d/du softcap tanh(u / softcap) = 1 - tanh^2
-        tanh = z2 * (LN2 * ratio)
-        dz *= 1 - tanh * tanh
-    return dz
-
-
-@triton.jit
 def write_tile(
     # the product of half a tile
     z,
@@ -85,40 +64,36 @@ def write_tile(
     """The product of half a tile -> its dz, in out."""
     rows, cols = row + tl.arange(0, BLOCK_N), first_col + tl.arange(0, WIDTH)
     live = rows < N
-    lse2 = tl.load(lse + rows, mask=live, other=0.0) * LOG2E
-    row_of_p = tl.load(of_p + rows, mask=live, other=0.0)
-    row_h = row_of_p  # never read without entropy, as is row_entropy
-    row_entropy = row_of_p
+    z2 = logits_of(z, bias, cols, width, scale, softcap, BIAS, SOFTCAP)
+    log2_p = z2 - (tl.load(lse + rows, mask=live, other=0.0) * LOG2E)[:, None]
+    p = tl.exp2(log2_p)
+    dz = -tl.load(of_p + rows, mask=live, other=0.0)[:, None] * p
     if ENTROPY:
         row_h = tl.load(h + rows, mask=live, other=0.0)
         row_entropy = tl.load(entropy + rows, mask=live, other=0.0)
-    z2 = logits_of(z, bias, cols, width, scale, softcap, BIAS, SOFTCAP)
-    p = tl.exp2(z2 - lse2[:, None])
-    dz = gradient(
-        -row_of_p[:, None] * p, p, z2, lse2[:, None], row_entropy[:, None], row_h[:, None],
-        ratio, SOFTCAP, ENTROPY,
-    )  # fmt: skip
-    address = out + rows.to(tl.int64)[:, None] * out_stride + cols[None, :]
-    inside = live[:, None] & (cols < out_stride)[None, :]
-    tl.store(address, dz.to(out.dtype.element_ty), mask=inside)
-
-    # The target's element once more: few half tiles have one.
+        log2_p = tl.maximum(log2_p, LOG_ZERO)  # p log p of a banned token is 0
+        dz -= row_h[:, None] * p * (log2_p * LN2 + row_entropy[:, None])
     targets = (tl.load(target + rows, mask=live, other=-1) - slice_start).to(tl.int32)
-    holds_target = (targets >= first_col) & (targets < min(first_col + WIDTH, width))
-    if tl.max(holds_target.to(tl.int32), 0) > 0:
-        tl.debug_barrier()  # all of the above is written
-        z2_t = tl.sum(tl.where(cols[None, :] == targets[:, None], z2, 0.0), 1)
-        p_t = tl.exp2(z2_t - lse2)
-        dz_t = tl.load(of_target + rows, mask=live, other=0.0)
-        dz_t = gradient(dz_t, p_t, z2_t, lse2, row_entropy, row_h, ratio, SOFTCAP, ENTROPY)
-        address_t = out + rows.to(tl.int64) * out_stride + targets
-        tl.store(address_t, dz_t.to(out.dtype.element_ty), mask=holds_target)
+    if SOFTCAP:  # d/du softcap tanh(u / softcap) = 1 - tanh^2
+        target_dz = tl.load(of_target + rows, mask=live, other=0.0)
+        dz = tl.where(cols[None, :] == targets[:, None], target_dz[:, None], dz)
+        tanh = z2 * (LN2 * ratio)
+        dz *= 1 - tanh * tanh
+    line = out + rows.to(tl.int64) * out_stride
+    inside = live[:, None] & (cols < out_stride)[None, :]
+    tl.store(line[:, None] + cols[None, :], dz.to(out.dtype.element_ty), mask=inside)
+    if not SOFTCAP:  # the targets' elements once more, in the few half tiles that have some
+        holds_target = (targets >= first_col) & (targets < min(first_col + WIDTH, width))
+        if tl.max(holds_target.to(tl.int32), 0) > 0:
+            tl.debug_barrier()  # all of the above is written
+            target_dz = tl.load(of_target + rows, mask=live, other=0.0)
+            tl.store(line + targets, target_dz.to(out.dtype.element_ty), mask=holds_target)
 
 
 @triton.jit(do_not_specialize=PER_BATCH)
 def slice_kernel(
     # pointers, read: x (N, D), w (width, D), bias (width,); target, lse, entropy (N,) and,
-    # over the temperature, of_p = g - l, of_target = g - (g - l) p[target] and h (N,)
+    # over the temperature, of_p = g - l and h (N,); of_target (N,): the targets' dz, before a softcap's slope
     x, w, bias, target, lse, entropy, of_p, of_target, h,
     # pointer, written: (N, width)
     out,
@@ -207,12 +182,15 @@ def backward(
         from_kept(g, hidden, weight, share, store, (d_hidden, d_weight, d_bias))
         return d_hidden.to(hidden.dtype), d_weight, d_bias
 
-    of_p, of_target = g, -torch.expm1(logp) * g
+    of_p, of_target = g, -torch.expm1(logp) * g  # without the cancellation of 1 - p
+    h = g
     if g_lse is not None:
         from_lse = upstream(g_lse, ignored, temperature)
         of_p = g - from_lse
         of_target += logp.exp() * from_lse
-    h = g if g_entropy is None else upstream(g_entropy, ignored, temperature)
+    if g_entropy is not None:
+        h = upstream(g_entropy, ignored, temperature)
+        of_target -= h * logp.exp() * (logp.clamp_min(LOG_ZERO.value) + entropy)
     ratio = temperature / softcap if softcap else 0.0
     tile = tile or tile_for("backward", hidden)
     # Fewer columns for more than 32,768 rows, in multiples of 1024.

@@ -80,10 +80,11 @@ def reduce_tile(
     first_col = slot * WIDTH
     rows, cols = row + tl.arange(0, BLOCK_N), first_col + tl.arange(0, WIDTH)
     live = rows < N
-    # Adding 0 is free, in one instruction with the scale. A branch for the last tile alone is not:
-    # Triton 3.6 would compute the exponentials twice.
-    edge = tl.where(cols < V, 0.0, -float("inf"))
-    z2 = logits_of(z, bias, cols, V, scale, softcap, BIAS, SOFTCAP) + edge[None, :]
+    z2 = logits_of(z, bias, cols, V, scale, softcap, BIAS, SOFTCAP)
+    if SOFTCAP or not BIAS:
+        # Adding 0 is free, in one instruction with the scale. A branch for the last tile alone is not:
+        # Triton 3.6 would compute the exponentials twice.
+        z2 += tl.where(cols < V, 0.0, -float("inf"))[None, :]
     targets = tl.load(target + rows, mask=live, other=-1).to(tl.int32)
     holds_target = (targets >= first_col) & (targets < min(first_col + WIDTH, V))
     if tl.max(holds_target.to(tl.int32), 0) > 0:

@@ -79,9 +79,12 @@ def softcapped(z, softcap):
 
 @triton.jit
 def logits_of(z, bias, cols, V, scale, softcap, BIAS: tl.constexpr, SOFTCAP: tl.constexpr):
-    """The product of a tile -> its logits z2, in base 2; scale = 1 / (temperature ln 2)."""
+    """The product of a tile -> its logits z2, in base 2; scale = 1 / (temperature ln 2).
+
+    -inf in columns from V on if there is a bias and no softcap, else anything finite."""
     if BIAS:
-        z += tl.load(bias + cols, mask=cols < V, other=0.0).to(tl.float32)[None, :]
+        outside = 0.0 if SOFTCAP else -float("inf")  # of which tanh would make a logit
+        z += tl.load(bias + cols, mask=cols < V, other=outside).to(tl.float32)[None, :]
     if SOFTCAP:
         z = softcapped(z, softcap)
     return z * scale
