@@ -1,12 +1,13 @@
 """Who sees whom. A model's trunk is handed one of these functions, and calls it in every layer:
 
-    attend(layer, q, k, v) -> y         q, y (..., H, C); k, v (..., n_kv_head, C)
+    attend(layer_index, q, k, v) -> y         q, y (..., H, C); k, v (..., n_kv_head, C)
 
     causal(...)           rows of tokens (B, T): each sees itself and what is before it in its row
     of_groups(...)        a batch's stream of tokens (N,), groups of a prompt and its responses
-    KVCache.attend        decoding: the newest tokens see all that the cache holds (generate.py)
+    KVCache.attend        decoding: the newest tokens see all that the cache holds (cache.py). It alone
+                          reads layer_index
 
-The stream of batch.py is attended to in one of three ways, which agree but for rounding:
+A batch's stream (batch.py) is attended to in one of three ways, which agree but for rounding:
 
     by_segment   a CPU: one call for each prompt and each response, exact in its sizes
     padded       short sequences on a CPU, for which so many calls take longer than some padding;
@@ -14,7 +15,9 @@ The stream of batch.py is attended to in one of three ways, which agree but for 
     by_blocks    CUDA: FlexAttention, one kernel that skips the blocks of 128 x 128 tokens in which
                  nobody sees anybody
 
-None of them has a mask of N x N. H query heads share n_kv_head heads of keys and values."""
+None of them has a mask of N x N. Shapes: H query heads share n_kv_head heads of keys and values, C
+channels each; P tokens of a prompt and m of a response. A prompt with one response is one causal sequence
+of P + m tokens, and has no rows or calls of its own; S counts the responses of the other prompts."""
 
 import functools
 
@@ -24,27 +27,28 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from kernels.api import HAS_TRITON
 
-SHORT = 32  # tokens: with shorter prompts and responses, on the average, a CPU pads
+SHORT = 32  # tokens: with shorter prompts and responses, on average, a CPU pads
 BLOCK = 128  # tokens in a block of FlexAttention
 
 
-def causal(layer, q, k, v):
+def causal(layer_index, q, k, v):
     """Plain causal attention: q (B, T, H, C), k and v (B, T, n_kv_head, C) -> (B, T, H, C)."""
     return attention(q, k, v, is_causal=True)
 
 
-def of_groups(groups, device):
-    """The attend function of a stream. groups: of each the prompt's length, then its responses'.
+def of_groups(group_lengths, device):
+    """The attend function of a stream. group_lengths: of each group [P, m, m, ...], its prompt's length
+    and those of its responses.
 
     torch.compile leaves it out of a trunk: it would compile each batch's lengths anew."""
     kind = torch.device(device).type
-    mean_length = sum(map(sum, groups)) / sum(map(len, groups))
+    mean_length = sum(map(sum, group_lengths)) / sum(map(len, group_lengths))
     if kind == "cuda" and HAS_TRITON:
         # Not recursive: the kernel inside is a compiled function of its own.
-        return torch.compiler.disable(by_blocks(groups, device), recursive=False)
+        return torch.compiler.disable(by_blocks(group_lengths, device), recursive=False)
     if kind == "cpu" and mean_length >= SHORT:
-        return torch.compiler.disable(by_segment(groups, device))
-    return torch.compiler.disable(padded(groups, device))
+        return torch.compiler.disable(by_segment(group_lengths, device))
+    return torch.compiler.disable(padded(group_lengths, device))
 
 
 def attention(q, k, v, mask=None, is_causal=False):
@@ -53,8 +57,8 @@ def attention(q, k, v, mask=None, is_causal=False):
     or (B, 1, T, L)."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]
-    has_kernel = mask is None and q.dtype != torch.float32
-    if grouped and q.is_cuda and not has_kernel:
+    has_flash = mask is None and q.dtype in (torch.float16, torch.bfloat16)
+    if grouped and q.is_cuda and not has_flash:
         # With grouped keys CUDA would compute the whole (T, L) matrix of scores. The memory-efficient
         # kernel does not, but wants a key for every query head.
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
@@ -66,42 +70,41 @@ def attention(q, k, v, mask=None, is_causal=False):
 # ---------------------------------------------------------------- a call for each prompt and response
 
 
-def by_segment(groups, device):
+def by_segment(group_lengths, device):
     """Attention to a stream in a plain loop over its groups."""
-    sizes = []  # of the pieces of the stream that are attended to in one call
-    for prompt, *responses in groups:
-        if len(responses) == 1:  # a prompt and its only response are one causal sequence
-            sizes.append(prompt + responses[0])
+    piece_sizes = []  # of the stream, in tokens: what is attended to in one call
+    for prompt_length, *response_lengths in group_lengths:
+        if len(response_lengths) == 1:  # a prompt and its only response are one causal sequence
+            piece_sizes.append(prompt_length + response_lengths[0])
         else:
-            sizes += [prompt, *responses]
-    longest_prompt = max(prompt for prompt, *_ in groups)
-    longest_response = max(max(responses) for _, *responses in groups)
+            piece_sizes += [prompt_length, *response_lengths]
+    longest_prompt = max(prompt_length for prompt_length, *_ in group_lengths)
+    longest_response = max(max(response_lengths) for _, *response_lengths in group_lengths)
 
     @functools.cache
     def whole_mask(dtype):
         """0 or -inf, for the longest response behind the longest prompt; for any other, a part of it will
         do. Made once for all layers, and of the scores' dtype: a bool mask would be turned into one, and
         kept for the backward, in every layer."""
-        hidden = torch.full((longest_response, longest_prompt + longest_response), -torch.inf, dtype=dtype)
-        return hidden.triu(longest_prompt + 1).to(device)
+        not_seen = torch.full((longest_response, longest_prompt + longest_response), -torch.inf, dtype=dtype)
+        return not_seen.triu(longest_prompt + 1).to(device)
 
-    def attend(layer, q, k, v):
-        # Split once: the backward of a slice would write gradients of the whole stream for each.
-        pieces = zip(q[None].split(sizes, 1), k[None].split(sizes, 1), v[None].split(sizes, 1), strict=True)
+    def attend(layer_index, q, k, v):
+        # Split once: the backward of each slice would write gradients of the whole stream.
+        q_pieces, k_pieces, v_pieces = (iter(x[None].split(piece_sizes, dim=1)) for x in (q, k, v))
         out = []
-        for prompt, *responses in groups:
-            q_piece, k_prompt, v_prompt = next(pieces)  # (1, P, heads, C)
-            out.append(attention(q_piece, k_prompt, v_prompt, is_causal=True))
-            if len(responses) == 1:
-                continue
-            for response in responses:
-                q_piece, k_own, v_own = next(pieces)  # (1, m, heads, C)
-                k_seen = torch.cat((k_prompt, k_own), 1)  # (1, P + m, n_kv_head, C)
-                v_seen = torch.cat((v_prompt, v_own), 1)
-                columns = slice(longest_prompt - prompt, longest_prompt + response)
-                mask = whole_mask(q.dtype)[:response, columns]  # (m, P + m)
-                out.append(attention(q_piece, k_seen, v_seen, mask))
-        return torch.cat(out, 1)[0]  # (N, H, C)
+        for prompt_length, *response_lengths in group_lengths:
+            k_prompt, v_prompt = next(k_pieces), next(v_pieces)  # (1, P, n_kv_head, C)
+            out.append(attention(next(q_pieces), k_prompt, v_prompt, is_causal=True))  # (1, P, H, C)
+            if len(response_lengths) == 1:
+                continue  # it was in the same piece
+            for response_length in response_lengths:
+                k_seen = torch.cat((k_prompt, next(k_pieces)), dim=1)  # (1, P + m, n_kv_head, C)
+                v_seen = torch.cat((v_prompt, next(v_pieces)), dim=1)
+                columns = slice(longest_prompt - prompt_length, longest_prompt + response_length)
+                mask = whole_mask(q.dtype)[:response_length, columns]  # (m, P + m)
+                out.append(attention(next(q_pieces), k_seen, v_seen, mask))  # (1, m, H, C)
+        return torch.cat(out, dim=1)[0]  # (N, H, C)
 
     return attend
 
@@ -109,45 +112,47 @@ def by_segment(groups, device):
 # ---------------------------------------------------------------- two calls, with padding
 
 
-def padded(groups, device):
+def padded(group_lengths, device):
     """Attention to a stream gathered into rows of equal length: one call for what is causal, and one in
     which each response is a row that sees its prompt and itself."""
     causal_rows, response_rows, prompt_rows = [], [], []  # (first token, number of tokens) of each row
     start = 0
-    for prompt, *responses in groups:
-        if len(responses) == 1:  # a prompt and its only response are one causal sequence
-            causal_rows.append((start, prompt + responses[0]))
-            start += prompt + responses[0]
+    for prompt_length, *response_lengths in group_lengths:
+        if len(response_lengths) == 1:  # a prompt and its only response are one causal sequence
+            length = prompt_length + response_lengths[0]
+            causal_rows.append((start, length))
+            start += length
             continue
-        prompt_row = (start, prompt)
+        prompt_row = (start, prompt_length)
         causal_rows.append(prompt_row)
-        start += prompt
-        for response in responses:
-            response_rows.append((start, response))
+        start += prompt_length
+        for response_length in response_lengths:
+            response_rows.append((start, response_length))
             prompt_rows.append(prompt_row)
-            start += response
+            start += response_length
 
-    causal_index, causal_is_token = rectangle(causal_rows)  # (A, L)
-    own_index, own_is_token = rectangle(response_rows)  # (S, m), S = 0 if all groups have one response
+    causal_index, causal_is_token = rectangle(causal_rows)  # (A, L): A causal sequences, L the longest
+    own_index, own_is_token = rectangle(response_rows)  # (S, m), m the longest; S may be 0
     prompt_index, is_prompt = rectangle(prompt_rows)  # (S, P)
     key_index = torch.cat((prompt_index, own_index), 1)  # (S, P + m)
 
-    # Where each token of the stream is among the rows, laid end to end.
+    # Where each token of the stream is among the rows, laid end to end: the inverse of index, whose
+    # padding is left out.
     index = torch.cat((causal_index.flatten(), own_index.flatten()))
     is_token = torch.cat((causal_is_token.flatten(), own_is_token.flatten()))
     place = torch.empty(start, dtype=torch.int64)
     place[index[is_token]] = is_token.nonzero().squeeze(1)
 
     # A response's query sees the whole prompt, and the response up to itself.
-    length = own_index.shape[1]
-    not_later = torch.ones(length, length, dtype=torch.bool).tril()
-    sees_prompt = is_prompt[:, None, :].expand(-1, length, -1)  # (S, m, P)
+    longest = own_index.shape[1]
+    not_later = torch.ones(longest, longest, dtype=torch.bool).tril()
+    sees_prompt = is_prompt[:, None, :].expand(-1, longest, -1)  # (S, m, P)
     mask = torch.cat((sees_prompt, not_later.expand(len(own_index), -1, -1)), 2)[:, None]  # (S, 1, m, P + m)
 
     tables = (causal_index, own_index, key_index, place, mask)
     causal_index, own_index, key_index, place, mask = (upload(table, device) for table in tables)
 
-    def attend(layer, q, k, v):
+    def attend(layer_index, q, k, v):
         q_rows, k_rows, v_rows = (gather(x, causal_index) for x in (q, k, v))  # (A, L, heads, C) each
         out = attention(q_rows, k_rows, v_rows, is_causal=True).flatten(0, 1)  # (A L, H, C)
         if response_rows:
@@ -171,8 +176,8 @@ def rectangle(rows):
 def gather(x, index):
     """x (N, heads, C), index of any shape -> (*index, heads, C).
 
-    F.embedding, not x[index]: the backward of indexing sums gradients in thread order, which differs
-    from run to run."""
+    F.embedding, not x[index]: on a CPU the backward of indexing sums the gradients of what is read
+    several times in the order of threads, which differs from run to run."""
     return F.embedding(index, x.flatten(1)).unflatten(-1, x.shape[1:])
 
 
@@ -181,19 +186,20 @@ def gather(x, index):
 
 @functools.cache
 def compiled_flex_attention():
-    """One kernel for all batches, whatever their lengths."""
+    """Compiled once for all lengths; again for other dtypes or numbers of heads, with gradients and
+    without."""
     return torch.compile(flex_attention, dynamic=True)
 
 
-def by_blocks(groups, device):
+def by_blocks(group_lengths, device):
     """Attention to a stream by FlexAttention (Dong et al., 2412.05496): only blocks of BLOCK x BLOCK
     tokens in which somebody sees somebody are computed."""
     prompt_start, prompt_end, own_start = [], [], []  # of each token; own: of its prompt or response
-    blocks = -(-sum(map(sum, groups)) // BLOCK)
-    is_seen = torch.zeros(blocks, blocks, dtype=torch.bool)  # of queries and keys
+    blocks = -(-sum(map(sum, group_lengths)) // BLOCK)  # rounded up
+    is_seen = torch.zeros(blocks, blocks, dtype=torch.bool)  # (query blocks, key blocks)
     start = 0
-    for lengths in groups:
-        first = start  # of the group
+    for lengths in group_lengths:
+        first = start  # token of the group
         for length in lengths:
             end = start + length
             prompt_start += [first] * length
@@ -205,6 +211,7 @@ def by_blocks(groups, device):
             start = end
     is_seen = is_seen.tril()
     count = is_seen.sum(1, dtype=torch.int32)  # (blocks,) key blocks of each query block
+    # Of each query block the key blocks, those seen first; FlexAttention reads `count` of them.
     seen_first = is_seen.int().argsort(dim=1, descending=True, stable=True).int()  # (blocks, blocks)
     tables = (torch.tensor(prompt_start), torch.tensor(prompt_end), torch.tensor(own_start))
     prompt_start, prompt_end, own_start = (upload(table, device) for table in tables)
@@ -221,9 +228,14 @@ def by_blocks(groups, device):
         seq_lengths=(start, start),
     )
 
-    def attend(layer, q, k, v):
-        if q.shape[-1] < 16:  # FlexAttention has no kernel for so small heads
-            return padded(groups, device)(layer, q, k, v)
+    @torch.compiler.disable
+    @functools.cache
+    def without_kernel():
+        return torch.compiler.disable(padded(group_lengths, device))
+
+    def attend(layer_index, q, k, v):
+        if q.is_cuda and (q.shape[-1] < 16 or q.dtype == torch.float64):  # there is no kernel for these
+            return without_kernel()(layer_index, q, k, v)
         flex = compiled_flex_attention() if q.is_cuda else flex_attention
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, N, C) each
         y = flex(q, k, v, block_mask=block_mask, enable_gqa=q.shape[1] != k.shape[1])
@@ -236,4 +248,4 @@ def upload(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """x on the device, without waiting for it: only from pinned memory is a copy asynchronous."""
     if torch.device(device).type == "cuda" and not x.is_cuda:
         x = x.pin_memory()
-    return x.to(device, non_blocking=True)
+    return x.to(device, non_blocking=torch.device(device).type == "cuda")

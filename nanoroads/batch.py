@@ -5,10 +5,10 @@
     position:  0 1 2 3 4 5 6 4 5 6 7 0 1 2 3 4 2 3     each response goes on from its prompt
 
 A token sees the earlier tokens of its own response and the whole prompt of its group: b sees p and
-itself, never a. That is the affair of attention alone (attention.py); everything else in a model works
+itself, never a. That concerns attention alone (attention.py); everything else in a model works
 on the stream, one token at a time.
 
-The prompt stands once. With 512 prompt and 53 response tokens a pair costs 618 positions instead of
+The prompt stands once. With 512 tokens in a prompt and 53 in a response a pair costs 618 positions instead of
 1,130; 25 samples, 1,837 instead of 14,125."""
 
 import dataclasses
@@ -23,11 +23,11 @@ from nanoroads.attention import upload
 
 @dataclass
 class Batch:
-    """What every model reads: N tokens, R of them in S = G x K responses, in the order given to `pack`."""
+    """What every model reads: N tokens, R of them in S responses, in the order given to `pack`."""
 
     tokens: torch.Tensor  # (N,) int64; each prompt, followed by its responses
     position: torch.Tensor  # (N,) int64; restarts at each prompt and continues from it in each response
-    groups: list[list[int]]  # of each group its lengths: the prompt's, then those of its responses
+    group_lengths: list[list[int]]  # of each group: its prompt's length, then those of its responses
     rows: torch.Tensor  # (R,) int64; where in the stream the hidden state is that predicts a response token
     response_index: torch.Tensor  # (R,) int64; where in the stream each response token itself is
     target: torch.Tensor  # (R,) int64; the response tokens, EOS included
@@ -41,7 +41,7 @@ class Batch:
     @functools.cached_property
     def attend(self):
         """Who sees whom, as a function for GPT.trunk; made once for all models that read this batch."""
-        return attention.of_groups(self.groups, self.tokens.device)
+        return attention.of_groups(self.group_lengths, self.tokens.device)
 
     @property
     def last(self) -> torch.Tensor:
@@ -62,16 +62,16 @@ def pack(
     Raises ValueError for an empty prompt or response."""
     if not prompts:
         raise ValueError("no groups to pack")
-    tokens, position, groups, rows, response_index, target = [], [], [], [], [], []
+    tokens, position, group_lengths, rows, response_index, target = [], [], [], [], [], []
     cu_seqlens = [0]
-    for g, (prompt, group) in enumerate(zip(prompts, responses, strict=True)):
-        if not prompt or not group or not all(group):
+    for g, (prompt, prompt_responses) in enumerate(zip(prompts, responses, strict=True)):
+        if not prompt or not prompt_responses or not all(prompt_responses):
             raise ValueError(f"group {g}: an empty prompt or response")
         tokens.extend(prompt)
         position.extend(range(len(prompt)))
-        groups.append([len(prompt)])
+        group_lengths.append([len(prompt)])
         prompt_end = len(tokens) - 1  # the place of the prompt's last token
-        for response in group:
+        for response in prompt_responses:
             start = len(tokens)
             end = start + len(response)
             # A token is predicted by the one before it; a response's first, by its prompt's last.
@@ -80,13 +80,13 @@ def pack(
             response_index.extend(range(start, end))
             tokens.extend(response)
             position.extend(range(len(prompt), len(prompt) + len(response)))
-            groups[g].append(len(response))
+            group_lengths[g].append(len(response))
             target.extend(response)
             cu_seqlens.append(len(target))
     return Batch(
         tokens=torch.tensor(tokens),
         position=torch.tensor(position),
-        groups=groups,
+        group_lengths=group_lengths,
         rows=torch.tensor(rows),
         response_index=torch.tensor(response_index),
         target=torch.tensor(target),

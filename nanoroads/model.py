@@ -3,8 +3,8 @@ config each.
 
 Read it as nanoGPT with four switches: positions (a learned table, or rotary), norm (LayerNorm or
 RMSNorm), MLP (GELU or SwiGLU) and residual (sequential or parallel), plus grouped-query attention and,
-for reward models, a scalar head. Who sees whom is not its affair: the trunk is handed a function `attend`
-(attention.py), and works on each token alone in all else.
+for reward models, a scalar head. Who sees whom is no concern of its own: the trunk is handed a function
+`attend` (attention.py), and works on each token alone in all else.
 
 Shapes: N tokens, which may as well be (B, T) rows of tokens or any other shape; D = n_embd, H heads,
 C = head size, V = vocab_size; R response tokens, S responses."""
@@ -113,7 +113,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, heads * config.head_size, bias=config.qkv_bias)
         self.out = nn.Linear(config.n_head * config.head_size, config.n_embd, bias=config.bias)
 
-    def forward(self, x, layer, rotary, attend):
+    def forward(self, x, layer_index, rotary, attend):
         c = self.config
         qkv = self.qkv(x).unflatten(-1, (-1, c.head_size))  # (N, n_head + 2 n_kv_head, C)
         # q and k rotate alike, so they are rotated together.
@@ -122,7 +122,7 @@ class Attention(nn.Module):
             cos, sin = rotary
             qk = rotate(qk, cos, sin)
         q, k = qk.split((c.n_head, c.n_kv_head), dim=-2)  # (N, H, C), (N, n_kv_head, C)
-        y = attend(layer, q, k, v)  # (N, H, C)
+        y = attend(layer_index, q, k, v)  # (N, H, C)
         return self.out(y.flatten(-2))
 
 
@@ -157,8 +157,8 @@ class Block(nn.Module):
         self.norm2 = make_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x, layer, rotary, attend):
-        attended = self.attention(self.norm1(x), layer, rotary, attend)
+    def forward(self, x, layer_index, rotary, attend):
+        attended = self.attention(self.norm1(x), layer_index, rotary, attend)
         if self.parallel:
             return x + attended + self.mlp(self.norm2(x))
         x = x + attended
@@ -220,8 +220,8 @@ class GPT(nn.Module):
         self.trunk_is_compiled = True
 
     def autocast(self):
-        """The context of every forward pass. Around a loop of them it keeps the weights that were
-        cast."""
+        """The context of every forward pass. Around a loop of passes it casts each weight once, so no
+        optimizer may step inside."""
         if self.compute_dtype is None or self.compute_dtype == self.embedding.weight.dtype:
             return contextlib.nullcontext()
         return torch.autocast(self.embedding.weight.device.type, self.compute_dtype)
@@ -235,8 +235,8 @@ class GPT(nn.Module):
             x = x + self.position_embedding(position)
         else:
             rotary = rotary_table(self.config, position)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, layer, rotary, attend)
+        for layer_index, block in enumerate(self.blocks):
+            x = block(x, layer_index, rotary, attend)
         return self.norm(x)
 
     def forward(self, batch, temperature=1.0):
@@ -248,9 +248,9 @@ class GPT(nn.Module):
             hidden = self.trunk(batch.tokens, batch.position, batch.attend)  # (N, D)
             if self.config.head == "scalar":
                 return self.reward(batch, hidden)
-            # Prompts never reach the vocabulary projection. F.embedding, not hidden[rows]:
-            # all k samples read the prompt's last hidden state, and the backward of indexing sums their
-            # gradients in thread order, which differs from run to run.
+            # Prompts never reach the vocabulary projection. F.embedding, not hidden[rows]: all responses
+            # read their prompt's last hidden state, and on a CPU the backward of indexing sums their
+            # gradients in the order of threads, which differs from run to run.
             predictors = F.embedding(batch.rows, hidden)  # (R, D)
             sequence, token = kernels.sequence_logp(
                 predictors, self.lm_head.weight, batch.target, batch.cu_seqlens, temperature=temperature
@@ -262,6 +262,7 @@ class GPT(nn.Module):
         tokens."""
         # An fp32 product and sum: a matmul would be rounded to bf16 under autocast.
         weight = self.scalar_head.weight.to(torch.promote_types(hidden.dtype, torch.float32))  # (1, D)
+        # Each place is read once, so plain indexing is deterministic.
         if self.config.readout == "last":
             return (hidden[batch.last] * weight).sum(-1)
         token = (hidden[batch.response_index] * weight).sum(-1)  # (R,)

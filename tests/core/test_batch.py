@@ -13,18 +13,17 @@ from torch.nn.attention import flex_attention
 from nanoroads import attention
 from nanoroads.batch import pack
 
-WAYS = {"by_segment": {}, "padded": {}, "by_blocks": {"head_size": 16}}  # FlexAttention wants 16 channels
+WAYS = ("by_segment", "padded", "by_blocks")
 
 
 @pytest.fixture(params=WAYS)
 def way(request, monkeypatch):
-    """Each way to attend, also those that a CPU would not take -> what it asks of the model's config."""
+    """Each way to attend, also those that a CPU would not take."""
     monkeypatch.setattr(attention, "of_groups", getattr(attention, request.param))
     # FlexAttention refuses gradients on a CPU, since no compiled kernel has them there. Its eager form
     # is differentiable.
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
     monkeypatch.setattr(attention, "BLOCK", 16)
-    return WAYS[request.param]
 
 
 def random_groups(seed, groups=5, most=4):
@@ -67,7 +66,7 @@ def close(a, b):
 @pytest.mark.parametrize("most", [1, 2, 4])  # responses of a prompt
 @pytest.mark.parametrize("kind", SHAPES)
 def test_policy_equals_separate_sequences(kind, most, way):
-    model = tiny(kind, **way)
+    model = tiny(kind)
     for seed in range(3):
         prompts, responses = random_groups(seed, most=most)
         logp = model(pack(prompts, responses))
@@ -87,7 +86,7 @@ def test_policy_equals_separate_sequences(kind, most, way):
 @pytest.mark.parametrize("readout", ["last", "sum"])
 @pytest.mark.parametrize("kind", SHAPES)
 def test_reward_model_equals_separate_sequences(kind, readout, way):
-    model = tiny(kind, head="scalar", readout=readout, **way)
+    model = tiny(kind, head="scalar", readout=readout)
     prompts, responses = random_groups(7)
     reward = model(pack(prompts, responses))
     scores = separate(model, prompts, responses)
@@ -115,7 +114,7 @@ def test_the_example_of_the_docstring():
     batch = pack([[10, 11, 12, 13], [14, 15]], [[[1, 2, 3], [4, 5, 6, 7]], [[8, 9, 10], [11]]])
     assert batch.tokens.tolist() == [10, 11, 12, 13, 1, 2, 3, 4, 5, 6, 7, 14, 15, 8, 9, 10, 11]
     assert batch.position.tolist() == [0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 0, 1, 2, 3, 4, 2]
-    assert batch.groups == [[4, 3, 4], [2, 3, 1]]
+    assert batch.group_lengths == [[4, 3, 4], [2, 3, 1]]
     assert batch.rows.tolist() == [3, 4, 5, 3, 7, 8, 9, 12, 13, 14, 12]
     assert batch.response_index.tolist() == [4, 5, 6, 7, 8, 9, 10, 13, 14, 15, 16]
     assert batch.target.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
@@ -124,7 +123,7 @@ def test_the_example_of_the_docstring():
     moved = batch.to("cpu")
     fields = ("tokens", "position", "rows", "response_index", "target", "cu_seqlens")
     assert all(torch.equal(getattr(moved, name), getattr(batch, name)) for name in fields)
-    assert moved.groups == batch.groups
+    assert moved.group_lengths == batch.group_lengths
 
 
 def who_sees_whom(groups):
