@@ -79,7 +79,7 @@ def by_segment(group_lengths, device):
         else:
             piece_sizes += [prompt_length, *response_lengths]
     longest_prompt = max(prompt_length for prompt_length, *_ in group_lengths)
-    longest_response = max(max(response_lengths) for _, *response_lengths in group_lengths)
+    longest_response = max(max(response_lengths, default=0) for _, *response_lengths in group_lengths)
 
     @functools.cache
     def whole_mask(dtype):

@@ -1,46 +1,117 @@
 """The keys and values of what has been read and sampled so far: the third way to attend."""
 
+import functools
+
 import torch
 from torch.nn import functional as F
 
-from nanoroads.attention import attention
+from nanoroads import attention
+from nanoroads.attention import upload
 
 
 class KVCache:
-    """Preallocated keys and values of all layers, (B, n_kv_head, length, C) each; the first `used` are
-    set.
+    """The keys and values of N rows, in all layers. Rows begin as prompts and grow by a token at a time.
 
-    mask: (B, 1, T, used + T) bool, who sees whom in the next pass; None: all is causal, or T = 1."""
+    Prompts end in the same column, so that the newest tokens of all rows have the same one. The first
+    `padding` columns of a shorter prompt stay empty, and nobody looks at them."""
 
-    def __init__(self, config, rows, length, device=None, dtype=None):
-        shape = (config.n_layer, rows, config.n_kv_head, length, config.head_size)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
-        self.used = 0
-        self.mask = None
+    def __init__(self, config, prompts, new_tokens, device="cpu", dtype=None):
+        """prompts: P token lists, a row each. new_tokens: there is room for so many behind them."""
+        self.prompts = prompts
+        self.used = max(map(len, prompts))  # columns
+        shape = (len(prompts), config.n_kv_head, self.used + new_tokens, config.head_size)
+        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        padding = torch.tensor([self.used - len(prompt) for prompt in prompts])
+        self.any_padding = bool(padding.any())
+        self.padding = upload(padding, device)  # (N,)
+        self.bias = None  # added to the scores of the newest tokens, (N, 1, 1, columns); None: nothing is
 
-    def attend(self, layer, q, k, v):
-        """q (B, T, H, C), k and v (B, T, n_kv_head, C) of the T newest tokens -> (B, T, H, C)."""
-        end = self.used + k.shape[1]
-        self.k[layer, :, :, self.used : end] = k.transpose(1, 2)
-        self.v[layer, :, :, self.used : end] = v.transpose(1, 2)
-        if layer == len(self.k) - 1:
-            self.used = end
-        k, v = self.k[layer, :, :, :end], self.v[layer, :, :, :end]  # (B, n_kv_head, end, C)
-        if q.shape[1] > 1:
-            return attention(q, k.transpose(1, 2), v.transpose(1, 2), self.mask, is_causal=self.mask is None)
-        # Decoding: the only query is the newest token, so it may see every key. With grouped-query
-        # attention, treat the query heads that share a key head as more queries of that head; nothing
-        # is copied.
-        queries = q.view(k.shape[0], k.shape[1], -1, q.shape[3])  # (B, n_kv_head, H / n_kv_head, C)
-        return F.scaled_dot_product_attention(queries, k, v, attn_mask=self.mask).reshape(q.shape)
+    def read_prompts(self, model):
+        """Run the prompts through the trunk as one stream of tokens, without padding -> the hidden states
+        of their last tokens (P, D)."""
+        tokens, position, row, column = [], [], [], []  # of each token of the stream
+        for i, prompt in enumerate(self.prompts):
+            tokens += prompt
+            position += range(len(prompt))
+            row += [i] * len(prompt)
+            column += range(self.used - len(prompt), self.used)
+        stream = upload(torch.tensor([tokens, position, row, column]), self.padding.device)
+        tokens, position, row, column = stream  # (L,) each
+        among_prompts = attention.of_groups([[len(prompt)] for prompt in self.prompts], stream.device)
+
+        @functools.partial(torch.compiler.disable, recursive=False)  # as `of_groups` does
+        def attend(layer_index, q, k, v):
+            self.k[layer_index][row, :, column] = k
+            self.v[layer_index][row, :, column] = v
+            return among_prompts(layer_index, q, k, v)
+
+        hidden = model.trunk(tokens, position, attend)  # (L, D)
+        is_last = column == self.used - 1
+        return hidden[is_last.nonzero().squeeze(1)]
+
+    def next_column(self):
+        """Every row gets a token more -> its position in its row, (N,) int64."""
+        self.used += 1
+        if self.any_padding:
+            self.bias = self.hide(self.padding[:, None] > self.columns(self.used))
+        return self.used - 1 - self.padding
+
+    @torch.compiler.disable  # the number of columns is new in every step
+    def attend(self, layer_index, q, k, v):
+        """q (N, H, C), k and v (N, n_kv_head, C) of the newest tokens -> (N, H, C)."""
+        self.k[layer_index].select(2, self.used - 1).copy_(k)
+        self.v[layer_index].select(2, self.used - 1).copy_(v)
+        seen_k = self.k[layer_index].narrow(2, 0, self.used)  # (N, n_kv_head, used, C)
+        seen_v = self.v[layer_index].narrow(2, 0, self.used)
+        return newest_token(q, seen_k, seen_v, self.bias)
+
+    def columns(self, count):
+        return torch.arange(count, device=self.padding.device)
+
+    def hide(self, unseen):
+        """unseen (N, columns) bool -> the bias that hides them, in the dtype in which it is added."""
+        bias = torch.zeros_like(unseen, dtype=self.k[0].dtype).masked_fill(unseen, -torch.inf)
+        return bias[:, None, None]
 
     def repeat(self, times):
-        """Each row `times` times, so that one prefilled prompt serves all of its samples."""
-        self.k = self.k.repeat_interleave(times, dim=1)
-        self.v = self.v.repeat_interleave(times, dim=1)
+        """Each row `times` times, so that one prompt, read once, serves all of its samples."""
+        for layer_index in range(len(self.k)):
+            self.k[layer_index] = self.k[layer_index].repeat_interleave(times, dim=0)
+            self.v[layer_index] = self.v[layer_index].repeat_interleave(times, dim=0)
+        self.padding = self.padding.repeat_interleave(times)
 
     def keep(self, rows):
-        """Only these rows (N,) int64."""
-        self.k = self.k[:, rows]
-        self.v = self.v[:, rows]
+        """Only these rows, (M,) int64."""
+        for layer_index in range(len(self.k)):
+            self.k[layer_index] = self.k[layer_index][rows]
+            self.v[layer_index] = self.v[layer_index][rows]
+        self.padding = self.padding[rows]
+
+
+class FixedCache(KVCache):
+    """A cache that always attends to all of its columns, those to come hidden: no shape depends on how many
+    are used, and that number is on the device. So a step can be recorded as a CUDA graph."""
+
+    def __init__(self, config, prompts, new_tokens, device="cpu", dtype=None):
+        super().__init__(config, prompts, new_tokens, device, dtype)
+        self.newest = torch.full((1,), self.used - 1, device=device)  # the newest tokens' column
+
+    def next_column(self):
+        self.newest += 1
+        column = self.columns(self.k[0].shape[2])
+        self.bias = self.hide((self.padding[:, None] > column) | (column > self.newest))
+        return self.newest - self.padding
+
+    def attend(self, layer_index, q, k, v):
+        self.k[layer_index].index_copy_(2, self.newest, k[:, :, None])
+        self.v[layer_index].index_copy_(2, self.newest, v[:, :, None])
+        return newest_token(q, self.k[layer_index], self.v[layer_index], self.bias)
+
+
+def newest_token(q, k, v, bias):
+    """One query of each row, q (N, H, C), looks at k, v (N, n_kv_head, L, C) -> (N, H, C).
+
+    Query heads that share a key head are treated as more queries of that head: nothing is copied."""
+    queries = q.view(k.shape[0], k.shape[1], -1, q.shape[2])  # (N, n_kv_head, H / n_kv_head, C)
+    return F.scaled_dot_product_attention(queries, k, v, attn_mask=bias).reshape(q.shape)

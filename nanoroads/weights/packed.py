@@ -1,12 +1,18 @@
-"""Faster decoding on an x86 CPU: a twin of a model, its matrices in the layout that oneDNN likes.
+"""Faster decoding: a twin of a model, its matrices in the layout and dtype that its products want.
 
 A reader of the sampler can skip this file: `decoding_twin(model, ...)` computes what `model` does.
 """
 
 import copy
+import functools
+import math
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+
+from nanoroads.attention import causal
+from nanoroads.model import GPT, rotary_table
 
 MIN_PARAMETERS = 2**20  # with fewer, packing takes longer than it saves
 
@@ -25,11 +31,148 @@ class PackedLinear(nn.Module):
         self.bias = None if linear.bias is None else linear.bias.to(product_dtype)
         weight = linear.weight.detach().to(dtype).to(product_dtype)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+        self.linear = torch.ops.mkldnn._linear_pointwise.default
+        self.linear_and = torch.ops.mkldnn._linear_pointwise.binary
 
     def forward(self, x):
-        x = x.to(self.dtype).to(self.product_dtype)
-        # "none", [], "": no activation behind the product.
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        """x (..., in) of any dtype -> (..., out)."""
+        return self.product(x.to(self.dtype).to(self.product_dtype))
+
+    def product(self, x, activation="none", algorithm=""):
+        """activation: "none" or what else oneDNN applies to the sums, before it rounds them."""
+        return self.linear(x, self.packed, self.bias, activation, [], algorithm)
+
+    def product_and(self, operation, other, x):
+        """The product, then "add" or "mul" with other (..., out)."""
+        if other.dtype != x.dtype:  # bf16 products are added to a residual stream in fp32
+            return other + self.product(x)
+        return self.linear_and(x, other, self.packed, self.bias, operation)
+
+
+def packed_norm(norm, dtype):
+    """A function of x (..., D) that rounds the norm of x to `dtype`."""
+    if isinstance(norm, nn.LayerNorm):
+        return functools.partial(layer_norm, norm=norm, dtype=dtype)
+    size = norm.weight.numel()
+    weight = norm.weight.detach().float() * math.sqrt(size)
+    least = torch.tensor(math.sqrt(size * norm.eps))
+    return functools.partial(rms_norm, weight=weight, least=least, dtype=dtype)
+
+
+def layer_norm(x, norm, dtype):
+    return torch.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(dtype)
+
+
+def rms_norm(x, weight, least, dtype):
+    """In four operations, where PyTorch's takes ten on a CPU:
+    x / sqrt(|x|^2 / D + eps) = sqrt(D) x / hypot(|x|, sqrt(D eps)). weight: with the sqrt(D)."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return (x / torch.hypot(length, least) * weight).to(dtype)
+
+
+class PackedBlock:
+    """What model.Block computes, in a third of the operations, and without the calls of nn.Module.
+
+    Between two products there are a few kilobytes to work on. What costs time there is each operation
+    as such, whose code and objects the weights have pushed out of the processor's cache."""
+
+    def __init__(self, block, config, dtype, rows):
+        self.config = config
+        self.norm1 = packed_norm(block.norm1, dtype)
+        self.norm2 = packed_norm(block.norm2, dtype)
+        self.qkv = PackedLinear(block.attention.qkv, dtype, rows, dtype)
+        self.out = PackedLinear(block.attention.out, dtype, rows, dtype)
+        self.up = PackedLinear(block.mlp.up, dtype, rows, dtype)
+        self.down = PackedLinear(block.mlp.down, dtype, rows, dtype)
+        self.matrices = [self.qkv, self.out, self.up, self.down]
+        if config.mlp == "swiglu":
+            self.gate = PackedLinear(block.mlp.gate, dtype, rows, dtype)
+            self.matrices.append(self.gate)
+
+    def forward(self, x, layer_index, rotary, attend):
+        """As model.Block.forward. rotary: what `rotation` returns, or None."""
+        c = self.config
+        qkv = self.qkv.product(self.norm1(x))
+        qkv = qkv.view(*x.shape[:-1], c.n_head + 2 * c.n_kv_head, c.head_size)
+        qk, v = qkv.split_with_sizes((c.n_head + c.n_kv_head, c.n_kv_head), -2)
+        if rotary is not None:
+            qk = rotate(qk, *rotary)
+        q, k = qk.split_with_sizes((c.n_head, c.n_kv_head), -2)
+        attended = attend(layer_index, q, k, v).flatten(-2)  # (N, H C)
+        if c.parallel_residual:
+            return self.out.product_and("add", self.mlp(self.norm2(x), x), attended)
+        x = self.out.product_and("add", x, attended)
+        return self.mlp(self.norm2(x), x)
+
+    def mlp(self, h, x):
+        """x + MLP(h)."""
+        if self.config.mlp == "swiglu":
+            inner = self.up.product_and("mul", self.gate.product(h, "swish"), h)
+        else:
+            inner = self.up.product(h, "gelu", "tanh" if self.config.mlp == "gelu_tanh" else "none")
+        return self.down.product_and("add", x, inner)
+
+
+class PackedGPT(GPT):
+    """GPT with packed matrices; embeddings and norms are the model's own."""
+
+    def __init__(self, model, dtype, rows):
+        """dtype: of the factors of all products. rows: how many are decoded at a time."""
+        nn.Module.__init__(self)  # no weights of its own
+        self.config = model.config
+        self.compute_dtype = model.compute_dtype
+        self.trunk_is_compiled = False
+        self.dtype = dtype
+        self.embedding = model.embedding
+        if model.config.position == "learned":
+            self.position_embedding = model.position_embedding
+        self.blocks = [PackedBlock(block, model.config, dtype, rows) for block in model.blocks]
+        self.matrices = nn.ModuleList(matrix for block in self.blocks for matrix in block.matrices)
+        self.norm = packed_norm(model.norm, dtype)
+        self.lm_head = PackedLinear(model.lm_head, dtype, rows, torch.float32)  # see GPT.sampling_head
+
+    def trunk(self, tokens, position, attend=causal):
+        """GPT.trunk, with a rotary table that serves all layers as it is."""
+        x = self.embedding(tokens)  # (N, D)
+        rotary = None
+        if self.config.position == "learned":
+            x = x + self.position_embedding(position)
+        else:
+            cos, sin = rotary_table(self.config, position)
+            rotary = rotation(cos, sin, self.config.head_size, self.dtype)
+        for layer_index, block in enumerate(self.blocks):
+            x = block.forward(x, layer_index, rotary, attend)
+        return self.norm(x)
+
+
+def rotation(cos, sin, head_size, dtype):
+    """cos, sin (N, 1, dim / 2) -> for `rotate`: [cos, cos, 1], [-sin, sin, 0] (N, 1, C), and dim / 2. The
+    1 and 0 are for channels that are not rotated."""
+    half = cos.shape[-1]
+    not_rotated = (*cos.shape[:-1], head_size - 2 * half)
+    cos = torch.cat((cos, cos, cos.new_ones(not_rotated)), -1)
+    sin = torch.cat((-sin, sin, sin.new_zeros(not_rotated)), -1)
+    return cos.to(dtype), sin.to(dtype), half
+
+
+def rotate(x, cos, sin, half):
+    """As model.rotate: x (N, H, C) in pairs of channels (i, i + half)."""
+    partner = torch.cat((x[..., half : 2 * half], x[..., :half], x[..., 2 * half :]), -1)
+    return torch.addcmul(x * cos, partner, sin)
+
+
+class CastLinear(nn.Module):
+    """nn.Linear under autocast, its weight cast once: a CUDA graph must not depend on autocast's cache."""
+
+    def __init__(self, linear, dtype):
+        super().__init__()
+        self.weight = nn.Parameter(linear.weight.detach().to(dtype), requires_grad=False)
+        self.bias = None
+        if linear.bias is not None:
+            self.bias = nn.Parameter(linear.bias.detach().to(dtype), requires_grad=False)
+
+    def forward(self, x):
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
 def can_pack(dtype):
@@ -43,22 +186,27 @@ def can_pack(dtype):
 
 
 def decoding_twin(model, dtype, rows):
-    """The model that decodes `rows` rows in `dtype`: a PackedLinear twin if that is faster.
+    """The model that decodes `rows` rows in `dtype`: a twin if that is faster, else the model itself.
 
-    Else it is the model itself. The twin shares all parameters but the matrices, of which it
-    holds a copy; the model stays as it is."""
-    on_cpu = model.embedding.weight.device.type == "cpu"
-    if not on_cpu or model.trunk_is_compiled or not can_pack(dtype):
+    A twin shares all parameters but the matrices, of which it holds a copy; the model stays as it is."""
+    if model.trunk_is_compiled:
         return model
+    device = model.embedding.weight.device.type
+    if device == "cuda" and dtype != model.embedding.weight.dtype:
+        return cast_twin(model, dtype)
     matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    if sum(matrix.numel() for matrix in matrices) < MIN_PARAMETERS:
-        return model
+    is_large = sum(matrix.numel() for matrix in matrices) >= MIN_PARAMETERS
+    if device == "cpu" and is_large and can_pack(dtype):
+        return PackedGPT(model, dtype, rows)
+    return model
+
+
+def cast_twin(model, dtype):
+    """A twin whose blocks multiply in `dtype` without autocast."""
     shared = {id(parameter): parameter for parameter in model.parameters()}
     twin = copy.deepcopy(model, memo=shared)  # what is in the memo is not copied
-    for module in list(twin.modules()):
+    for module in list(twin.blocks.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
-                # Logits are not rounded, see GPT.sampling_head.
-                product_dtype = torch.float32 if name == "lm_head" else dtype
-                setattr(module, name, PackedLinear(child, dtype, rows, product_dtype))
+                setattr(module, name, CastLinear(child, dtype))
     return twin

@@ -9,7 +9,6 @@ from helpers.tiny import SHAPES, tiny
 from transformers import AutoModelForCausalLM
 
 from nanoroads.batch import pack
-from nanoroads.cache import KVCache
 from nanoroads.model import GPT, GPTConfig, LogProbs, rotary_table
 from nanoroads.weights.hf import save_hf
 
@@ -30,33 +29,6 @@ def test_logits_equal_those_of_transformers(name, tmp_path):
     save_hf(tmp_path / "back", ours)  # and out again
     back = exact(AutoModelForCausalLM.from_pretrained(tmp_path / "back", dtype=torch.float64))
     torch.testing.assert_close(back(tokens).logits, wanted, rtol=0, atol=1e-9)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("kind", SHAPES)
-def test_cache_equals_full_forward(kind):
-    model = tiny(kind)
-    tokens = torch.randint(23, (3, 20))
-    position = torch.arange(20).expand(3, 20)
-    cache = KVCache(model.config, 3, 20, dtype=torch.float64)
-    parts = [model.trunk(tokens[:, :8], position[:, :8], cache.attend)]
-    for t in range(8, 20):
-        assert cache.used == t
-        parts.append(model.trunk(tokens[:, t : t + 1], position[:, t : t + 1], cache.attend))
-    torch.testing.assert_close(model.lm_head(torch.cat(parts, 1)), model.logits(tokens), rtol=0, atol=1e-10)
-
-
-@torch.no_grad()
-def test_cache_repeat_keeps_rows_together():
-    model = tiny("gqa")
-    tokens = torch.randint(23, (2, 9)).repeat_interleave(3, dim=0)
-    tokens[:, 8] = torch.arange(6)
-    position = torch.arange(9).expand(6, 9)
-    cache = KVCache(model.config, 2, 9, dtype=torch.float64)
-    model.trunk(tokens[::3, :8], position[::3, :8], cache.attend)
-    cache.repeat(3)
-    hidden = model.trunk(tokens[:, 8:], position[:, 8:], cache.attend)
-    torch.testing.assert_close(model.lm_head(hidden)[:, 0], model.logits(tokens)[:, 8], rtol=0, atol=1e-10)
 
 
 def test_a_future_token_changes_nothing():

@@ -1,0 +1,126 @@
+"""The loop of sampling: a token more for every row, until all are finished."""
+
+from typing import NamedTuple
+
+import torch
+
+from nanoroads.cache import FixedCache, KVCache
+from nanoroads.sampling import choose, refuse_not_finite
+from nanoroads.weights.packed import decoding_twin
+
+CHECK_EVERY = 8  # steps between two looks at a GPU, which has to be waited for
+
+
+class Step(NamedTuple):
+    """The newest token of all rows. A finished row goes on with the token that it ended with."""
+
+    tokens: torch.Tensor  # (N,) int64
+    logps: torch.Tensor  # (N,) of a row that goes on: the token's log-prob, see `choose`
+    finished: torch.Tensor  # (N,) bool, this token included
+
+
+def has_fixed_shapes(model):
+    """Whether a step is recorded as a CUDA graph and played back: launching its many small kernels one by
+    one takes longer than they do. A trunk that was compiled is called as it is."""
+    return model.embedding.weight.device.type == "cuda" and not model.trunk_is_compiled
+
+
+def decode(model, prompts, k, u, stop, choice):
+    """Yields a Step per token for P*k rows; row p*k + i is sample i of prompt p.
+
+    u: (P*k, max_new_tokens) random numbers on the model's device. stop: the ids that end a row, on
+    the device. choice: (temperature, top_k, top_p)."""
+    dtype = model.compute_dtype or model.embedding.weight.dtype
+    fixed = has_fixed_shapes(model)
+    model = decoding_twin(model, dtype, len(u))  # the same model with faster matrices
+    cache_kind = FixedCache if fixed else KVCache
+    cache = cache_kind(model.config, prompts, u.shape[1], u.device, dtype)
+    with model.autocast():
+        hidden = cache.read_prompts(model)  # (P, D)
+        head = model.sampling_head()
+    if k > 1:  # from here on each sample is a row
+        cache.repeat(k)
+        hidden = hidden.repeat_interleave(k, dim=0)
+    steps = fixed_steps if fixed else shrinking_steps
+    yield from steps(model, head, cache, hidden, u, stop, choice)
+
+
+def shrinking_steps(model, head, cache, hidden, u, stop, choice):
+    """Rows that are finished are dropped: each step costs what the others need."""
+    n, length = u.shape
+    index = torch.arange(n, device=u.device)  # (M,) the rows that are still being written
+    tokens = torch.zeros(n, dtype=torch.int64, device=u.device)
+    logps = torch.zeros(n, dtype=u.dtype, device=u.device)
+    finished = torch.zeros(n, dtype=torch.bool, device=u.device)
+    for step in range(length):
+        with model.autocast():
+            logits = head(hidden)  # (M, V)
+        drawn, drawn_logps = choose(logits, u[index, step], *choice)  # (M,) each
+        refuse_not_finite(drawn_logps)
+        # Rows that have finished but are not dropped yet are drawn, too; they keep their EOS.
+        tokens = torch.where(finished, tokens, tokens.index_copy(0, index, drawn))
+        logps = logps.index_copy(0, index, drawn_logps)
+        finished = finished | is_one_of(tokens, stop)
+        yield Step(tokens, logps, finished)
+
+        unfinished = (~finished[index]).nonzero().squeeze(1)
+        if step + 1 == length or len(unfinished) == 0:
+            return
+        # Drop finished rows once a quarter are done; earlier, copying the cache costs more than it saves.
+        if len(unfinished) <= 0.75 * len(index):
+            cache.keep(unfinished)
+            index = index[unfinished]
+        position = cache.next_column()  # (M,)
+        with model.autocast():
+            hidden = model.trunk(tokens[index], position, cache.attend)  # (M, D)
+
+
+def fixed_steps(model, head, cache, hidden, u, stop, choice):
+    """The same steps without a shape that changes and without waiting for the device, but for a look at it
+    every few steps. Finished rows are carried along."""
+    n, length = u.shape
+    tokens = torch.zeros(n, dtype=torch.int64, device=u.device)
+    logps = torch.zeros(n, dtype=u.dtype, device=u.device)
+    finished = torch.zeros(n, dtype=torch.bool, device=u.device)
+    all_finite = torch.ones((), dtype=torch.bool, device=u.device)
+    place = torch.zeros(1, dtype=torch.int64, device=u.device)  # of the token that is drawn next
+
+    def draw(hidden):
+        drawn, drawn_logps = choose(head(hidden), u.index_select(1, place).squeeze(1), *choice)
+        tokens.copy_(torch.where(finished, tokens, drawn))
+        logps.copy_(drawn_logps)
+        finished.logical_or_(is_one_of(tokens, stop))
+        all_finite.logical_and_(torch.isfinite(drawn_logps).all())
+        place.add_(1)
+
+    def step():
+        with model.autocast():
+            draw(model.trunk(tokens, cache.next_column(), cache.attend))
+
+    with model.autocast():
+        draw(hidden)
+    advance = step
+    for done in range(1, length + 1):  # tokens that were drawn
+        yield Step(tokens.clone(), logps.clone(), finished.clone())
+        if done == length or done % CHECK_EVERY == 0:
+            refuse_not_finite(torch.where(all_finite, 0.0, torch.nan))
+            if finished.all():
+                return
+        if done == length:
+            return
+        if done == 2 and u.is_cuda:
+            advance = recorded(step)
+        advance()
+
+
+def recorded(step):
+    """One call of `step` as a CUDA graph -> a function that plays it back."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # records what is launched, and does not run it
+        step()
+    return graph.replay
+
+
+def is_one_of(tokens, stop):
+    """tokens (N,), stop (E,) -> (N,) bool. torch.isin may sort, and wait for the device."""
+    return (tokens[:, None] == stop).any(1)
