@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from nanoroads import losses
+from nanoroads import losses, score
 from nanoroads.batch import Batch, pack, upload
-from nanoroads.generate import generate
+from nanoroads.generate import generate_with_logps
 from nanoroads.model import LogProbs
 from nanoroads.progress import tracked
 from nanoroads.randomness import stream_key
@@ -29,14 +29,6 @@ from nanoroads.run.flags import model_kind, positive, row_limits, run_script, tr
 from nanoroads.run.inspect import inspect
 from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
 from nanoroads.run.run import Run
-from nanoroads.score import (
-    OtherSamples,
-    load_judge,
-    ranked_right,
-    reference_logps,
-    scalar_rewards,
-    sequence_logps,
-)
 from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy, new_reward_model
 from nanoroads.world.task import response_length, task_of
@@ -165,7 +157,7 @@ def main(argv=None):
         judge_source = reward_run.out
 
     # Stage 2: reward -> policy.
-    judge = load_judge(judge_source, reference, args.init, encoding, args.temperature)
+    judge = score.load_judge(judge_source, reference, args.init, encoding, args.temperature)
     prompt_rows = rows.unique_prompts()
     train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, tokenizer_name, encoding)
     last = run.last_row
@@ -188,13 +180,13 @@ def pair_rewards(args, model, batch, ref_logp):
 def held_out_measures(args, model, rows, ref_logp, groups_per_pass):
     """{"eval_loss", "eval_accuracy"} of a reward model on held-out pairs."""
     if args.reward == "global":
-        reward = scalar_rewards(model, rows.prompts, rows.responses, groups_per_pass)  # (P, 2)
+        reward = score.scalar_rewards(model, rows.prompts, rows.responses, groups_per_pass)  # (P, 2)
     else:
-        logp = sequence_logps(model, rows.prompts, rows.responses, groups_per_pass)  # (P, 2)
+        logp = score.sequence_logps(model, rows.prompts, rows.responses, groups_per_pass)  # (P, 2)
         reward = losses.implicit_reward(logp, ref_logp, args.beta)
     chosen, rejected = reward.unbind(1)
     loss = losses.bradley_terry(chosen, rejected)
-    return {"eval_loss": loss.mean(), "eval_accuracy": ranked_right(chosen - rejected).mean()}
+    return {"eval_loss": loss.mean(), "eval_accuracy": score.ranked_right(chosen - rejected).mean()}
 
 
 def train_reward(run, tokenizer_name, train, test):
@@ -212,8 +204,8 @@ def train_reward(run, tokenizer_name, train, test):
         test_ref_logp = torch.zeros(len(test), 2)
     else:
         model = load_policy(args.init, run.device, run.compute_dtype)  # before the first step the reference
-        ref_logp = reference_logps(run, "ref_logp", model, train, groups_per_pass)  # (N, 2)
-        test_ref_logp = reference_logps(run, "ref_logp_test", model, test, groups_per_pass)
+        ref_logp = score.reference_logps(run, "ref_logp", model, train, groups_per_pass)  # (N, 2)
+        test_ref_logp = score.reference_logps(run, "ref_logp_test", model, test, groups_per_pass)
     run.describe(model, tokenizer_name, beta=args.beta, reference=str(args.init))  # config.json
     optimizer = adamw(model, args.lr, args.weight_decay)
     total = total_steps(len(train), args.batch_size, args.epochs, args.steps)
@@ -229,7 +221,7 @@ def train_reward(run, tokenizer_name, train, test):
             chosen, rejected = pair_rewards(args, model, batch, chunk_ref_logp).unbind(1)  # (P,) each
             loss = losses.bradley_terry(chosen, rejected)  # (P,)
             (loss.sum() / len(indices)).backward()  # a mean over the pairs of the whole step
-            metrics.add(loss=loss, accuracy=ranked_right(chosen - rejected))
+            metrics.add(loss=loss, accuracy=score.ranked_right(chosen - rejected))
         lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
         grad_norm = update(model, optimizer, lr, args.clip)  # clips and steps; the norm before clipping
 
@@ -253,6 +245,7 @@ class Rollout:
     """Samples of a micro-batch, k per prompt, and what the losses need. S = prompts x k."""
 
     batch: Batch  # S responses with R tokens
+    sampled: torch.Tensor  # (R,) log-probs with which the tokens were drawn
     ref: LogProbs  # of the reference
     reward: torch.Tensor  # (S,)
     old: LogProbs | None = None  # of the policy that sampled; filled in at the first update
@@ -303,23 +296,24 @@ def rl_loss(args, kl_weight, now, rollout):
     return losses.clipped_policy_gradient(now.sequence, rollout.old.sequence, advantage)
 
 
-def sample_responses(args, policy, batch_rows, max_new_tokens, eos, batch_number):
-    """k responses to each prompt of this step, all as tokens.
+def sample_responses(args, policy, batch_rows, max_new_tokens, eos, seed):
+    """k responses to each prompt of this step as tokens, and the log-probs of these tokens.
 
     Eight micro-batches at a time, to bound the KV cache. The random numbers do not depend on that, see
     randomness.py."""
-    seed = stream_key("responses", args.seed, batch_number)
     size = 8 * args.micro_batch_size if args.micro_batch_size else None
     k, temperature = args.samples, args.temperature
-    responses = []
+    responses, logps = [], []
     for chunk in tracked(chunks(batch_rows.prompts, size), "sampling", "part"):
-        responses += generate(policy, chunk, k, max_new_tokens, temperature, eos=eos, seed=seed)
-    return responses
+        sampled = generate_with_logps(policy, chunk, k, max_new_tokens, temperature, eos=eos, seed=seed)
+        responses += sampled[0]
+        logps += sampled[1]
+    return responses, logps
 
 
 @torch.no_grad()
-def score_responses(args, reference, judge, batch_rows, responses):
-    """Score k responses to each prompt of batch_rows (data Rows) -> one Rollout per micro-batch."""
+def score_responses(args, reference, judge, batch_rows, responses, logps):
+    """Score what was drawn for each prompt of batch_rows (data Rows) -> one Rollout per micro-batch."""
     device = reference.embedding.weight.device
     rollouts = []
     for chunk in chunks(range(len(batch_rows)), args.micro_batch_size):
@@ -329,7 +323,9 @@ def score_responses(args, reference, judge, batch_rows, responses):
         ref = reference(batch, args.temperature)  # at the temperature of the samples
         prompt_texts = [batch_rows.texts[i] for i in chunk for _ in range(args.samples)]  # S strings
         response_tokens = [response for group in groups for response in group]  # S token lists
-        rollouts.append(Rollout(batch, ref, judge(batch, ref, prompt_texts, response_tokens)))
+        reward = judge(batch, ref, prompt_texts, response_tokens)
+        sampled = torch.tensor([logp for i in chunk for response in logps[i] for logp in response])  # (R,)
+        rollouts.append(Rollout(batch, upload(sampled, device), ref, reward))
     return rollouts
 
 
@@ -345,7 +341,7 @@ def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, token
     if args.compare:
         prompts = prompt_rows.prompts[:256]  # enough for a mean
         seed = stream_key("compare", args.seed)
-        other = OtherSamples(args.compare, policy, prompts, max_new_tokens, eos, seed, groups_per_pass)
+        other = score.OtherSamples(args.compare, policy, prompts, max_new_tokens, eos, seed, groups_per_pass)
     run.describe(policy, tokenizer_name, kl=kl_weight, reference=str(args.init))  # config.json
     optimizer = adamw(policy, args.lr, args.weight_decay)
     total = total_steps(len(prompt_rows), args.batch_size, args.epochs, args.steps)
@@ -359,10 +355,11 @@ def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, token
             batch_number = step // args.updates
             indices = batch_indices(len(prompt_rows), args.batch_size, batch_number, args.seed)
             batch_rows = prompt_rows.select(indices)
+            seed = stream_key("responses", args.seed, batch_number)
             with run.timed("sampling"):
-                responses = sample_responses(args, policy, batch_rows, max_new_tokens, eos, batch_number)
+                responses, logps = sample_responses(args, policy, batch_rows, max_new_tokens, eos, seed)
             with run.timed("scoring"):
-                rollouts = score_responses(args, reference, judge, batch_rows, responses)
+                rollouts = score_responses(args, reference, judge, batch_rows, responses, logps)
 
         # One optimizer step on all rollouts.
         with run.timed("training"):
@@ -377,6 +374,8 @@ def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, token
                 kl = losses.kl_k1(rollout.old.sequence, rollout.ref.sequence)  # (S,)
                 metrics.add(loss=loss, reward=rollout.reward, kl=kl, length=rollout.batch.lengths.float())
                 metrics.add(entropy=-rollout.old.token, clip_fraction=clipped)  # clipped: see rl_loss
+                # In nats. It is rounding; anything more would be two policies that should be one.
+                metrics.add_largest(sampling_gap=(rollout.old.token - rollout.sampled).abs())
             lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
             grad_norm = update(policy, optimizer, lr, args.clip)  # clips and steps; the norm before clipping
 

@@ -70,13 +70,14 @@ def update(model, optimizer, lr, clip):
 
 
 class Mean:
-    """Means of metrics over an optimizer step, however it was cut into chunks.
+    """Means of metrics over an optimizer step, however it was cut into chunks; of some, the largest value.
 
-    Sums stay on the device: no GPU synchronisation."""
+    All stays on the device: no GPU synchronisation."""
 
     def __init__(self):
         self.sums = {}
         self.counts = {}
+        self.largest = {}
 
     def add(self, **tensors: torch.Tensor):
         """add(loss=..., reward=...): tensors of any shape; each of their values counts once."""
@@ -84,6 +85,12 @@ class Mean:
             self.sums[name] = self.sums.get(name, 0.0) + tensor.detach().sum()
             self.counts[name] = self.counts.get(name, 0) + tensor.numel()
 
+    def add_largest(self, **tensors: torch.Tensor):
+        """add_largest(gap=...): tensors of any shape, of whose values the largest is kept."""
+        for name, tensor in tensors.items():
+            largest = tensor.detach().max()
+            self.largest[name] = torch.maximum(self.largest.get(name, largest), largest)
+
     def means(self) -> dict[str, torch.Tensor]:
-        """{name: the mean of all values that were added under it}."""
-        return {name: value / self.counts[name] for name, value in self.sums.items()}
+        """{name: the mean of all values that were added under it, or the largest}."""
+        return {name: value / self.counts[name] for name, value in self.sums.items()} | self.largest

@@ -127,6 +127,15 @@ def test_a_mean_takes_any_shape():
     assert means["length"].item() == 5.0  # integers too
 
 
+def test_of_some_metrics_the_largest_value_counts():
+    metrics = Mean()
+    for chunk in ([1.0, -7.0], [5.0], [[2.0], [4.0]]):
+        metrics.add(loss=torch.tensor(chunk))
+        metrics.add_largest(gap=torch.tensor(chunk, requires_grad=True))
+    assert metrics.means() == {"loss": 1.0, "gap": 5.0}
+    assert not metrics.means()["gap"].requires_grad
+
+
 def test_a_mean_has_no_gradient_and_keeps_no_graph():
     weight = torch.ones(3, requires_grad=True)
     metrics = Mean()
@@ -140,6 +149,7 @@ def test_a_mean_never_waits_for_the_device():
     metrics = Mean()
     for rows in (4, 3):
         metrics.add(loss=torch.empty(rows, 2, device="meta"), accuracy=torch.empty(rows, device="meta"))
+        metrics.add_largest(gap=torch.empty(rows, device="meta"))
     means = metrics.means()
     assert all(isinstance(value, torch.Tensor) and value.shape == () for value in means.values())
     assert {value.device.type for value in means.values()} == {"meta"}

@@ -22,7 +22,7 @@ from nanoroads.weights.files import read_config
 MAP_KEYS = {"map_reward", "map_legal", "map_arrives", "map_moves", "map_greedy_reward", "map_kl"}
 REWARD_KEYS = {"step", "loss", "accuracy", "grad_norm"}
 REWARD_EVAL_KEYS = {"eval_loss", "eval_accuracy"}
-KEYS = {"step", "loss", "reward", "kl", "entropy", "clip_fraction", "length", "grad_norm"}
+KEYS = {"step", "loss", "reward", "kl", "entropy", "clip_fraction", "length", "grad_norm", "sampling_gap"}
 KEYS |= {"seconds_sampling", "seconds_scoring", "seconds_training"}
 
 
@@ -38,6 +38,7 @@ def check_rl(out, on_map=True):
     )  # the policy is the reference, and the sampler
     assert log[0]["entropy"] > 0 and 1 <= log[0]["length"] <= 12
     assert log[-1]["kl"] != 0
+    assert all(0 < row["sampling_gap"] < 1e-4 for row in log)  # fp32: the last bits of a log-prob
     return log
 
 
@@ -187,15 +188,15 @@ def test_several_updates_of_rloo_are_clipped_ratios(sft, tmp_path):
 
 def test_it_samples_a_few_micro_batches_at_a_time(sft, tmp_path, monkeypatch):
     """In order. How many at a time changes neither the samples nor what is logged."""
-    sizes, samples, generate = [], [], train_rlhf.generate
+    sizes, samples, generate = [], [], train_rlhf.generate_with_logps
 
     def recorded(policy, prompts, *rest, **options):
         sizes.append(len(prompts))
-        responses = generate(policy, prompts, *rest, **options)
+        responses, logps = generate(policy, prompts, *rest, **options)
         samples.extend(responses)
-        return responses
+        return responses, logps
 
-    monkeypatch.setattr(train_rlhf, "generate", recorded)
+    monkeypatch.setattr(train_rlhf, "generate_with_logps", recorded)
     rule = {"reward": "helpers.runs:brevity", "batch_size": 20, "steps": 3, "updates": 1}
     logs, drawn = [], []
     for size in (1, 2, 3, None):
@@ -248,14 +249,15 @@ def test_the_reward_model_does_not_depend_on_where_stage_2_starts(sft, dpo, tmp_
 def test_each_batch_has_random_numbers_of_its_own(sft, dpo, tmp_path, monkeypatch):
     """And so has --compare."""
     seeds, numbers = [], []
-    for module in (train_rlhf, score):
+    for module, name in ((train_rlhf, "generate_with_logps"), (score, "generate")):
+        original = getattr(module, name)
 
-        def recorded(policy, prompts, k, *rest, seed, generate=module.generate, **options):
+        def recorded(policy, prompts, k, *rest, seed, generate=original, **options):
             seeds.append(seed)
             numbers.append(uniform([[1, 2]], k, 50, seed))
             return generate(policy, prompts, k, *rest, seed=seed, **options)
 
-        monkeypatch.setattr(module, "generate", recorded)
+        monkeypatch.setattr(module, name, recorded)
     flags = {"reward": "helpers.runs:brevity", "compare": dpo, "steps": 4, "batch_size": 8}
     run(train_rlhf, tmp_path / "out", init=sft, micro_batch_size=8, **flags)
     first_of_seed = dict(zip(seeds, numbers, strict=True))
