@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels import ops, torch_backend
+from kernels.frozen_head import frozen_op
 
 BACKENDS = ("auto", "torch", "triton")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -121,10 +122,13 @@ def linear_logp(
         budget = min(budget, 0)  # the compiler must know the shape of what is kept
     if not _keeps(backend, temperature, softcap, return_entropy or return_lse):
         budget = min(budget, 0)
-    logp, entropy, lse, _, _ = ops.linear_op(
-        hidden, weight, bias, target,
-        float(temperature), float(softcap or 0.0), return_entropy, int(budget), backend,
-    )  # fmt: skip
+    if budget >= 0 and _suits_frozen_op(hidden, weight, bias, softcap, return_entropy, backend):
+        logp, lse, _ = frozen_op(hidden, weight, bias, target, float(temperature), backend)
+    else:
+        logp, entropy, lse, _, _ = ops.linear_op(
+            hidden, weight, bias, target,
+            float(temperature), float(softcap or 0.0), return_entropy, int(budget), backend,
+        )  # fmt: skip
     results = [logp]
     if return_entropy:
         results.append(entropy)
@@ -154,7 +158,7 @@ def logp_from_logits(logits: Tensor, target: Tensor, *, backend: str = "auto") -
     _refuse_dtensors(logits=logits, target=target)
     if logits.ndim != 2 or not logits.shape[1] or logits.dtype not in FLOATS:
         raise ValueError(f"logits must be (N, V) floats, V > 0, not {tuple(logits.shape)} {logits.dtype}")
-    _check_target(target, logits, "logits")
+    check_target(target, logits, "logits")
     logp, _ = ops.logits_op(logits, target.long(), pick(backend, logits))
     return logp
 
@@ -209,6 +213,13 @@ def _has_unknown_size(x):
     return has_free_unbacked_symbols(x)
 
 
+def _suits_frozen_op(hidden, weight, bias, softcap, return_entropy, backend):
+    """Whether d hidden alone is wanted, of log-probs and their log-sum-exp, of logits without softcap."""
+    if _takes_gradients(weight, bias) or softcap is not None or return_entropy:
+        return False
+    return backend == "torch"
+
+
 def _keeps(backend, temperature, softcap, more_than_logp):
     """Whether the backward could use kept probabilities."""
     if backend == "triton":  # it keeps the gradient of logp itself, but for a factor of each row
@@ -217,10 +228,10 @@ def _keeps(backend, temperature, softcap, more_than_logp):
     return softcap is None or softcap >= 2 * temperature
 
 
-def _takes_gradients(hidden, weight, bias):
+def _takes_gradients(*tensors):
     if not torch.is_grad_enabled():
         return False
-    return hidden.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    return any(x is not None and x.requires_grad for x in tensors)
 
 
 def _check_linear(hidden, weight, target, bias, temperature, softcap):
@@ -236,14 +247,14 @@ def _check_linear(hidden, weight, target, bias, temperature, softcap):
             raise ValueError(f"{name} must have hidden's dtype {hidden.dtype}, not {x.dtype}")
         if x is not None and x.device != hidden.device:
             raise ValueError(f"{name} is on {x.device}, hidden on {hidden.device}")
-    _check_target(target, hidden, "hidden")
+    check_target(target, hidden, "hidden")
     if not LEAST <= temperature <= MOST:
         raise ValueError(f"temperature must be between {LEAST} and {MOST}, not {temperature}")
     if softcap is not None and not LEAST <= softcap <= MOST:
         raise ValueError(f"softcap must be None or between {LEAST} and {MOST}, not {softcap}")
 
 
-def _check_target(target, rows, name):
+def check_target(target, rows, name):
     """target against the rows (N, ...) that it belongs to; name: what the caller calls these."""
     if target.shape != rows.shape[:1] or target.dtype not in INTEGERS:
         raise ValueError(

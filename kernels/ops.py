@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.library import custom_op
 
-from kernels import torch_backend
+from kernels import torch_backend, torch_rows
 
 
 def _forward_module(backend):
@@ -45,7 +45,7 @@ def _backward_module(backend):
 def _rows_module(backend):
     """The module with logits_forward, logits_backward and segment_sum."""
     if backend == "torch":
-        return torch_backend
+        return torch_rows
     from kernels import triton_rows  # here, because triton is optional
 
     return triton_rows
@@ -59,7 +59,7 @@ def _device_of(x):
 # What tensors hold is checked here, where torch.compile's graphs pass, too.
 
 
-def _check_classes(target, classes):
+def check_classes(target, classes):
     """Raises ValueError, on a CPU, for a target (N,) int64 outside 0..classes-1 that is not -100."""
     if target.device.type != "cpu" or not len(target):
         return
@@ -94,7 +94,7 @@ def _linear_forward(
     """-> logp, entropy, lse (N,), and what the backward can use: factors (N,) or (N, tiles) and store (N, V).
 
     softcap 0: none. budget -1: there will be no backward."""
-    _check_classes(target, weight.shape[0])
+    check_classes(target, weight.shape[0])
     module = _forward_module(backend)
     with _device_of(hidden):
         return module.forward(hidden, weight, bias, target, temperature, softcap, with_entropy, budget)
@@ -219,7 +219,7 @@ def linear_op(*inputs):
 
 def _logits_forward(logits: Tensor, target: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     """-> logp, and lse (N,) for the backward."""
-    _check_classes(target, logits.shape[1])
+    check_classes(target, logits.shape[1])
     module = _rows_module(backend)
     with _device_of(logits):
         return module.logits_forward(logits, target)

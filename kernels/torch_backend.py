@@ -13,6 +13,8 @@ probabilities p come from E, which the forward keeps
                                      down to 1e-9 of the tile's largest; the true class has none.
     not at all                       otherwise: the backward computes the logits again.
 
+For a frozen head, the forward can also add up E W over the tiles: see frozen_head.py.
+
 Matrix products write to out= or in place: autocast leaves those in fp32.
 """
 
@@ -175,8 +177,25 @@ def merge(target_logit, peak, total, moment, may_be_banned):
     return logp, lse, log_total - moment / log_total.exp()
 
 
-def forward(hidden, weight, bias, target, temperature, softcap, with_entropy, budget):
-    """-> logp, entropy, lse (N,), and peak and store as in kept."""
+def add_to_sums(sums, top, e, peak, w, index, col0, v):
+    """Adds E W of a tile to sums (n, D), without the targets' own rows of W -> the new top (n, 1).
+
+    E is relative to the tile's peak, sums to top, the highest peak of the tiles before, None for the
+    first. Overwrites E."""
+    put_target(e, index, col0, v, torch.zeros_like(peak))
+    if top is None:
+        torch.mm(e, w.to(e.dtype), out=sums)
+        return peak
+    new_top = torch.maximum(top, peak)
+    sums.mul_((top - new_top).exp_())
+    sums.addmm_(e.mul_((peak - new_top).exp_()), w.to(e.dtype))
+    return new_top
+
+
+def forward(hidden, weight, bias, target, temperature, softcap, with_entropy, budget, sums=None):
+    """-> logp, entropy, lse (N,), and peak and store as in kept.
+
+    sums (N, D), if given, gets sum_j p_j W_j over all classes but the target."""
     n, v = hidden.shape[0], weight.shape[0]
     dtype = wide(hidden.dtype)
     ignored, index = usable(target, v)
@@ -189,6 +208,7 @@ def forward(hidden, weight, bias, target, temperature, softcap, with_entropy, bu
     logps, lses, entropies, row_peaks = [], [], [], []  # one item per block of rows
     for row0, row1 in spans(n, tile_rows):
         target_logits, peaks, totals, moments = [], [], [], []  # one item per tile of these rows
+        top = None
         for col0, col1 in spans(v, tile_cols):
             z = in_shape(scratch, row1 - row0, col1 - col0)
             tile_bias = None if bias is None else bias[col0:col1]
@@ -199,15 +219,20 @@ def forward(hidden, weight, bias, target, temperature, softcap, with_entropy, bu
             totals.append(e.sum(1, keepdim=True))
             if with_entropy:
                 moments.append(torch.xlogy(e, e).sum(1, keepdim=True))
-            if store.dtype == torch.float16:
-                e.mul_(FP16_SCALE)
-            if store.numel() and not is_one_tile:
+            if store.numel() and store.dtype == torch.float16:
+                store[row0:row1, col0:col1] = e.mul_(FP16_SCALE)
+            elif store.numel() and not is_one_tile:
                 store[row0:row1, col0:col1] = e
+            if sums is not None:
+                w = weight[col0:col1]
+                top = add_to_sums(sums[row0:row1], top, e, peaks[-1], w, index[row0:row1], col0, v)
         row_peaks.append(join(peaks, 1))
         moment = join(moments, 1) if with_entropy else None
         logp, lse, entropy = merge(
             join(target_logits, 1), row_peaks[-1], join(totals, 1), moment, bias is not None
         )
+        if sums is not None:
+            sums[row0:row1] *= (top - lse).exp()
         logps.append(logp)
         lses.append(lse)
         entropies.append(entropy)
@@ -234,19 +259,27 @@ class RowTerms(NamedTuple):
     minus_h: Tensor | None  # -h / temperature, h the upstream gradient of the entropy
 
 
+def minus_upstream(g, ignored, dtype, temperature):
+    """-g / temperature (N, 1), 0 where the target is ignored."""
+    return (g / -temperature).to(dtype).masked_fill_(ignored, 0.0)[:, None]
+
+
+def gradient_parts(g_logp, g_lse, ignored, logp, temperature):
+    """-> (N, 1) each: the factor of p in dz, -(g - l) / temperature, and the target's whole dz."""
+    minus_g = minus_upstream(g_logp, ignored, logp.dtype, temperature)
+    target_dz = torch.expm1(logp)[:, None] * minus_g  # g (1 - p) without the cancellation of 1 - p
+    if g_lse is None:
+        return minus_g, target_dz
+    minus_l = minus_upstream(g_lse, ignored, logp.dtype, temperature)
+    return minus_g - minus_l, target_dz - logp.exp()[:, None] * minus_l
+
+
 def row_terms(g_logp, g_entropy, g_lse, target, logp, entropy, lse, share, v, temperature):
     ignored, index = usable(target, v)
-
-    def minus_upstream(g):
-        return (g / -temperature).to(lse.dtype).masked_fill_(ignored, 0.0)[:, None]
-
-    minus_g = minus_upstream(g_logp)
-    target_dz = torch.expm1(logp)[:, None] * minus_g  # g (1 - p) without the cancellation of 1 - p
-    of_p = minus_g
-    if g_lse is not None:
-        minus_l = minus_upstream(g_lse)
-        target_dz -= logp.exp()[:, None] * minus_l
-        of_p = minus_g - minus_l
+    of_p, target_dz = gradient_parts(g_logp, g_lse, ignored, logp, temperature)
+    minus_h = None
+    if g_entropy is not None:
+        minus_h = minus_upstream(g_entropy, ignored, logp.dtype, temperature)
     return RowTerms(
         index=index,
         logp=logp[:, None],
@@ -255,7 +288,7 @@ def row_terms(g_logp, g_entropy, g_lse, target, logp, entropy, lse, share, v, te
         share=share,
         factor=share * of_p,
         target_dz=target_dz,
-        minus_h=None if g_entropy is None else minus_upstream(g_entropy),
+        minus_h=minus_h,
     )
 
 
@@ -330,50 +363,3 @@ def backward(
         if need_bias:
             d_bias[col0:col1] = db
     return d_hidden.to(hidden.dtype), d_weight, d_bias
-
-
-# --- logp_from_logits
-
-
-def logits_forward(logits, target):
-    """-> logp, lse (N,)."""
-    ignored, index = usable(target, logits.shape[1])
-    lse = torch.empty(logits.shape[0], dtype=wide(logits.dtype), device=logits.device)
-    logp = torch.empty_like(lse)
-    for row0, row1 in row_spans(logits):
-        z = logits[row0:row1].to(lse.dtype, copy=True)
-        target_logit = z.gather(1, index[row0:row1, None])[:, 0]
-        peak = z.amax(1)
-        log_total = z.sub_(peak[:, None]).exp_().sum(1).log_()
-        logp[row0:row1] = target_logit - peak - log_total
-        lse[row0:row1] = peak + log_total
-    return masked(logp, ignored, index, target), lse
-
-
-def logits_backward(g_logp, logits, target, logp, lse):
-    """-> d_logits (N, V), contiguous."""
-    ignored, index = usable(target, logits.shape[1])
-    g = g_logp.masked_fill(ignored, 0.0)[:, None]
-    d_logits = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    for row0, row1 in row_spans(logits):
-        p = (logits[row0:row1].to(lse.dtype) - lse[row0:row1, None]).exp_()
-        target_dz = g[row0:row1] * -torch.expm1(logp[row0:row1, None])  # g (1 - p) without cancellation
-        dz = p.mul_(-g[row0:row1]).scatter_(1, index[row0:row1, None], target_dz)
-        d_logits[row0:row1] = dz.masked_fill_(ignored[row0:row1, None], 0.0)  # also if such a row holds NaN
-    return d_logits
-
-
-def row_spans(logits):
-    """Blocks of whole rows."""
-    area, _ = TILE.get(logits.device.type, TILE["cuda"])
-    return spans(logits.shape[0], max(1, area // logits.shape[1]))
-
-
-# --- segment_sum
-
-
-def segment_sum(x, cu_seqlens):
-    """-> sums (B,)."""
-    if x.device.type == "mps":  # where torch has no segment_reduce
-        return segment_sum(x.cpu(), cu_seqlens.cpu()).to(x.device)
-    return torch.segment_reduce(x.to(wide(x.dtype)), "sum", offsets=cu_seqlens.long(), initial=0)

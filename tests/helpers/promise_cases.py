@@ -141,6 +141,8 @@ def test_what_torch_compile_is_told(name, backend):
             upstream = torch.ones(19), None, torch.ones(19)
             check_op(name, *upstream, *fixed, target, *results, 1.3, 0.0, [True, True, False], backend)
     if name == "the rest":
+        if backend == "torch":
+            check_op("frozen_linear_logp", hidden, *fixed[1:], target, 1.3, backend)
         check_op("segment_sum", hidden[:, 0], torch.tensor([0, 7, 19]), backend)
         target = target.clamp(max=19)
         check_op("logp_from_logits", hidden, target, backend)

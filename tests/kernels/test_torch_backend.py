@@ -304,7 +304,8 @@ def test_what_is_frozen_costs_nothing(need, mode, monkeypatch):
     )
     with Multiplications() as count:
         kernels.linear_logp(hidden, weight, target, backend="torch", budget=budget).sum().backward()
-    assert count.n == (1 + sum(need) + (mode == "recompute")) * 11 * 20 * 37
+    is_recomputed = mode == "recompute" and need[1]  # not for d hidden alone: see test_frozen_head.py
+    assert count.n == (1 + sum(need) + is_recomputed) * 11 * 20 * 37
     assert [x.grad is not None for x in (hidden, weight)] == list(need)
 
 
