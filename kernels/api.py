@@ -217,7 +217,7 @@ def _suits_frozen_op(hidden, weight, bias, softcap, return_entropy, backend):
     """Whether d hidden alone is wanted, of log-probs and their log-sum-exp, of logits without softcap."""
     if _takes_gradients(weight, bias) or softcap is not None or return_entropy:
         return False
-    return backend == "torch"
+    return backend == "torch" or hidden.dtype != torch.float16  # whose range is too small for Triton's
 
 
 def _keeps(backend, temperature, softcap, more_than_logp):

@@ -23,15 +23,21 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> logp, lse (N,), sums (N, D)."""
     ops.check_classes(target, weight.shape[0])
-    sums = torch.empty_like(hidden, dtype=torch_backend.wide(hidden.dtype))
-    logp, _, lse, _, _ = torch_backend.forward(
-        hidden, weight, bias, target, temperature, 0.0, False, -1, sums
-    )
+    sums = hidden.new_empty(hidden.shape, dtype=torch_backend.wide(hidden.dtype))
+    if backend == "torch":
+        logp, _, lse, _, _ = torch_backend.forward(
+            hidden, weight, bias, target, temperature, 0.0, False, -1, sums
+        )
+        return logp, lse, sums
+    from kernels import triton_frozen  # here, because triton is optional
+
+    with ops.device_of(hidden):
+        logp, lse = triton_frozen.forward(hidden, weight, bias, target, temperature, sums)
     return logp, lse, sums
 
 
 def _fake(hidden, weight, bias, target, temperature, backend):
-    sums = torch.empty_like(hidden, dtype=torch_backend.wide(hidden.dtype))
+    sums = hidden.new_empty(hidden.shape, dtype=torch_backend.wide(hidden.dtype))
     logp = sums.new_empty(hidden.shape[0])
     return logp, torch.empty_like(logp), sums
 

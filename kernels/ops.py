@@ -51,7 +51,7 @@ def _rows_module(backend):
     return triton_rows
 
 
-def _device_of(x):
+def device_of(x):
     """A context in which x's GPU is the current one, since Triton launches there."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
@@ -96,7 +96,7 @@ def _linear_forward(
     softcap 0: none. budget -1: there will be no backward."""
     check_classes(target, weight.shape[0])
     module = _forward_module(backend)
-    with _device_of(hidden):
+    with device_of(hidden):
         return module.forward(hidden, weight, bias, target, temperature, softcap, with_entropy, budget)
 
 
@@ -140,7 +140,7 @@ def _linear_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> d_hidden, d_weight, d_bias; empty where need says no."""
     module = _backward_module(backend)
-    with _device_of(hidden):
+    with device_of(hidden):
         return module.backward(
             g_logp, g_entropy, g_lse, hidden, weight, bias, target,
             logp, entropy, lse, factors, store, temperature, softcap, need,
@@ -200,9 +200,7 @@ def _compiled_linear_backward(ctx, g_logp, g_entropy, g_lse, _factors, _store):
 
 _linear_custom_op = custom_op("nanoroads::linear_logp", _linear_forward, mutates_args=())
 _linear_custom_op.register_fake(_linear_fake)
-_linear_backward_custom_op = custom_op(
-    "nanoroads::linear_logp_backward", _linear_backward, mutates_args=()
-)
+_linear_backward_custom_op = custom_op("nanoroads::linear_logp_backward", _linear_backward, mutates_args=())
 _linear_backward_custom_op.register_fake(_linear_backward_fake)
 _linear_custom_op.register_autograd(_compiled_linear_backward, setup_context=_linear_save)
 
@@ -221,7 +219,7 @@ def _logits_forward(logits: Tensor, target: Tensor, backend: str) -> tuple[Tenso
     """-> logp, and lse (N,) for the backward."""
     check_classes(target, logits.shape[1])
     module = _rows_module(backend)
-    with _device_of(logits):
+    with device_of(logits):
         return module.logits_forward(logits, target)
 
 
@@ -242,7 +240,7 @@ def _logits_backward(
     g_logp: Tensor, logits: Tensor, target: Tensor, logp: Tensor, lse: Tensor, backend: str
 ) -> Tensor:
     module = _rows_module(backend)
-    with _device_of(logits):
+    with device_of(logits):
         return module.logits_backward(g_logp, logits, target, logp, lse)
 
 
@@ -295,7 +293,7 @@ def logits_op(*inputs):
 def _segments_forward(x: Tensor, cu_seqlens: Tensor, backend: str) -> Tensor:
     _check_offsets(cu_seqlens, x.shape[0])
     module = _rows_module(backend)
-    with _device_of(x):
+    with device_of(x):
         return module.segment_sum(x, cu_seqlens)
 
 

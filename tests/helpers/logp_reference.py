@@ -51,10 +51,10 @@ def error(actual, expected):
     return float((difference / expected.double().norm().clamp_min(1e-30)).detach())
 
 
-def gradients(outputs, leaves, g):
+def gradients(outputs, leaves, g, retain_graph=False):
     """Of sum_i g_i outputs_i."""
     total = sum((output * weight).sum() for output, weight in zip(outputs, g, strict=True))
-    return torch.autograd.grad(total, leaves)
+    return torch.autograd.grad(total, leaves, retain_graph=retain_graph)
 
 
 def gradient_error(outputs, expected, leaves, g, expected_leaves=None):

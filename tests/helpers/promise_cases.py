@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import kernels
-from helpers.logp_reference import error, gradient_error, reference_with_lse
+from helpers.logp_reference import error, gradient_error, gradients, reference_with_lse
 from helpers.triton_cases import MODES, OPTIONS, poison, problem
 
 __all__ = ["poison"]  # a fixture of every test
@@ -77,6 +77,49 @@ def test_sequence_logp_hands_over_all(backend):
     assert torch.allclose(sums, torch.stack([results[0][:7].sum(), results[0][7:].sum()]))
 
 
+# ---------------------------------------------------------------- a frozen head
+
+
+def frozen_problem(name, gap=0.0):
+    """As inputs, but weight and bias take no gradients. gap: how much less likely than another class
+    the target is in every third row, in nats."""
+    hidden, weight, target, bias, options = inputs(OPTIONS[name])
+    weight = weight.detach()
+    bias = None if bias is None else bias.detach()
+    if gap:
+        low = torch.arange(0, 19, 3)
+        with torch.no_grad():
+            hidden[:, 0] = 0.0
+            hidden[low, 0] = gap
+        weight[:, 0] = 0.0
+        weight[target[low].clamp_min(0), 0] = -1.0
+    return hidden, weight, target, bias, options
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("gap", [0.0, 40.0, 45.0, 100.0, 1e4])
+@pytest.mark.parametrize("name", ["plain", "bias", "temperature"])
+def test_frozen_head(name, gap, backend):
+    """Bits of the forward and gradients are those of a head that is not frozen."""
+    hidden, weight, target, bias, options = frozen_problem(name, gap)
+    options |= {"bias": bias, "return_lse": True, "backend": backend}
+    results = kernels.linear_logp(hidden, weight, target, **options)
+    assert "Frozen" in results[0].grad_fn.name()
+    others = kernels.linear_logp(hidden, weight.clone().requires_grad_(), target, **options)
+    assert all(torch.equal(a, b) for a, b in zip(results, others, strict=True))
+    logp, _, lse = reference_with_lse(hidden, weight, target, bias, options.get("temperature", 1.0))
+    is_unlikely = logp < -0.9 * gap
+    assert not gap or is_unlikely.sum() >= 5
+    generator = torch.Generator().manual_seed(1)
+    g, of_lse = (torch.randn(19, generator=generator) for _ in range(2))
+    tolerance = 2e-6 + 1e-7 * min(gap, 100)  # z is rounded to 2^-24 of its size, and p with it
+    for upstream in ((g, of_lse), (g * is_unlikely, 0 * of_lse)):
+        expected = gradients((logp, lse), [hidden], upstream, retain_graph=True)
+        actual = gradients(results, [hidden], upstream, retain_graph=True)
+        assert error(actual[0], expected[0]) < tolerance
+        assert not actual[0][target == -100].any()
+
+
 # ---------------------------------------------------------------- equal bits
 
 
@@ -141,8 +184,7 @@ def test_what_torch_compile_is_told(name, backend):
             upstream = torch.ones(19), None, torch.ones(19)
             check_op(name, *upstream, *fixed, target, *results, 1.3, 0.0, [True, True, False], backend)
     if name == "the rest":
-        if backend == "torch":
-            check_op("frozen_linear_logp", hidden, *fixed[1:], target, 1.3, backend)
+        check_op("frozen_linear_logp", hidden, *fixed[1:], target, 1.3, backend)
         check_op("segment_sum", hidden[:, 0], torch.tensor([0, 7, 19]), backend)
         target = target.clamp(max=19)
         check_op("logp_from_logits", hidden, target, backend)

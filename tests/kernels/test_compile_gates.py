@@ -21,7 +21,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from kernels import tiles, triton_backward, triton_forward, triton_rows, triton_tile  # noqa: E402
+from kernels import tiles, triton_backward, triton_forward, triton_frozen, triton_rows, triton_tile  # noqa: E402
 
 VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -31,7 +31,7 @@ TENSOR_CORE = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": r"UTC\w*MMA", "sm_12
 # The types of the kernels' arguments, by name; pointers in MATRIX are to the inputs' dtype.
 MATRIX = "x w bias store out logits".split()
 FP32_POINTERS = "reference2 peak2 total moment2 target_z2 logp rest lse entropy share".split()
-FP32_POINTERS += "g of_p of_target h".split()
+FP32_POINTERS += "g of_p of_target h sums".split()
 NUMBERS = "scale softcap ratio".split()
 INTEGERS = "N V D width slice_start slots stats_stride store_stride out_stride stride".split()
 MULTIPLES_OF_16 = "D slice_start store_stride out_stride stride".split()  # as in a real call; pointers, too
@@ -180,6 +180,7 @@ def test_the_rest(chip):
         store = gate(triton_forward.merge_kernel, chip, dtype, {}, ENTROPY=False, STORE=True, **merge)
         without = gate(triton_forward.merge_kernel, chip, dtype, {}, ENTROPY=False, STORE=False, **merge)
         assert sums(store.ttgir) == sums(without.ttgir)
+        gate(triton_frozen.raise_kernel, chip, dtype, {}, BLOCK_D=256, **merge)
         gate(triton_forward.reference_kernel, chip, dtype, {}, BIAS=True, BLOCK_D=1024)
     gate(triton_rows.row_kernel, chip, "bf16", triton_rows.ROW)
     gate(triton_rows.row_grad_kernel, chip, "bf16", triton_rows.ROW)
