@@ -107,7 +107,7 @@ def linear_logp(
     budget: bytes of probabilities that the forward may keep for the backward, which otherwise
     computes them again (default: 4 GiB; in eager mode on CUDA at most a quarter of the free memory;
     0 under torch.compile where N is not known before the run, as in hidden[mask]). The log-probs do
-    not depend on it.
+    not depend on it. Where hidden alone takes a gradient, another way is taken: see frozen_head.py.
     Raises ValueError naming the argument."""
     hidden, weight, bias = _autocast(hidden), _autocast(weight), _autocast(bias)
     _check_linear(hidden, weight, target, bias, temperature, softcap)

@@ -93,6 +93,21 @@ def test_determinism(mode):
         assert all(torch.equal(a, b) for a, b in zip(first, result, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_frozen_head(dtype):
+    """The same bits of the forward as with a head that takes gradients; d hidden by another way."""
+    hidden, weight, target = problem(700, 768, 50257, dtype)
+    options = {"return_lse": True, "backend": "triton"}
+    poison()
+    results = kernels.linear_logp(hidden, weight.detach(), target, **options)
+    others = kernels.linear_logp(hidden, weight, target, **options)
+    assert all(torch.equal(a, b) for a, b in zip(results, others, strict=True))
+    expected, _ = reference(hidden, weight, target)
+    g = torch.randn(700, device="cuda")
+    tolerance = {torch.bfloat16: 5e-3, torch.float32: 1e-5}[dtype]
+    assert gradient_error(results[:1], [expected], [hidden], [g]) < tolerance
+
+
 def test_long():
     """N V beyond 2^31 elements, and more rows than one launch takes."""
     hidden, weight, target = problem(20000, 64, 129920)
