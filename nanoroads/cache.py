@@ -57,7 +57,6 @@ class KVCache:
             self.bias = self.hide(self.padding[:, None] > self.columns(self.used))
         return self.used - 1 - self.padding
 
-    @torch.compiler.disable  # the number of columns is new in every step
     def attend(self, layer_index, q, k, v):
         """q (N, H, C), k and v (N, n_kv_head, C) of the newest tokens -> (N, H, C)."""
         self.k[layer_index].select(2, self.used - 1).copy_(k)

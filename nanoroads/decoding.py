@@ -48,6 +48,9 @@ def decode(model, prompts, k, u, stop, choice):
 def shrinking_steps(model, head, cache, hidden, u, stop, choice):
     """Rows that are finished are dropped: each step costs what the others need."""
     n, length = u.shape
+    attend = cache.attend
+    if model.trunk_is_compiled:  # leave it out: the number of columns is new in every step
+        attend = torch.compiler.disable(attend)
     index = torch.arange(n, device=u.device)  # (M,) the rows that are still being written
     tokens = torch.zeros(n, dtype=torch.int64, device=u.device)
     logps = torch.zeros(n, dtype=u.dtype, device=u.device)
@@ -72,7 +75,7 @@ def shrinking_steps(model, head, cache, hidden, u, stop, choice):
             index = index[unfinished]
         position = cache.next_column()  # (M,)
         with model.autocast():
-            hidden = model.trunk(tokens[index], position, cache.attend)  # (M, D)
+            hidden = model.trunk(tokens[index], position, attend)  # (M, D)
 
 
 def fixed_steps(model, head, cache, hidden, u, stop, choice):

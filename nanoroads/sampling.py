@@ -61,29 +61,37 @@ def invert(logits, u):
     and their log-probs (N,).
 
     One random number per row, where torch.multinomial draws V. In fp64, u too: with 24 random bits rare
-    tokens of a large vocabulary get wrong probabilities. In two steps, since a cumulative sum is slow:
-    which block of tokens holds the draw, from the blocks' sums; then which token of that block."""
-    n, size = logits.shape
-    width = min(BLOCK, size)
-    blocks = -(-size // width)
-    weights = torch.zeros(n, blocks * width, dtype=u.dtype, device=logits.device)  # 0 behind the last token
-    weights[:, :size] = logits
-    weights[:, :size].exp_()
-    in_blocks = weights.view(n, blocks, width)
+    tokens of a large vocabulary get wrong probabilities."""
+    size = logits.shape[1]
+    if size <= BLOCK:
+        weights = logits.to(u.dtype).exp_()
+        up_to = weights.cumsum(-1)  # (N, V) mass of a token and all before it
+        total = up_to[:, -1:]  # (N, 1)
+        token = first_above(up_to, u[:, None] * total)  # (N, 1)
+    else:
+        # A cumulative sum is slow: first by sums of blocks, then within the one that holds the draw.
+        blocks = -(-size // BLOCK)
+        weights = logits.new_zeros(len(logits), blocks * BLOCK, dtype=u.dtype)  # 0 behind the last token
+        weights[:, :size] = logits
+        weights[:, :size].exp_()
+        total, token = invert_in_blocks(weights.view(len(logits), blocks, BLOCK), u)
+    logps = (weights.gather(1, token) / total).log()
+    return token.clamp(max=size - 1).squeeze(1), logps.squeeze(1)
 
-    up_to = in_blocks.sum(-1).cumsum(-1)  # (n, blocks) mass of a block and all before it
-    total = up_to[:, -1:]  # (n, 1)
-    mass = u[:, None] * total  # (n, 1) that lies before the draw
-    block = first_above(up_to, mass)  # (n, 1)
-    before = F.pad(up_to, (1, 0)).gather(1, block)  # (n, 1) mass of the blocks before it
-    own = in_blocks.gather(1, block[:, :, None].expand(-1, -1, width)).squeeze(1)  # (n, width)
+
+def invert_in_blocks(weights, u):
+    """weights (N, blocks, BLOCK) -> their sum (N, 1), and the place (N, 1) at which u of it lies before."""
+    up_to = weights.sum(-1).cumsum(-1)  # (N, blocks) mass of a block and all before it
+    total = up_to[:, -1:]
+    mass = u[:, None] * total  # (N, 1) that lies before the draw
+    block = first_above(up_to, mass)  # (N, 1)
+    before = F.pad(up_to, (1, 0)).gather(1, block)  # (N, 1) mass of the blocks before it
+    own = weights.gather(1, block[:, :, None].expand(-1, -1, BLOCK)).squeeze(1)  # (N, BLOCK)
     up_to_token = own.cumsum(-1)
     # Two sums of the same numbers may differ in their last bits. The draw must not fall behind the
     # block's last token of any probability.
     end = up_to_token[:, -1:] * (1 - torch.finfo(u.dtype).eps)
-    token = block * width + first_above(up_to_token, (mass - before).minimum(end))  # (n, 1)
-    logps = (weights.gather(1, token) / total).log()
-    return token.clamp(max=size - 1).squeeze(1), logps.squeeze(1)
+    return total, block * BLOCK + first_above(up_to_token, (mass - before).minimum(end))
 
 
 def first_above(sums, mass):

@@ -12,7 +12,7 @@ from nanoroads.errors import InputError
 from nanoroads.generate import generate, generate_with_logps, stream
 from nanoroads.sampling import keep_likeliest
 from nanoroads.weights import packed
-from nanoroads.weights.packed import can_pack, cast_twin
+from nanoroads.weights.packed import can_pack, cast_twin, decoding_twin
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5], [8, 9, 7, 9]]
 SAMPLING = [
@@ -155,3 +155,22 @@ def test_a_packed_twin_gives_them_but_for_rounding(kind, dtype, monkeypatch):
         scored = model(pack(PROMPTS, responses), 2.0).token
     gap = (flat(logps) - scored).abs().max()
     assert gap < (1e-4 if dtype == torch.float32 else 0.1)
+
+
+@pytest.mark.skipif(not can_pack(torch.bfloat16), reason="this CPU multiplies no packed bf16")
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", SHAPES)
+@torch.no_grad()
+def test_in_bf16_a_packed_twin_rounds_where_the_model_does(kind, weights, monkeypatch):
+    """A rounding more or less anywhere moves log-probs a thousand times as far as this."""
+    monkeypatch.setattr(packed, "MIN_PARAMETERS", 1)
+    model = tiny(kind).to(weights)
+    model.compute_dtype = torch.bfloat16
+    tokens = torch.randint(23, (16, 12), generator=torch.Generator().manual_seed(0))
+    position = torch.arange(12).expand_as(tokens)
+    logps = []
+    for decoder in (model, decoding_twin(model, torch.bfloat16, 16)):
+        with decoder.autocast():
+            hidden = decoder.trunk(tokens, position).flatten(0, 1)
+            logps.append(decoder.sampling_head()(hidden).log_softmax(-1))
+    assert (logps[0] - logps[1]).abs().mean() < 1e-5
