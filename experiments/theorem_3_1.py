@@ -1,0 +1,364 @@
+"""Theorem 3.1: DPO over the policies that are optimal for simple rewards is RLHF over those rewards.
+
+    python experiments/theorem_3_1.py --seeds 0 1 2    415 CPU seconds for the three seeds
+
+Swamy et al., 2503.01067, Theorem 3.1. R_sim is r(x, y) = phi . f(x, y). DPO searches only the policies
+pi_ref e^(r / beta) / Z, with log Z by enumeration of all legal routes; RLHF fits r by Bradley-Terry
+and projects exactly. Both are fitted by LBFGS in fp64 from different random starts. World: roadmap-short,
+500 training prompts, true reward exact by enumeration; "optimum" is the soft optimum of the true reward
+at the same beta.
+
+R_sim is met twice. "checks": f = legal, arrives, two moves, both; it CONTAINS the true reward, and its
+features are the true checks, so what it needs is a lower bound, not a like-for-like contest. "roads": the
+same without the goal; it does not contain it. Beside them, with GPTs: unrestricted DPO, RLHF with a GPT
+as its reward model, and stage 2 by RLOO on the reward of "checks" that 1,000 pairs give.
+
+Rates were chosen on seed 100 at 20,000 pairs, three each: DPO 3e-4 (of 1e-4, 3e-4, 1e-3) and RLOO 2e-3
+(of 1e-3, 2e-3, 4e-3) by true reward, the lowest within .005 of the best; the GPT reward model 3e-4 (of
+3e-4, 1e-3, 2e-3) by held-out likelihood. DPO and reward models take 625 steps of 32 pairs, RL 300.
+
+The roads over R_sim are one: parameters and log-probs 3e-7 apart on 20,000 pairs, policies 8e-16 nats
+apart already on 30, where the pairs do not determine the parameters yet. With the true reward in R_sim
+30 pairs are enough for 95 % of the optimum's reward; with 20,000 pairs unrestricted DPO has .544 +- .026
+and RLHF with a GPT reward model .445 +- .049 (SFT .305, optimum .966), so here RLHF does not lead DPO.
+Without the goal in R_sim both roads stay at .337 +- .006, below unrestricted DPO. RLOO loses .068 +- .006
+of the exact projection's reward: it is not lossless. Nothing separates few pairs from few steps here.
+
+Writes OUT/table.md, OUT/figure.png and OUT/results.json.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from nanoroads import losses, randomness
+from nanoroads.report.figures import COLOURS, INK, new_figure
+from nanoroads.report.on_map import route_logps
+from nanoroads.report.phases import claim, new_phase, run_phases
+from nanoroads.report.write import plus_minus, table, yes_or_no
+from nanoroads.run.flags import SEED, Parser, positive, run_script
+from nanoroads.score import mean_se
+from nanoroads.weights.checkpoint import load_policy
+from nanoroads.weights.files import write_json, write_text
+from nanoroads.world.optimum import rewarded_routes
+from nanoroads.world.roadmap import NEIGHBOURS, WORLDS, ends, prompts, reward_parts, route
+
+WORLD = WORLDS["roadmap-short"]
+BETA = 0.5  # of all roads
+SFT = []  # flags of the reference's training: the defaults
+STEPS = 625  # of DPO and of the GPT reward model, 32 pairs each
+RL_STEPS = 300
+SIMPLE_SIZES = [30, 100, 300, 1000, 5000, 20000]  # pairs
+GPT_SIZES = [1000, 5000, 20000]
+RLOO_PAIRS = 1000  # that RLOO's reward is fitted on
+CLASSES = {"checks": slice(0, 4), "roads": slice(0, 4, 2)}  # columns of `features`
+PHI = "NANOROADS_THEOREM_3_1_PHI"  # in the environment, JSON: the reward of `judge`
+
+
+def features(prompt, response):
+    """f(x, y), four numbers: legal, arrives, two moves, arrives in two. All 0 unless legal."""
+    parts = reward_parts(prompt, response, WORLD)
+    legal, arrives, two = float(parts["legal"]), float(parts["arrives"]), float(parts["moves"] == 2)
+    return [legal, legal * arrives, legal * two, legal * arrives * two]
+
+
+def judge(prompt, response):
+    """phi . f(x, y), for train_rlhf.py --reward: what RLOO climbs."""
+    phi = torch.tensor(json.loads(os.environ[PHI]), dtype=torch.float64)
+    return (phi @ torch.tensor(features(prompt, response), dtype=torch.float64)).item()
+
+
+def legal_routes(prompt):
+    """All routes of one or two moves by road, as text."""
+    found = []
+    for first in NEIGHBOURS[ends(prompt)[0]]:
+        found.append(route([first]))
+        found += [route([first, second]) for second in NEIGHBOURS[first]]
+    return found
+
+
+# ---------------------------------------------------------------- the simple classes, exactly
+
+
+def enumerate_world(reference):
+    """Every legal route of every training prompt, and in the last place all other texts together.
+
+    Returns places {(prompt, route): (p, r)}, log pi_ref (P, R + 1), f (P, R + 1, 4), r* (P, R + 1)."""
+    listed = {prompt: legal_routes(prompt) for prompt in prompts(WORLD, "train")}
+    logps = route_logps(reference, listed)
+    width = max(map(len, listed.values())) + 1
+    ref_logp = torch.full((len(listed), width), -torch.inf, dtype=torch.float64)
+    f = torch.zeros(len(listed), width, 4, dtype=torch.float64)
+    truth = torch.zeros(len(listed), width, dtype=torch.float64)
+    places = {}
+    for p, (prompt, routes) in enumerate(listed.items()):
+        known = torch.as_tensor(logps[prompt]).double()
+        ref_logp[p, : len(routes)] = known
+        ref_logp[p, -1] = torch.log1p(-known.exp().sum())
+        for r, text in enumerate(routes):
+            places[prompt, text] = p, r
+            f[p, r] = torch.tensor(features(prompt, text))
+            truth[p, r] = WORLD.reward(prompt, text)
+    return places, ref_logp, f, truth
+
+
+def soft_optimum(ref_logp, reward):
+    """log pi of pi_ref e^(r / beta) / Z, (P, R + 1)."""
+    return torch.log_softmax(ref_logp + reward / BETA, -1)
+
+
+def fit(loss_of, start):
+    """The phi where loss_of(phi) is least, by LBFGS."""
+    phi = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [phi], max_iter=500, tolerance_grad=1e-11, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(phi)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return phi.detach()
+
+
+def both_roads(world, rows, columns, seed):
+    """DPO over the soft-optimal policies, and RLHF, on the same pairs -> a dict of numbers."""
+    places, ref_logp, f, truth = world
+    f = f[..., columns]
+    elsewhere = ref_logp.shape[1] - 1
+    index = {prompt: p for p, prompt in enumerate(prompts(WORLD, "train"))}
+
+    def place(row, name):
+        return places.get((row["prompt"], row[name]), (index[row["prompt"]], elsewhere))
+
+    chosen = torch.tensor([place(row, "chosen") for row in rows]).unbind(1)  # (N,) prompts, (N,) routes
+    rejected = torch.tensor([place(row, "rejected") for row in rows]).unbind(1)
+
+    def dpo_loss(phi):
+        logp = soft_optimum(ref_logp, f @ phi)
+        loss = losses.dpo(logp[chosen], logp[rejected], ref_logp[chosen], ref_logp[rejected], BETA)
+        return loss.mean()
+
+    def reward_loss(phi):
+        return losses.bradley_terry(f[chosen] @ phi, f[rejected] @ phi).mean()
+
+    rng = randomness.generator("theorem 3.1 starts", seed)
+    dpo_phi = fit(dpo_loss, torch.tensor(rng.normal(size=f.shape[-1])))
+    rlhf_phi = fit(reward_loss, torch.tensor(rng.normal(size=f.shape[-1])))
+    dpo = soft_optimum(ref_logp, f @ dpo_phi)
+    rlhf = soft_optimum(ref_logp, f @ rlhf_phi)
+    likely = ref_logp > -torch.inf
+    return {
+        "phi": rlhf_phi.tolist(),
+        "parameters_apart": (dpo_phi - rlhf_phi).abs().max().item(),
+        "logp_apart": (dpo - rlhf)[likely].abs().max().item(),
+        "kl_apart": (dpo.exp() * (dpo - rlhf).masked_fill(~likely, 0)).sum(1).max().item(),
+        "dpo": (dpo.exp() * truth).sum(1).mean().item(),
+        "rlhf": (rlhf.exp() * truth).sum(1).mean().item(),
+    }
+
+
+# ---------------------------------------------------------------- the GPTs, by the scripts
+
+
+def sft_phases(folder, seed):
+    """The reference and the largest set of pairs."""
+    sft = folder / "sft"
+    train_sft = ["train_sft.py", "--data", WORLD.name, "--seed", seed, *SFT]
+    sample_pairs = ["-m", "nanoroads.world.pairs", "--policy", sft, "--n", max(SIMPLE_SIZES), "--seed", seed]
+    return [new_phase(folder, "sft", train_sft), new_phase(folder, "sft/pairs.jsonl", sample_pairs, ["sft"])]
+
+
+def gpt_phases(folder, seed):
+    """Unrestricted DPO and RLHF on the first n pairs, and RLOO on the reward in the environment."""
+    common = ["--init", folder / "sft", "--seed", seed, "--lr"]
+    phases = []
+    for n in GPT_SIZES:
+        pairs = ["--data", folder / f"pairs_{n}.jsonl"]
+        epochs = STEPS * 32 / (0.95 * n)  # 5 % are held out
+        dpo = ["train_dpo.py", *pairs, *common, "3e-4", "--beta", BETA, "--steps", STEPS]
+        rl = ["train_rlhf.py", *pairs, *common, "2e-3", "--kl", BETA, "--steps", RL_STEPS]
+        rl += ["--max-new-tokens", WORLD.max_moves + 1]
+        phases.append(new_phase(folder, f"dpo_{n}", dpo))
+        phases.append(new_phase(folder, f"rlhf_{n}", rl + ["--reward-epochs", epochs]))
+    phases.append(new_phase(folder, "rloo", rl + ["--reward", "experiments.theorem_3_1:judge"]))
+    return phases
+
+
+def reward_of(folder):
+    """The true reward of a GPT, exactly: over every route that has one."""
+    listed = {prompt: rewarded_routes(WORLD, prompt) for prompt in prompts(WORLD, "train")}
+    total = 0.0
+    for prompt, logp in route_logps(load_policy(folder), listed).items():
+        for text, probability in zip(listed[prompt], logp.exp().tolist(), strict=True):
+            total += probability * WORLD.reward(prompt, text)
+    return total / len(listed)
+
+
+def run_seed(args, seed, lock):
+    """All numbers of one seed."""
+    folder = args.out / f"seed{seed}"
+    run_phases(sft_phases(folder, seed), args.out, args.jobs, lock)
+    rows = (folder / "sft/pairs.jsonl").read_text().splitlines()
+    world = enumerate_world(load_policy(folder / "sft"))
+    simple = {}
+    for name, columns in CLASSES.items():
+        for n in SIMPLE_SIZES:
+            pairs = [json.loads(row) for row in rows[:n]]
+            simple[f"{name} {n}"] = both_roads(world, pairs, columns, seed)
+    for n in GPT_SIZES:
+        write_text(folder / f"pairs_{n}.jsonl", "\n".join(rows[:n]) + "\n")
+    os.environ[PHI] = json.dumps(simple[f"checks {RLOO_PAIRS}"]["phi"])
+    run_phases(gpt_phases(folder, seed), args.out, args.jobs, lock)
+    _, ref_logp, _, truth = world
+    optimum = soft_optimum(ref_logp, WORLD.bt_scale * truth)
+    results = {
+        "sft": (ref_logp.exp() * truth).sum(1).mean().item(),
+        "optimum": (optimum.exp() * truth).sum(1).mean().item(),
+        "rloo": reward_of(folder / "rloo"),
+        "simple": simple,
+    }
+    for road in ("dpo", "rlhf"):
+        for n in GPT_SIZES:
+            results[f"{road} {n}"] = reward_of(folder / f"{road}_{n}")
+    return results
+
+
+# ---------------------------------------------------------------- the report
+
+
+def curves_of(seeds):
+    """{road: {pairs: {"mean", "se"}}} of the true reward over seeds."""
+    curves = {}
+    for name in CLASSES:
+        for n in SIMPLE_SIZES:
+            key = f"{name} {n}"
+            curves.setdefault(name, {})[n] = mean_se([row["simple"][key]["dpo"] for row in seeds])
+    for road in ("dpo", "rlhf"):
+        curves[road] = {n: mean_se([row[f"{road} {n}"] for row in seeds]) for n in GPT_SIZES}
+    return curves
+
+
+def pairs_needed(curve, goal):
+    """The fewest pairs from which on the mean stays at `goal` or above; None: more than there are."""
+    needed = None
+    for n in reversed(curve):
+        if curve[n]["mean"] < goal:
+            break
+        needed = n
+    return needed
+
+
+def with_errors(values):
+    """The mean of a difference over seeds, with its size in standard errors."""
+    cell = mean_se(values)
+    if cell["se"] == 0:
+        return f"{cell['mean']:+.3f}, one seed"
+    return f"{plus_minus(cell)}, {abs(cell['mean'] / cell['se']):.0f} standard errors"
+
+
+def verdict(seeds, close=1e-6):
+    """A line for each claim."""
+    most = SIMPLE_SIZES[-1]
+    apart = 0.0
+    for row in seeds:
+        for name in CLASSES:
+            both = row["simple"][f"{name} {most}"]
+            apart = max(apart, both["parameters_apart"], both["logp_apart"])
+    optimum = mean_se([row["optimum"] for row in seeds])["mean"]
+    curves = curves_of(seeds)
+    needed, words = {}, {}
+    for road, curve in curves.items():
+        needed[road] = pairs_needed(curve, 0.95 * optimum) or 10 * most  # more than there are
+        words[road] = f"{needed[road]:,}" if needed[road] <= most else f"more than {max(curve):,}"
+    fewer = needed["checks"] < min(needed["dpo"], needed["rlhf"])
+    last = max(curves["dpo"])
+    without_goal = [row[f"dpo {last}"] - row["simple"][f"roads {most}"]["dpo"] for row in seeds]
+    lead = mean_se(without_goal)
+    loss = [row["simple"][f"checks {RLOO_PAIRS}"]["rlhf"] - row["rloo"] for row in seeds]
+    gap = [row["simple"][f"checks {last}"]["dpo"] - row[f"rlhf {last}"] for row in seeds]
+    return [
+        f"{yes_or_no(apart < close)}: DPO over the policies that are optimal for R_sim is RLHF over R_sim "
+        f"(Theorem 3.1): on {most:,} pairs parameters and log-probs are {apart:.0e} apart at most.",
+        f"{yes_or_no(fewer)}: that takes fewer pairs, if R_sim contains the true reward: 95 % of the "
+        f"optimum's {optimum:.3f} from {words['checks']} pairs on, DPO unrestricted {words['dpo']}, RLHF "
+        f"with a GPT {words['rlhf']}. It leads the last on {last:,} pairs by {with_errors(gap)}.",
+        f"{yes_or_no(lead['mean'] > 2 * lead['se'])}: what R_sim contains makes the lead: without the goal "
+        f"in it, unrestricted DPO on {last:,} pairs is ahead by {with_errors(without_goal)}.",
+        f"{yes_or_no(abs(mean_se(loss)['mean']) < 0.01)}: RLOO in place of the exact projection loses less "
+        f"than .01 of its reward (it loses {with_errors(loss)}).",
+    ]
+
+
+def table_of(seeds):
+    """True rewards, and how far the two roads over R_sim are apart."""
+    lines = []
+    for name in ("sft", "optimum", "rloo"):
+        pairs = RLOO_PAIRS if name == "rloo" else ""
+        lines.append([name, str(pairs), plus_minus(mean_se([row[name] for row in seeds])), "", ""])
+    for road, curve in curves_of(seeds).items():
+        for n, cell in curve.items():
+            apart = ["", ""]
+            if road in CLASSES:
+                fits = [row["simple"][f"{road} {n}"] for row in seeds]
+                apart = [f"{max(fit[key] for fit in fits):.0e}" for key in ("parameters_apart", "kl_apart")]
+            lines.append([road, str(n), plus_minus(cell), *apart])
+    return table(["policy", "pairs", "true reward", "parameters apart", "KL apart, nats"], lines)
+
+
+def figure_of(seeds):
+    """True reward against pairs."""
+    fig, ax = new_figure(7, 4)
+    styles = {
+        "checks": ("o-", COLOURS["rlhf_local"]),
+        "roads": ("o--", COLOURS["sft"]),
+        "dpo": ("s-", COLOURS["dpo"]),
+        "rlhf": ("^-", COLOURS["rlhf_global"]),
+    }
+    for road, curve in curves_of(seeds).items():
+        style, colour = styles[road]
+        means = [cell["mean"] for cell in curve.values()]
+        errors = [cell["se"] for cell in curve.values()]
+        ax.errorbar(list(curve), means, errors, fmt=style, color=colour, capsize=3, label=NAMES[road])
+    for name in ("sft", "optimum"):
+        height = mean_se([row[name] for row in seeds])["mean"]
+        ax.axhline(height, color=INK, lw=0.8, ls=":")
+        ax.annotate(name, (SIMPLE_SIZES[0], height), (0, 3), textcoords="offset points")
+    ax.set(xscale="log", xlabel="pairs", ylabel="true reward", title="How many pairs each search needs")
+    ax.legend()
+    return fig
+
+
+NAMES = {
+    "checks": "both roads over R_sim, which has the true reward",
+    "roads": "both roads over R_sim without the goal",
+    "dpo": "DPO, unrestricted",
+    "rlhf": "RLHF, a GPT as its reward model",
+}
+
+
+def main(argv=None):
+    """All seeds, then the table, the figure and the verdict."""
+    parser = Parser(description=__doc__)
+    add = parser.add_argument_group("what is run").add_argument
+    add("--out", type=Path, default=Path("out/theorem_3_1"), help="results (default: %(default)s)")
+    add("--seeds", type=SEED, nargs="+", default=[0], metavar="SEED", help="the seeds (default: 0)")
+    add("--jobs", type=positive(int), default=2, help="commands at a time (default: 2)")
+    args = parser.parse_args(argv)
+    lock = claim(args.out)
+    seeds = [run_seed(args, seed, lock) for seed in dict.fromkeys(args.seeds)]
+    lines = verdict(seeds)
+    text = table_of(seeds) + "".join(f"\n{line}\n" for line in lines)
+    print(text)
+    write_text(args.out / "table.md", text)
+    write_json(args.out / "results.json", {"seeds": args.seeds, "verdict": lines, "by_seed": seeds})
+    figure_of(seeds).savefig(args.out / "figure.png")
+
+
+if __name__ == "__main__":
+    run_script(main, resumes="the same command goes on from there", less_memory=None)

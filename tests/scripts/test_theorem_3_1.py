@@ -1,0 +1,170 @@
+"""Theorem 3.1's two roads by enumeration; its script end to end; verdicts that can come out either way."""
+
+import copy
+import importlib
+import json
+
+import pytest
+import torch
+
+from experiments import theorem_3_1
+from experiments.theorem_3_1 import CLASSES, GPT_SIZES, SIMPLE_SIZES, WORLD
+from nanoroads.model import GPT, GPTConfig
+from nanoroads.text import tokenizer
+from nanoroads.world import roadmap
+from nanoroads.world.optimum import exact_optimum, rewarded_routes
+from nanoroads.world.roadmap import prompts
+
+
+@pytest.fixture(scope="module")
+def world():
+    """The enumeration under a small GPT with random weights."""
+    torch.manual_seed(0)
+    vocabulary = tokenizer.get("roadmap").n_vocab
+    reference = GPT(GPTConfig(vocab_size=vocabulary, n_layer=1, n_embd=16, block_size=16, tied=False))
+    return theorem_3_1.enumerate_world(reference)
+
+
+def test_every_text_is_counted_once(world):
+    places, ref_logp, f, truth = world
+    torch.testing.assert_close(ref_logp.exp().sum(1), torch.ones(500, dtype=torch.float64))
+    assert len(places) == len(set(places.values())) and not f[:, -1].any() and not truth[:, -1].any()
+    for prompt in prompts(WORLD, "train")[:20]:
+        rewarded = {route for p, route in places if p == prompt and WORLD.reward(p, route) > 0}
+        assert rewarded == set(rewarded_routes(WORLD, prompt))
+
+
+def test_the_true_reward_is_in_the_class_of_checks(world):
+    _, _, f, truth = world
+    phi = torch.tensor([0, 1, 0, -0.05], dtype=torch.float64)
+    torch.testing.assert_close(f @ phi, truth)
+    without_goal = f[..., CLASSES["roads"]].flatten(0, 1)
+    left = truth.flatten() - without_goal @ torch.linalg.lstsq(without_goal, truth.flatten()).solution
+    assert left.abs().max() > 0.5
+
+
+def test_the_optimum_is_the_worlds(world):
+    _, ref_logp, _, truth = world
+    logp = theorem_3_1.soft_optimum(ref_logp, WORLD.bt_scale * truth)
+    exact = exact_optimum(ref_logp[:, :-1], WORLD.bt_scale * truth[:, :-1], theorem_3_1.BETA)
+    ours = (logp.exp() * WORLD.bt_scale * truth).sum(1)
+    torch.testing.assert_close(ours, exact["reward"], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_roads_over_a_simple_class_are_one(name, world):
+    """Pairs of two random routes, labelled by the other rule that is neither's truth: a coin, nearly."""
+    places, _, _, _ = world
+    generator = torch.Generator().manual_seed(1)
+    by_prompt = {}
+    for prompt, text in places:
+        by_prompt.setdefault(prompt, []).append(text)
+    rows = []
+    for prompt, texts in by_prompt.items():
+        for _ in range(6):
+            a, b = torch.randint(len(texts) + 1, (2,), generator=generator).tolist()
+            first, second = ([*texts, ">WA>FL"][i] for i in (a, b))  # the last is not legal anywhere
+            rows.append({"prompt": prompt, "chosen": first, "rejected": second})
+    row = theorem_3_1.both_roads(world, rows, CLASSES[name], seed=0)
+    assert row["parameters_apart"] < 1e-6 and row["logp_apart"] < 1e-6 and row["kl_apart"] < 1e-12
+    assert row["dpo"] == pytest.approx(row["rlhf"], abs=1e-7)
+
+
+def test_the_judge_is_phi_times_f(monkeypatch):
+    monkeypatch.setenv(theorem_3_1.PHI, "[1, 10, 100, 1000]")
+    assert theorem_3_1.judge("WA>OR:", ">OR") == 11
+    assert theorem_3_1.judge("WA>CA:", ">OR>CA") == 1111
+    assert theorem_3_1.judge("WA>CA:", ">OR>NV") == 101
+    assert theorem_3_1.judge("WA>CA:", ">ID") == 1
+    assert theorem_3_1.judge("WA>CA:", ">CA") == 0
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def seeds_that_agree():
+    """Results of two seeds for which every claim holds."""
+    simple = {}
+    for name, reward in (("checks", 0.95), ("roads", 0.3)):
+        for n in SIMPLE_SIZES:
+            simple[f"{name} {n}"] = {
+                "phi": [],
+                "parameters_apart": 1e-9,
+                "logp_apart": 1e-9,
+                "kl_apart": 1e-15,
+            }
+            simple[f"{name} {n}"] |= {"dpo": reward, "rlhf": reward}
+    row = {"sft": 0.3, "optimum": 0.96, "rloo": 0.949, "simple": simple}
+    for road in ("dpo", "rlhf"):
+        for n in GPT_SIZES:
+            row[f"{road} {n}"] = 0.5 if n < 20000 else 0.94
+    return [row, copy.deepcopy(row)]
+
+
+def test_every_claim_can_hold():
+    lines = theorem_3_1.verdict(seeds_that_agree())
+    assert [line[:4] for line in lines] == ["yes:"] * 4
+    assert "from 30 pairs on" in lines[1] and "unrestricted 20,000" in lines[1]
+
+
+@pytest.mark.parametrize("line", range(4))
+def test_every_claim_can_fail(line):
+    seeds = seeds_that_agree()
+    for row in seeds:
+        if line == 0:
+            row["simple"]["roads 20000"]["parameters_apart"] = 1e-3
+        if line == 1:
+            for n in SIMPLE_SIZES:
+                row["simple"][f"checks {n}"]["dpo"] = 0.9
+        if line == 2:
+            row["simple"]["roads 20000"]["dpo"] = 0.95
+        if line == 3:
+            row["rloo"] = 0.9
+    verdict = theorem_3_1.verdict(seeds)
+    assert verdict[line].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 3
+
+
+def test_pairs_needed_stay_at_the_goal():
+    curve = {30: {"mean": 0.9}, 100: {"mean": 0.7}, 300: {"mean": 0.8}}
+    assert theorem_3_1.pairs_needed(curve, 0.75) == 300
+    assert theorem_3_1.pairs_needed(curve, 0.7) == 30
+    assert theorem_3_1.pairs_needed(curve, 0.85) is None
+
+
+def in_this_process(phases, *_):
+    """Run the commands of phases as run_phases does, without a new Python for each."""
+    for phase in phases:
+        words = phase.command
+        if words[0] == "-m":
+            importlib.import_module(words[1]).main(words[2:])
+        else:
+            importlib.import_module(words[0].removesuffix(".py")).main(words[1:])
+
+
+def few_prompts(world, split):
+    return prompts(world, split)[:40]
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(roadmap, "prompts", few_prompts)
+    monkeypatch.setattr(theorem_3_1, "prompts", few_prompts)
+    small = {"SIMPLE_SIZES": [30, 100], "GPT_SIZES": [60, 100], "RLOO_PAIRS": 100, "STEPS": 2, "RL_STEPS": 2}
+    model = ["--n-layer", "1", "--n-embd", "16", "--rows", "500", "--steps", "60", "--lr", "2e-2"]
+    for name, value in {**small, "SFT": model, "run_phases": in_this_process}.items():
+        monkeypatch.setattr(theorem_3_1, name, value)
+    monkeypatch.setenv(theorem_3_1.PHI, "[]")  # taken back after the test
+    out = tmp_path / "out"
+    theorem_3_1.main(["--seeds", "0", "--out", str(out)])
+    written = json.loads((out / "results.json").read_text())
+    assert written["seeds"] == [0] and len(written["verdict"]) == 4
+    assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "table.md").read_text() in capsys.readouterr().out
+    (row,) = written["by_seed"]
+    assert row["simple"]["checks 100"]["dpo"] < row["optimum"] + 0.05 and 0 < row["dpo 100"] < row["optimum"]
+
+
+def test_a_bad_flag_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        theorem_3_1.main(["--seeds", "x"])
+    assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
