@@ -1,7 +1,5 @@
 """The keys and values of what has been read and sampled so far: the third way to attend."""
 
-import functools
-
 import torch
 from torch.nn import functional as F
 
@@ -20,6 +18,7 @@ class KVCache:
         self.prompts = prompts
         self.used = max(map(len, prompts))  # columns
         shape = (len(prompts), config.n_kv_head, self.used + new_tokens, config.head_size)
+        # One (N, n_kv_head, columns, C) tensor per layer.
         self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         padding = torch.tensor([self.used - len(prompt) for prompt in prompts])
@@ -40,17 +39,17 @@ class KVCache:
         tokens, position, row, column = stream  # (L,) each
         among_prompts = attention.of_groups([[len(prompt)] for prompt in self.prompts], stream.device)
 
-        @functools.partial(torch.compiler.disable, recursive=False)  # as `of_groups` does
+        @torch.compiler.disable(recursive=False)  # as `of_groups` does
         def attend(layer_index, q, k, v):
             self.k[layer_index][row, :, column] = k
             self.v[layer_index][row, :, column] = v
             return among_prompts(layer_index, q, k, v)
 
         hidden = model.trunk(tokens, position, attend)  # (L, D)
-        is_last = column == self.used - 1
-        return hidden[is_last.nonzero().squeeze(1)]
+        ends = torch.tensor([len(prompt) for prompt in self.prompts]).cumsum(0)  # (P,)
+        return hidden[upload(ends - 1, hidden.device)]
 
-    def next_column(self):
+    def next_position(self):
         """Every row gets a token more -> its position in its row, (N,) int64."""
         self.used += 1
         if self.any_padding:
@@ -90,13 +89,14 @@ class KVCache:
 
 class FixedCache(KVCache):
     """A cache that always attends to all of its columns, those to come hidden: no shape depends on how many
-    are used, and that number is on the device. So a step can be recorded as a CUDA graph."""
+    are used, and that number is on the device. So a step can be recorded as a CUDA graph. From then on the
+    graph knows the cache's tensors by their addresses: rows are repeated before, and none is dropped."""
 
     def __init__(self, config, prompts, new_tokens, device="cpu", dtype=None):
         super().__init__(config, prompts, new_tokens, device, dtype)
         self.newest = torch.full((1,), self.used - 1, device=device)  # the newest tokens' column
 
-    def next_column(self):
+    def next_position(self):
         self.newest += 1
         column = self.columns(self.k[0].shape[2])
         self.bias = self.hide((self.padding[:, None] > column) | (column > self.newest))

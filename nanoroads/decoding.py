@@ -5,35 +5,35 @@ from typing import NamedTuple
 import torch
 
 from nanoroads.cache import FixedCache, KVCache
-from nanoroads.sampling import choose, refuse_not_finite
+from nanoroads.sampling import choose, refuse_not_finite, refuse_unless
 from nanoroads.weights.packed import decoding_twin
 
-CHECK_EVERY = 8  # steps between two looks at a GPU, which has to be waited for
+CHECK_EVERY = 8  # steps between two checks for the end; for each a GPU has to be waited for
 
 
 class Step(NamedTuple):
-    """The newest token of all rows. A finished row goes on with the token that it ended with."""
+    """The newest token of all N = P*k rows. A finished row goes on with the token that it ended with."""
 
     tokens: torch.Tensor  # (N,) int64
-    logps: torch.Tensor  # (N,) of a row that goes on: the token's log-prob, see `choose`
+    logps: torch.Tensor  # (N,) the token's log-prob, see `choose`; of no meaning once a row has ended
     finished: torch.Tensor  # (N,) bool, this token included
 
 
-def has_fixed_shapes(model):
-    """Whether a step is recorded as a CUDA graph and played back: launching its many small kernels one by
-    one takes longer than they do. A trunk that was compiled is called as it is."""
+def uses_cuda_graph(model):
+    """Whether a step is recorded as a CUDA graph and played back: to launch its many small kernels one by
+    one takes longer than to run them. A trunk that was compiled is called as it is."""
     return model.embedding.weight.device.type == "cuda" and not model.trunk_is_compiled
 
 
-def decode(model, prompts, k, u, stop, choice):
+def decode(model, prompts, k, u, stop, settings):
     """Yields a Step per token for P*k rows; row p*k + i is sample i of prompt p.
 
     u: (P*k, max_new_tokens) random numbers on the model's device. stop: the ids that end a row, on
-    the device. choice: (temperature, top_k, top_p)."""
+    the device. settings: (temperature, top_k, top_p)."""
     dtype = model.compute_dtype or model.embedding.weight.dtype
-    fixed = has_fixed_shapes(model)
+    has_fixed_shapes = uses_cuda_graph(model)
     model = decoding_twin(model, dtype, len(u))  # the same model with faster matrices
-    cache_kind = FixedCache if fixed else KVCache
+    cache_kind = FixedCache if has_fixed_shapes else KVCache
     cache = cache_kind(model.config, prompts, u.shape[1], u.device, dtype)
     with model.autocast():
         hidden = cache.read_prompts(model)  # (P, D)
@@ -41,11 +41,11 @@ def decode(model, prompts, k, u, stop, choice):
     if k > 1:  # from here on each sample is a row
         cache.repeat(k)
         hidden = hidden.repeat_interleave(k, dim=0)
-    steps = fixed_steps if fixed else shrinking_steps
-    yield from steps(model, head, cache, hidden, u, stop, choice)
+    loop = fixed_steps if has_fixed_shapes else shrinking_steps
+    yield from loop(model, head, cache, hidden, u, stop, settings)
 
 
-def shrinking_steps(model, head, cache, hidden, u, stop, choice):
+def shrinking_steps(model, head, cache, hidden, u, stop, settings):
     """Rows that are finished are dropped: each step costs what the others need."""
     n, length = u.shape
     attend = cache.attend
@@ -58,7 +58,7 @@ def shrinking_steps(model, head, cache, hidden, u, stop, choice):
     for step in range(length):
         with model.autocast():
             logits = head(hidden)  # (M, V)
-        drawn, drawn_logps = choose(logits, u[index, step], *choice)  # (M,) each
+        drawn, drawn_logps = choose(logits, u[index, step], *settings)  # (M,) each
         refuse_not_finite(drawn_logps)
         # Rows that have finished but are not dropped yet are drawn, too; they keep their EOS.
         tokens = torch.where(finished, tokens, tokens.index_copy(0, index, drawn))
@@ -73,12 +73,12 @@ def shrinking_steps(model, head, cache, hidden, u, stop, choice):
         if len(unfinished) <= 0.75 * len(index):
             cache.keep(unfinished)
             index = index[unfinished]
-        position = cache.next_column()  # (M,)
+        position = cache.next_position()  # (M,)
         with model.autocast():
             hidden = model.trunk(tokens[index], position, attend)  # (M, D)
 
 
-def fixed_steps(model, head, cache, hidden, u, stop, choice):
+def fixed_steps(model, head, cache, hidden, u, stop, settings):
     """The same steps without a shape that changes and without waiting for the device, but for a look at it
     every few steps. Finished rows are carried along."""
     n, length = u.shape
@@ -89,7 +89,7 @@ def fixed_steps(model, head, cache, hidden, u, stop, choice):
     place = torch.zeros(1, dtype=torch.int64, device=u.device)  # of the token that is drawn next
 
     def draw(hidden):
-        drawn, drawn_logps = choose(head(hidden), u.index_select(1, place).squeeze(1), *choice)
+        drawn, drawn_logps = choose(head(hidden), u.index_select(1, place).squeeze(1), *settings)
         tokens.copy_(torch.where(finished, tokens, drawn))
         logps.copy_(drawn_logps)
         finished.logical_or_(is_one_of(tokens, stop))
@@ -98,30 +98,34 @@ def fixed_steps(model, head, cache, hidden, u, stop, choice):
 
     def step():
         with model.autocast():
-            draw(model.trunk(tokens, cache.next_column(), cache.attend))
+            draw(model.trunk(tokens, cache.next_position(), cache.attend))
 
     with model.autocast():
         draw(hidden)
     advance = step
     for done in range(1, length + 1):  # tokens that were drawn
         yield Step(tokens.clone(), logps.clone(), finished.clone())
-        if done == length or done % CHECK_EVERY == 0:
-            refuse_not_finite(torch.where(all_finite, 0.0, torch.nan))
-            if finished.all():
+        is_last = done == length
+        if is_last or done % CHECK_EVERY == 0:
+            refuse_unless(all_finite)
+            if is_last or finished.all():
                 return
-        if done == length:
-            return
-        if done == 2 and u.is_cuda:
-            advance = recorded(step)
+        if done == 2 and u.is_cuda:  # the step before this one was not recorded: it warmed up
+            advance = recorded(step, u.device)
         advance()
 
 
-def recorded(step):
+def recorded(step, device):
     """One call of `step` as a CUDA graph -> a function that plays it back."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):  # records what is launched, and does not run it
-        step()
-    return graph.replay
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+        step()  # what it launches is recorded, and not run
+
+    def replay():
+        with torch.cuda.device(device):
+            graph.replay()
+
+    return replay
 
 
 def is_one_of(tokens, stop):

@@ -17,20 +17,23 @@ def stream(model, prompts, k, max_new_tokens, temperature=1.0, top_k=0, top_p=1.
     Row p*k + i is sample i of prompt p; its random numbers depend on the seed, the prompt and i alone.
     eos: the id that ends a response, or several; a finished row goes on yielding the one that it ended
     with. The caller may stop at any step. Raises InputError where logits are not finite; ValueError if a
-    prompt is empty, or prompt + max_new_tokens is over the model's block_size."""
-    for step in steps(model, prompts, k, max_new_tokens, (temperature, top_k, top_p), eos, seed):
+    prompt is empty, prompt + max_new_tokens is over the model's block_size, or a number is out of range.
+    On CUDA both the end and the logits are looked at every few steps: some more steps may follow the end,
+    and some come before the error."""
+    for step in draw_steps(model, prompts, k, max_new_tokens, (temperature, top_k, top_p), eos, seed):
         yield step.tokens, step.finished
 
 
-def steps(model, prompts, k, max_new_tokens, choice, eos, seed):
-    """What `stream` yields, with log-probs: see decoding.Step. choice: (temperature, top_k, top_p)."""
+def draw_steps(model, prompts, k, max_new_tokens, settings, eos, seed):
+    """What `stream` yields, with log-probs: see decoding.Step. settings: (temperature, top_k, top_p)."""
     check_prompts(model, prompts, max_new_tokens)
+    check_numbers(k, max_new_tokens, *settings)
     device = model.embedding.weight.device
     u = torch.tensor(uniform(prompts, k, max_new_tokens, seed))  # (P*k, max_new_tokens) fp64
-    if device.type == "mps":  # it has no fp64, in which numbers just below 1 stay below it
+    if device.type == "mps":  # it has no fp64, and in fp32 a number just below 1 may round to 1
         u = u.float().clamp(max=1 - 2**-24)
     stop = torch.tensor(stop_list(eos), dtype=torch.int64, device=device)
-    return decode(model, prompts, k, u.to(device), stop, choice)
+    return decode(model, prompts, k, u.to(device), stop, settings)
 
 
 def stop_list(eos):
@@ -51,6 +54,18 @@ def check_prompts(model, prompts, max_new_tokens):
     if width + max_new_tokens > context:
         both = f"a prompt of {width} tokens and {max_new_tokens} new ones"
         raise ValueError(f"{both} exceed the model's context, {context}")
+
+
+def check_numbers(k, max_new_tokens, temperature, top_k, top_p):
+    """Raises ValueError naming the one that is out of range."""
+    if k < 1 or max_new_tokens < 1:
+        raise ValueError(f"generate: {k} samples of {max_new_tokens} tokens: both must be at least 1")
+    if not temperature >= 0:
+        raise ValueError(f"generate: temperature is {temperature}, not 0 or more")
+    if top_k < 0:
+        raise ValueError(f"generate: top_k is {top_k}, not 0 or more")
+    if not top_p > 0:
+        raise ValueError(f"generate: top_p is {top_p}, not above 0")
 
 
 def generate(
@@ -85,7 +100,7 @@ def generate_with_logps(
     tokens, logps = [], []  # (P*k,) of each step
     # Autocast is opened anew at every step; within this outer one the weights that were cast are kept.
     with model.autocast():
-        for step in steps(model, prompts, k, max_new_tokens, (temperature, top_k, top_p), eos, seed):
+        for step in draw_steps(model, prompts, k, max_new_tokens, (temperature, top_k, top_p), eos, seed):
             tokens.append(step.tokens)
             logps.append(step.logps)
     responses = [up_to_eos(row, stop) for row in torch.stack(tokens, dim=1).tolist()]
@@ -102,7 +117,7 @@ def by_prompt(rows, k):
 
 
 def up_to_eos(response, stop):
-    """The tokens up to the first that is in the list `stop`, which stays."""
+    """The tokens up to and including the first that is in the list `stop`."""
     for place, token in enumerate(response):
         if token in stop:
             return response[: place + 1]

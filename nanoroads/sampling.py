@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from nanoroads.errors import InputError
 
 BLOCK = 256  # tokens whose probabilities are added up before any cumulative sum
-IN_CACHE = 2**18  # numbers in fp64 that a core of a CPU has room for near it: 2 MB
+IN_CACHE = 2**18  # fp64 numbers that fit the cache of a CPU's core: 2 MB
 
 
 def sample_token(logits, u, temperature, top_k, top_p):
@@ -44,7 +44,7 @@ def choose(logits, u, temperature, top_k, top_p):
 def keep_likeliest(logits, top_k, top_p):
     """logits (N, V) with -infinity for every token that top_k or top_p rules out."""
     if top_k:
-        kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (N, 1)
         logits = logits.masked_fill(logits < kth, -torch.inf)
     # The smallest set of tokens whose probabilities add up to top_p; the likeliest always stays.
     if top_p < 1:
@@ -97,12 +97,18 @@ def invert_in_blocks(weights, u):
 def first_above(sums, mass):
     """sums (n, L), ascending; mass (n, 1) -> (n, 1) the first place whose sum is greater than mass.
 
-    A token of probability 0 adds nothing to the sum, so it is never the first. NaN: the last place."""
+    A token of probability 0 adds nothing to the sum, so it is never the first. (A GPU adds in a tree, in
+    whose last bits a sum may fall; in fp64 that is too little to ever be seen.) NaN: the last place."""
     return torch.searchsorted(sums, mass, right=True).clamp(max=sums.shape[1] - 1)
 
 
 def refuse_not_finite(logps):
     """Raises InputError if a token was drawn from logits that are not finite. logps: of any shape."""
-    if not torch.isfinite(logps).all():
+    refuse_unless(torch.isfinite(logps).all())
+
+
+def refuse_unless(all_finite):
+    """Raises InputError unless the bool tensor all_finite is true."""
+    if not all_finite:
         hint = "in training a lower --lr may help; the run's last checkpoint is kept"
         raise InputError(f"the policy's logits are not finite, so nothing can be sampled ({hint})")

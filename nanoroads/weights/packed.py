@@ -24,7 +24,8 @@ class PackedLinear(nn.Module):
     nn.Linear, which works through a plain weight at a fraction of memory's speed."""
 
     def __init__(self, linear, dtype, rows, product_dtype):
-        """dtype: of the factors. product_dtype: of the product, dtype itself or fp32."""
+        """dtype: of the factors. product_dtype: of the product, dtype itself or fp32. rows: how many the
+        layout is to be best for."""
         super().__init__()
         self.dtype = dtype
         self.product_dtype = product_dtype
@@ -54,7 +55,7 @@ class PackedLinear(nn.Module):
 
 
 def packed_norm(norm, dtype):
-    """A function of x (..., D) that rounds the norm of x to `dtype`."""
+    """-> a function of x (..., D): its norm, rounded to `dtype`."""
     if isinstance(norm, nn.LayerNorm) or dtype != torch.float32:
         return functools.partial(own_norm, norm=norm, dtype=dtype)
     size = norm.weight.numel()
@@ -128,7 +129,7 @@ class PackedGPT(GPT):
 
     def __init__(self, model, dtype, rows):
         """dtype: of the factors of all products. rows: how many are decoded at a time."""
-        nn.Module.__init__(self)  # no weights of its own
+        nn.Module.__init__(self)  # and not GPT's, which would make weights of its own
         self.config = model.config
         self.compute_dtype = model.compute_dtype
         self.trunk_is_compiled = False
@@ -212,9 +213,9 @@ def decoding_twin(model, dtype, rows):
 
 
 def cast_twin(model, dtype):
-    """A twin whose blocks multiply in `dtype` without autocast."""
+    """A twin whose blocks multiply in `dtype` without autocast's casts; it holds a copy of their matrices."""
     shared = {id(parameter): parameter for parameter in model.parameters()}
-    twin = copy.deepcopy(model, memo=shared)  # what is in the memo is not copied
+    twin = copy.deepcopy(model, memo=shared)  # new modules, the same parameters: what the memo has is kept
     for module in list(twin.blocks.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):

@@ -26,7 +26,7 @@ def test_it_equals_the_full_forward(kind, cache_kind, lengths):
     hidden = cache.read_prompts(model)
     for _ in range(8):
         torch.testing.assert_close(model.lm_head(hidden), wanted[row, position], rtol=0, atol=1e-10)
-        position = cache.next_column()
+        position = cache.next_position()
         hidden = model.trunk(sequences[row, position], position, cache.attend)
     torch.testing.assert_close(model.lm_head(hidden), wanted[row, position], rtol=0, atol=1e-10)
 
@@ -40,10 +40,10 @@ def test_rows_that_are_repeated_and_kept_stay_what_they_are(cache_kind):
     cache = cache_kind(model.config, prompts, 2, dtype=torch.float64)
     cache.read_prompts(model)
     cache.repeat(3)
-    model.trunk(newest, cache.next_column(), cache.attend)
+    model.trunk(newest, cache.next_position(), cache.attend)
     kept = torch.tensor([1, 3, 5])
     cache.keep(kept)
-    hidden = model.trunk(newest[kept] + 7, cache.next_column(), cache.attend)
+    hidden = model.trunk(newest[kept] + 7, cache.next_position(), cache.attend)
     for row, logits in zip(kept.tolist(), model.lm_head(hidden), strict=True):
         sequence = torch.tensor([prompts[row // 3] + [row, row + 7]])
         torch.testing.assert_close(logits, model.logits(sequence)[0, -1], rtol=0, atol=1e-10)
@@ -58,7 +58,7 @@ def test_padding_and_columns_to_come_are_never_looked_at():
         for tensor in (*cache.k, *cache.v):
             tensor.fill_(1e9)
         hidden = cache.read_prompts(model)
-        position = cache.next_column()
+        position = cache.next_position()
         hidden = model.trunk(torch.tensor([6, 7]), position, cache.attend)
         wanted = [model.logits(torch.tensor([row]))[0, -1] for row in ([1, 2, 3, 4, 6], [5, 7])]
         torch.testing.assert_close(model.lm_head(hidden), torch.stack(wanted), rtol=0, atol=1e-10)

@@ -28,7 +28,7 @@ def fixed_shapes(monkeypatch):
     """fixed_shapes(True or False): how `decode` goes about it from now on."""
 
     def choose(fixed):
-        monkeypatch.setattr(decoding, "has_fixed_shapes", lambda model: fixed)
+        monkeypatch.setattr(decoding, "uses_cuda_graph", lambda model: fixed)
 
     return choose
 

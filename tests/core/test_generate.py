@@ -334,6 +334,22 @@ def test_the_cache_is_in_the_compute_dtype(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "0 samples of 3 tokens"),
+        ({"max_new_tokens": 0}, "2 samples of 0 tokens"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+    ],
+)
+def test_numbers_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        generate(tiny(), PROMPTS, **{"k": 2, "max_new_tokens": 3} | options)
+
+
+@pytest.mark.parametrize(
     ("prompts", "n", "message"),
     [
         ([[1] * 40], 9, "40 tokens and 9 new ones exceed the model's context, 48"),
