@@ -83,6 +83,7 @@ def write_tile(
     inside = live[:, None] & (cols < out_stride)[None, :]
     tl.store(line[:, None] + cols[None, :], dz.to(out.dtype.element_ty), mask=inside)
     if not SOFTCAP:  # the targets' elements once more, in the few half tiles that have some
+        # Nothing is written outside the slice, wherever a wrong target points to.
         holds_target = (targets >= first_col) & (targets < min(first_col + WIDTH, width))
         if tl.max(holds_target.to(tl.int32), 0) > 0:
             tl.debug_barrier()  # all of the above is written
@@ -145,21 +146,27 @@ def upstream(g, ignored, temperature):
     return (g.float() / temperature).masked_fill_(ignored, 0.0)
 
 
-def from_kept(g, hidden, weight, share, store, gradients):
-    """Fills gradients: d_hidden (N, D) fp32, d_weight (V, D), d_bias (V,), those that are not empty.
+def scaled(x, factor, dtype):
+    """x (N, D) with row i times factor[i], computed in fp32 and rounded once to dtype."""
+    return torch.mul(x, factor[:, None], out=x.new_empty(x.shape, dtype=dtype))
 
-    g (N,): upstream over the temperature."""
+
+def from_kept(g, hidden, weight, share, store, gradients):
+    """-> d_hidden, d_weight, d_bias, in the memory of gradients but for d_hidden, whose memory is fp32.
+
+    g (N,): upstream over the temperature. What is empty in gradients stays so."""
     d_hidden, d_weight, d_bias = gradients
     e = store[:, : weight.shape[0]]
     # (N,), so that dz = factor e. share is NaN where every class is banned.
     factor = torch.where(g == 0, 0.0, -g * share)
     if d_hidden.numel():
         product_into(d_hidden, e, weight, accumulate=False)
-        d_hidden *= factor[:, None]
+        d_hidden = scaled(d_hidden, factor, hidden.dtype)
     if d_weight.numel():
-        product_into(d_weight, e.T, (hidden * factor[:, None]).to(hidden.dtype), accumulate=False)
+        product_into(d_weight, e.T, scaled(hidden, factor, hidden.dtype), accumulate=False)
     if d_bias.numel():
         product_into(d_bias[:, None], e.T, factor[:, None].to(hidden.dtype), accumulate=False)
+    return d_hidden.to(hidden.dtype), d_weight, d_bias
 
 
 def backward(
@@ -179,8 +186,7 @@ def backward(
     target = target.long().contiguous()
     g = upstream(g_logp, ignored, temperature)
     if store.numel() and g_entropy is None and g_lse is None and not softcap:
-        from_kept(g, hidden, weight, share, store, (d_hidden, d_weight, d_bias))
-        return d_hidden.to(hidden.dtype), d_weight, d_bias
+        return from_kept(g, hidden, weight, share, store, (d_hidden, d_weight, d_bias))
 
     of_p, of_target = g, -torch.expm1(logp) * g  # without the cancellation of 1 - p
     h = g

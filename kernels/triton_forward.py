@@ -17,10 +17,19 @@ The kernels keep a tile of z in registers and write two numbers per row and half
 
     In all N D + V D + 6 N V / BLOCK_V reads (V D again for every GROUP x BLOCK_N rows) and
     4 N V / BLOCK_V writes. With BLOCK_V = 256 that is N V / 26 where it was 7 N V.
-    No N V of memory, unless the backward wants e: then one, written once.
+    No N V of memory, unless the backward can use e: then one, written once.
 
-z stays fp32 from the accumulator on. The tile depends on device, dtype and kernel, never on N, so a
-row's log-prob does not depend on what else is in the batch. See README.md.
+z stays fp32 from the accumulator on. The tile depends on device, dtype, D and kernel, never on N, so
+a row's log-prob does not depend on what else is in the batch. See README.md.
+
+Words:
+
+    tile, half tile  BLOCK_N rows and BLOCK_V columns of logits, of one program; half of its columns
+    slot             the place of a half tile's statistics: half tile j of a row is its slot j
+    peak, top        the largest logit of a slot, of a row
+    total, moment    sums of a slot over e and e (z - peak)
+    reference        of a row, what the e that is kept is relative to: its target's logit, about
+    share            of a row: p = share e
 
 There are two units, told apart by name. A name that ends in 2 or starts with log2 is in base 2:
 z2 = z / ln 2, because exp(z) = 2^z2 is then one instruction; also peak2, target_z2, moment2 and
@@ -86,7 +95,7 @@ def reduce_tile(
         # Triton 3.6 would compute the exponentials twice.
         z2 += tl.where(cols < V, 0.0, -float("inf"))[None, :]
     targets = tl.load(target + rows, mask=live, other=-1).to(tl.int32)
-    holds_target = (targets >= first_col) & (targets < min(first_col + WIDTH, V))
+    holds_target = (targets >= first_col) & (targets < first_col + WIDTH)
     if tl.max(holds_target.to(tl.int32), 0) > 0:
         of_target = tl.where(cols[None, :] == targets[:, None], z2, 0.0)
         tl.store(target_z2 + rows, tl.sum(of_target, 1), mask=holds_target)

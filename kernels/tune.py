@@ -21,8 +21,13 @@ from kernels.measuring import DTYPES, Clock, Parser, one_line, problem, write
 if api.HAS_TRITON:
     from kernels import triton_backward, triton_forward
 
-SHAPES = [(8192, 768, 50257), (8192, 4096, 50257)]  # N, D, V
+SHAPES = {  # (N, D, V) of the problems that a tile is searched with, by the end of its name
+    "": [(8192, 2048, 50257), (8192, 4096, 50257)],
+    " narrow": [(8192, 768, 50257)],
+}
 SWEEPS = [  # the numbers of a tile that are searched together
+    # Small enough for two programs on a processor: one reduces its tile while the other multiplies.
+    {"BLOCK_N": (128,), "BLOCK_V": (128,), "num_warps": (4,), "num_stages": (2, 3)},
     {"BLOCK_N": (64, 128, 256), "BLOCK_V": (64, 128, 256), "num_warps": (4, 8)},
     {"BLOCK_D": (32, 64, 128), "num_stages": (2, 3, 4, 5)},
     {"TMA": (False, True), "GROUP": (4, 8, 16, 32)},
@@ -34,25 +39,34 @@ ROOM = 8 << 30  # a budget under which the forward keeps E
 
 @torch.no_grad()
 def tune(dtype, name, device="cuda"):
-    """Searches the tile of each kernel for a dtype and its name, such as torch.float32 and "fp32".
+    """Searches the tiles of each kernel for a dtype and its name, such as torch.float32 and "fp32".
 
     The forward has one tile whether it keeps E or not: two would sum in two orders, and an
     on-policy ratio would not be exactly 1."""
     major, minor = torch.cuda.get_device_capability()
     chip, clock = f"sm_{major}{minor}", Clock(device)
-    entry = {kind: dict(tile) for kind, tile in tiles.chip_tiles(chip, name).items()}
+    entry = {key: dict(tile) for key, tile in tiles.chip_tiles(chip, name).items()}
     tiles.table().setdefault(chip, {})[name] = entry
     save()
-    cases = [with_expected(*problem(*shape, dtype, device)) for shape in SHAPES]
-    for kind in entry:
-        best_ms = mean_ms(kind, entry[kind], cases, clock)
-        for sweep in SWEEPS:
-            for tile in neighbours(entry[kind], sweep):
-                ms = mean_ms(kind, tile, cases, clock)
-                if ms < best_ms:
-                    best_ms, entry[kind] = ms, tile
-                    save()
-        print(f"{chip} {name} {kind}: {best_ms:.3f} ms with {entry[kind]}", flush=True)
+    for width, shapes in SHAPES.items():
+        cases = [with_expected(*problem(*shape, dtype, device)) for shape in shapes]
+        for kind in ("forward", "backward"):
+            key = kind + width
+            entry.setdefault(key, dict(entry[kind]))
+            best_ms = search(kind, key, entry, cases, clock)
+            print(f"{chip} {name} {key}: {best_ms:.3f} ms with {entry[key]}", flush=True)
+
+
+def search(kind, key, entry, cases, clock):
+    """Replaces entry[key], a tile of kernel kind, by faster ones -> ms of the fastest."""
+    best_ms = mean_ms(kind, entry[key], cases, clock)
+    for sweep in SWEEPS:
+        for tile in neighbours(entry[key], sweep):
+            ms = mean_ms(kind, tile, cases, clock)
+            if ms < best_ms:
+                best_ms, entry[key] = ms, tile
+                save()
+    return best_ms
 
 
 def neighbours(tile, sweep):

@@ -45,6 +45,20 @@ def bound(hidden, weight, bias=None, temperature=1.0):
     return 1e-6 + 2**-24 * roundings * float(largest.detach())
 
 
+def tensor_core_bound(hidden, weight, bias=None, temperature=1.0, softcap=None):
+    """How far a log-prob of products on NVIDIA's tensor cores may be from the exact one, in nats.
+
+    For each 16 of the D products they add these and the accumulator, and cut off what fp32 has no
+    place for (Khattak and Mikaitis 2025, arXiv 2512.07004), where other hardware rounds to nearest.
+    So the errors of the D / 16 steps do not cancel: half of 2^-23 each, of a partial sum that grows
+    to z. fp32 is multiplied in blocks of 32 that are added in round to nearest."""
+    bound = 2e-5
+    if hidden.dtype != torch.float32:
+        largest = logits(hidden, weight, bias, min(temperature, 1.0)).abs().max()
+        bound += 2e-9 * hidden.shape[1] * float(largest.detach())
+    return bound
+
+
 def error(actual, expected):
     """Relative to the norm."""
     difference = (actual.double() - expected.double()).norm()

@@ -248,3 +248,11 @@ def test_table():
     with pytest.raises(ValueError, match="hidden"):
         tiles.chip_tiles("sm_75", "fp16")
     assert tiles.tile_for("forward", torch.empty(3, 4)) == tiles.tile_for("forward", torch.empty(300, 4))
+
+
+def test_a_tile_of_its_own_for_narrow_rows(monkeypatch):
+    table = {"interpreter": {"fp32": {"forward": "wide", "forward narrow": "narrow", "backward": "any"}}}
+    monkeypatch.setattr(tiles, "table", lambda: table)
+    assert tiles.tile_for("forward", torch.empty(3, 1024)) == "narrow"
+    assert tiles.tile_for("forward", torch.empty(3, 1025)) == "wide"
+    assert tiles.tile_for("backward", torch.empty(3, 4)) == "any"
