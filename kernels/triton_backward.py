@@ -198,6 +198,7 @@ def backward(
         h = upstream(g_entropy, ignored, temperature)
         of_target -= h * logp.exp() * (logp.clamp_min(LOG_ZERO.value) + entropy)
     ratio = temperature / softcap if softcap else 0.0
+    lse = lse.masked_fill(ignored & lse.isnan(), 0.0)  # a row whose every class is banned
     tile = tile or tile_for("backward", hidden)
     # Fewer columns for more than 32,768 rows, in multiples of 1024.
     fitting = SLICE * 32768 // n

@@ -273,7 +273,7 @@ def merge_kernel(
             )  # fmt: skip
             tl.debug_barrier()  # before the target's element is written once more
         # The bound keeps it finite where a logit's rounding error alone is of that size.
-        row_share = tl.where(out_of_range, 1.0, tl.exp2(tl.minimum(base2 - top2 - log2_total, 126.0)))
+        row_share = tl.where(out_of_range, 1.0, tl.exp2(tl.minimum(base2 - top2 - log2_total, 32.0)))
         tl.store(share + rows, row_share, mask=live)
         of_target = minus_one(log2_p) / row_share
         address = store + rows.to(tl.int64) * store_stride + targets
