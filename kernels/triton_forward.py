@@ -211,6 +211,33 @@ def rebase(
         tl.store(address, e.to(store.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def finish_kept(
+    # pointers: store (N, V); written: share (N,); read: peak2 (slots, N)
+    store, share, peak2,
+    # of the rows: what e is relative to, and the results of merge_kernel
+    rows, base2, top2, log2_total, targets, log2_p, live, in_vocabulary,
+    # sizes, strides
+    V, stats_stride, store_stride,
+    # meta-parameters; WIDTH: columns of a slot
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The share of each row, its target's e, and the e of rows out of range."""
+    out_of_range = live & (top2 - base2 > RANGE2)
+    if tl.max(out_of_range.to(tl.int32), 0) > 0:
+        rebase(
+            store, peak2, rows, base2, top2 + log2_total, out_of_range,
+            V, stats_stride, store_stride, WIDTH,
+        )  # fmt: skip
+        tl.debug_barrier()  # before the target's element is written once more
+    # The bound keeps it finite where a logit's rounding error alone is of that size.
+    row_share = tl.where(out_of_range, 1.0, tl.exp2(tl.minimum(base2 - top2 - log2_total, 32.0)))
+    tl.store(share + rows, row_share, mask=live)
+    of_target = minus_one(log2_p) / row_share
+    address = store + rows.to(tl.int64) * store_stride + targets
+    tl.store(address, of_target.to(store.dtype.element_ty), mask=in_vocabulary)
+
+
 @triton.jit(do_not_specialize=PER_BATCH)
 def merge_kernel(
     # pointers, read: peak2, total, moment2 (slots, N), target_z2, target and reference2 (N,)
@@ -265,19 +292,10 @@ def merge_kernel(
         tl.store(entropy + rows, tl.where(targets == IGNORE, 0.0, nats), mask=live)
     if STORE:
         base2 = tl.load(reference2 + rows, mask=live, other=0.0)
-        out_of_range = live & (top2 - base2 > RANGE2)
-        if tl.max(out_of_range.to(tl.int32), 0) > 0:
-            rebase(
-                store, peak2, rows, base2, top2 + log2_total, out_of_range,
-                V, stats_stride, store_stride, WIDTH,
-            )  # fmt: skip
-            tl.debug_barrier()  # before the target's element is written once more
-        # The bound keeps it finite where a logit's rounding error alone is of that size.
-        row_share = tl.where(out_of_range, 1.0, tl.exp2(tl.minimum(base2 - top2 - log2_total, 32.0)))
-        tl.store(share + rows, row_share, mask=live)
-        of_target = minus_one(log2_p) / row_share
-        address = store + rows.to(tl.int64) * store_stride + targets
-        tl.store(address, of_target.to(store.dtype.element_ty), mask=in_vocabulary)
+        finish_kept(
+            store, share, peak2, rows, base2, top2, log2_total, targets, log2_p, live, in_vocabulary,
+            V, stats_stride, store_stride, WIDTH,
+        )  # fmt: skip
 
 
 # --- what calls the kernels
