@@ -2,23 +2,25 @@
 
     python experiments/misspecified.py    about six seconds on one CPU core
 
-One prompt, three responses, a uniform reference, log-linear policies pi ~ exp(features @ theta).
-Labels are exact probabilities and every optimum is found in fp64: nothing is sampled, so there are
-no seeds and no standard errors.
+One prompt, three responses, a uniform reference, log-linear policies pi ~ exp(features @
+theta). Labels are exact probabilities and every optimum is found in fp64: nothing is sampled,
+so there are no seeds and no standard errors.
 
-pairs       Gopalan et al., 2510.20413: DPO projects onto its class with the weights of the pairs, so
-            *which pairs are compared* can turn it against the reward. Here more and more of the pairs
-            are (y1, y2), whose order no policy of the class can express.
-classes     Shi et al., 2505.19770: RLHF wins if the policy class is too small, DPO if the reward
-            class is, online DPO if both are. Their appendix C.3 has the example, the numbers are ours.
-            The small class tells y1 from y2 and nothing else.
-unseen      Xu et al., 2404.10719, and Razin et al., 2410.08847: DPO may move mass to a response that
-            no pair shows (here y3), and does where the two that a pair shows share features.
+pairs       Gopalan et al., 2510.20413: DPO projects onto its class with the weights of the
+            pairs, so *which pairs are compared* can turn it against the reward. Here more and
+            more of the pairs are (y1, y2), whose order no policy of the class can express.
+classes     Shi et al., 2505.19770: RLHF wins if the policy class is too small, DPO if the
+            reward class is, online DPO if both are. Their appendix C.3 has the example, the
+            numbers are ours. The small class tells y1 from y2 and nothing else.
+unseen      Xu et al., 2404.10719, and Razin et al., 2410.08847: DPO may move mass to a response
+            that no pair shows (here y3), and does where the two that a pair shows share
+            features.
 
-All three hold. DPO is below the reference once .908 of the pairs are (y1, y2), while RLHF stays where it
-was; but with no other pair at all its reward model knows nothing of y3 either, and it falls below the
-reference, too. Each road wins one row of Shi's table. DPO puts .9995 on y3 where y1 and y2 share
-features, and RLHF does the same as soon as its reward model shares them (Theorem 2.2).
+All three hold. DPO is below the reference once .908 of the pairs are (y1, y2), while RLHF stays
+where it was; but with no other pair at all its reward model knows nothing of y3 either, and it
+falls below the reference, too. Each road wins one row of Shi's table. DPO puts .9995 on y3
+where y1 and y2 share features, and RLHF does the same as soon as its reward model shares them
+(Theorem 2.2).
 
 Writes OUT/table.md, OUT/figure.png and OUT/results.json.
 """

@@ -2,27 +2,30 @@
 
     python experiments/theorem_3_1.py --seeds 0 1 2    97 seconds a seed on two CPU cores
 
-Swamy et al., 2503.01067, Theorem 3.1. R_sim is r(x, y) = phi . f(x, y). DPO searches only the policies
-pi_ref e^(r / beta) / Z, with log Z by enumeration of all legal routes; RLHF fits r by Bradley-Terry
-and projects exactly. Both are fitted by LBFGS in fp64 from different random starts. World: roadmap-short,
-500 training prompts, true reward exact by enumeration; "optimum" is the soft optimum of the true reward
-at the same beta.
+Swamy et al., 2503.01067, Theorem 3.1. R_sim is r(x, y) = phi . f(x, y). DPO searches only the
+policies pi_ref e^(r / beta) / Z, with log Z by enumeration of all legal routes; RLHF fits r by
+Bradley-Terry and projects exactly. Both are fitted by LBFGS in fp64 from different random
+starts. World: roadmap-short, 500 training prompts, true reward exact by enumeration; "optimum"
+is the soft optimum of the true reward at the same beta.
 
-R_sim is met twice. "checks": f = legal, arrives, two moves, both; it CONTAINS the true reward, and its
-features are the true checks, so what it needs is a lower bound, not a like-for-like contest. "roads": the
-same without the goal; it does not contain it. Beside them, with GPTs: unrestricted DPO, RLHF with a GPT
-as its reward model, and stage 2 by RLOO on the reward of "checks" that 1,000 pairs give.
+R_sim is met twice. "checks": f = legal, arrives, two moves, both; it CONTAINS the true reward,
+and its features are the true checks, so what it needs is a lower bound, not a like-for-like
+contest. "roads": the same without the goal; it does not contain it. Beside them, with GPTs:
+unrestricted DPO, RLHF with a GPT as its reward model, and stage 2 by RLOO on the reward of
+"checks" that 1,000 pairs give.
 
-Rates were chosen on seed 100 at 20,000 pairs, three each: DPO 3e-4 (of 1e-4, 3e-4, 1e-3) and RLOO 2e-3
-(of 1e-3, 2e-3, 4e-3) by true reward, the lowest within .005 of the best; the GPT reward model 3e-4 (of
-3e-4, 1e-3, 2e-3) by held-out likelihood. DPO and reward models take 625 steps of 32 pairs, RL 300.
+Rates were chosen on seed 100 at 20,000 pairs, three each: DPO 3e-4 (of 1e-4, 3e-4, 1e-3) and
+RLOO 2e-3 (of 1e-3, 2e-3, 4e-3) by true reward, the lowest within .005 of the best; the GPT
+reward model 3e-4 (of 3e-4, 1e-3, 2e-3) by held-out likelihood. DPO and reward models take 625
+steps of 32 pairs, RL 300.
 
-The roads over R_sim are one: parameters and log-probs 3e-7 apart on 20,000 pairs, policies 8e-16 nats
-apart already on 30, where the pairs do not determine the parameters yet. With the true reward in R_sim
-30 pairs are enough for 95 % of the optimum's reward; with 20,000 pairs unrestricted DPO has .544 +- .026
-and RLHF with a GPT reward model .445 +- .049 (SFT .305, optimum .966), so here RLHF does not lead DPO.
-Without the goal in R_sim both roads stay at .337 +- .006, below unrestricted DPO. RLOO loses .068 +- .006
-of the exact projection's reward: it is not lossless. Nothing separates few pairs from few steps here.
+The roads over R_sim are one: parameters and log-probs 3e-7 apart on 20,000 pairs, policies
+8e-16 nats apart already on 30, where the pairs do not determine the parameters yet. With the
+true reward in R_sim 30 pairs are enough for 95 % of the optimum's reward; with 20,000 pairs
+unrestricted DPO has .544 +- .026 and RLHF with a GPT reward model .445 +- .049 (SFT .305,
+optimum .966), so here RLHF does not lead DPO. Without the goal in R_sim both roads stay at .337
++- .006, below unrestricted DPO. RLOO loses .068 +- .006 of the exact projection's reward: it is
+not lossless. Nothing separates few pairs from few steps here.
 
 Writes OUT/table.md, OUT/figure.png and OUT/results.json.
 """

@@ -9,7 +9,7 @@ import sample
 import train_dpo
 import train_rlhf
 import train_sft
-from experiments import bench_step, ppo, summarize, sweep
+from experiments import bench_step, misspecified, ppo, summarize, sweep, theorem_3_1
 from nanoroads.run.flags import Parser
 from nanoroads.world import pairs
 
@@ -22,9 +22,11 @@ COMMANDS = {
     "all_roads": all_roads.parse_flags,
     "pairs": pairs.main,
     "bench_step": bench_step.flags,
+    "misspecified": misspecified.main,
     "ppo": ppo.flags,
     "summarize": summarize.flags,
     "sweep": sweep.main,
+    "theorem_3_1": theorem_3_1.main,
 }
 LISTS = {"worlds", "settings"}  # flags whose default is everything
 
