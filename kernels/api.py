@@ -105,15 +105,18 @@ def linear_logp(
     gives NaN in each. temperature and softcap: 1e-20 to 1e30.
     Differentiable in hidden, weight and bias, through each of the three.
     budget: bytes of probabilities that the forward may keep for the backward, which otherwise
-    computes them again (default: 4 GiB; in eager mode on CUDA at most a quarter of the free memory;
-    0 under torch.compile where N is not known before the run, as in hidden[mask]). The log-probs do
-    not depend on it. Where hidden alone takes a gradient, another way is taken: see frozen_head.py.
+    computes them again (default: 4 GiB; in eager mode on CUDA at most a quarter of the memory that was
+    free at the first call; 0 under torch.compile where N is not known before the run, as in
+    hidden[mask]). The log-probs do not depend on it. Where hidden alone takes a
+    gradient, another way is taken: see frozen_head.py.
     Raises ValueError naming the argument."""
     hidden, weight, bias = _autocast(hidden), _autocast(weight), _autocast(bias)
     _check_linear(hidden, weight, target, bias, temperature, softcap)
     backend = pick(backend, hidden)
     target = target.long()  # before any comparison: in uint8, -100 is 156
     hidden = _without_ignored(hidden, target)
+    if budget is not None and budget < 0:
+        raise ValueError(f"budget must be None or a number of bytes, not {budget}")
     if not _takes_gradients(hidden, weight, bias):
         budget = -1  # no backward: nothing is kept
     elif budget is None:

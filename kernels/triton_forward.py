@@ -84,8 +84,8 @@ def reduce_tile(
 ):  # fmt: skip
     """The statistics of half a tile, and its e if STORE.
 
-    An exponential takes the time of eight multiplications. Much more than these, an element must not
-    cost, so what few half tiles need is in a branch."""
+    An exponential takes the time of eight multiplications, and what else is done to an element should
+    not take much more. So what few half tiles need is in a branch."""
     first_col = slot * WIDTH
     rows, cols = row + tl.arange(0, BLOCK_N), first_col + tl.arange(0, WIDTH)
     live = rows < N
@@ -193,13 +193,13 @@ def rebase(
     # pointers: store (N, V); read: peak2 (slots, N)
     store, peak2,
     # the rows, what their e is relative to, and to be relative to; which rows to change
-    rows, reference2, lse2, changes,
+    rows, reference2, new_base2, changes,
     # sizes, strides
     V, stats_stride, store_stride,
     # meta-parameters; WIDTH: columns of a slot
     WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Makes the e of whole rows relative to lse2, that is: p."""
+    """Makes the e of whole rows relative to new_base2; it is p if that is the row's log-sum-exp."""
     for slot in range(0, tl.cdiv(V, WIDTH)):
         cols = slot * WIDTH + tl.arange(0, WIDTH)
         top2 = tl.load(peak2 + slot * stats_stride.to(tl.int64) + rows, mask=changes, other=0.0)
@@ -207,7 +207,7 @@ def rebase(
         address = store + rows.to(tl.int64)[:, None] * store_stride + cols[None, :]
         inside = changes[:, None] & (cols < V)[None, :]
         e = tl.load(address, mask=inside, other=0.0).to(tl.float32)
-        e *= tl.exp2(base2 - lse2)[:, None]
+        e *= tl.exp2(base2 - new_base2)[:, None]
         tl.store(address, e.to(store.dtype.element_ty), mask=inside)
 
 
@@ -230,8 +230,10 @@ def finish_kept(
             V, stats_stride, store_stride, WIDTH,
         )  # fmt: skip
         tl.debug_barrier()  # before the target's element is written once more
-    # The bound keeps it finite where a logit's rounding error alone is of that size.
-    row_share = tl.where(out_of_range, 1.0, tl.exp2(tl.minimum(base2 - top2 - log2_total, 32.0)))
+    # The bound keeps it finite where a logit's rounding error alone is of that size. NaN, where every
+    # class is banned, stays NaN.
+    log2_share = tl.minimum(base2 - top2 - log2_total, 32.0, propagate_nan=tl.PropagateNan.ALL)
+    row_share = tl.where(out_of_range, 1.0, tl.exp2(log2_share))
     tl.store(share + rows, row_share, mask=live)
     of_target = minus_one(log2_p) / row_share
     address = store + rows.to(tl.int64) * store_stride + targets

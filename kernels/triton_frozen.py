@@ -59,6 +59,7 @@ def raise_kernel(
             inside = is_raised[:, None] & (lanes < D)[None, :]
             old = tl.load(address, mask=inside, other=0.0)
             tl.store(address, old * to_top[:, None], mask=inside)
+        tl.debug_barrier()  # all warps have read reference2
         tl.store(reference2 + rows, top2, mask=is_raised)
 
 

@@ -45,6 +45,7 @@ ERRORS = {
     "temperature: nan": ("temperature", {"temperature": float("nan")}),
     "softcap: negative": ("softcap", {"softcap": -1.0}),
     "softcap: 0": ("softcap", {"softcap": 0.0}),
+    "budget": ("budget", {"budget": -1}),
     "backend": ("backend", {"backend": "cuda"}),
 }
 
