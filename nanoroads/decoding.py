@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 
 from nanoroads.cache import FixedCache, KVCache
+from nanoroads.randomness import uniform
 from nanoroads.sampling import choose, refuse_not_finite, refuse_unless
 from nanoroads.weights.packed import decoding_twin
 
@@ -25,22 +26,27 @@ def uses_cuda_graph(model):
     return model.embedding.weight.device.type == "cuda" and not model.trunk_is_compiled
 
 
-def decode(model, prompts, k, u, stop, settings):
+def decode(model, prompts, k, max_new_tokens, stop, settings, seed):
     """Yields a Step per token for P*k rows; row p*k + i is sample i of prompt p.
 
-    u: (P*k, max_new_tokens) random numbers on the model's device. stop: the ids that end a row, on
-    the device. settings: (temperature, top_k, top_p)."""
+    stop: the ids that end a row, on the model's device. settings: (temperature, top_k, top_p)."""
     dtype = model.compute_dtype or model.embedding.weight.dtype
     has_fixed_shapes = uses_cuda_graph(model)
-    model = decoding_twin(model, dtype, len(u))  # the same model with faster matrices
+    device = model.embedding.weight.device
+    model = decoding_twin(model, dtype, len(prompts) * k)  # the same model with faster matrices
     cache_kind = FixedCache if has_fixed_shapes else KVCache
-    cache = cache_kind(model.config, prompts, u.shape[1], u.device, dtype)
+    cache = cache_kind(model.config, prompts, max_new_tokens, device, dtype)
     with model.autocast():
         hidden = cache.read_prompts(model)  # (P, D)
         head = model.sampling_head()
     if k > 1:  # from here on each sample is a row
         cache.repeat(k)
         hidden = hidden.repeat_interleave(k, dim=0)
+    # After the cache, which takes the most memory: where there is too little, that is known at once.
+    u = torch.tensor(uniform(prompts, k, max_new_tokens, seed))  # (P*k, max_new_tokens) fp64
+    if device.type == "mps":  # it has no fp64, and in fp32 a number just below 1 may round to 1
+        u = u.float().clamp(max=1 - 2**-24)
+    u = u.to(device)
     loop = fixed_steps if has_fixed_shapes else shrinking_steps
     yield from loop(model, head, cache, hidden, u, stop, settings)
 

@@ -6,7 +6,6 @@ import torch
 
 from nanoroads.decoding import decode
 from nanoroads.model import GPT
-from nanoroads.randomness import uniform
 from nanoroads.sampling import sample_token  # noqa: F401  (for those who bring their own logits)
 
 
@@ -28,12 +27,8 @@ def draw_steps(model, prompts, k, max_new_tokens, settings, eos, seed):
     """What `stream` yields, with log-probs: see decoding.Step. settings: (temperature, top_k, top_p)."""
     check_prompts(model, prompts, max_new_tokens)
     check_numbers(k, max_new_tokens, *settings)
-    device = model.embedding.weight.device
-    u = torch.tensor(uniform(prompts, k, max_new_tokens, seed))  # (P*k, max_new_tokens) fp64
-    if device.type == "mps":  # it has no fp64, and in fp32 a number just below 1 may round to 1
-        u = u.float().clamp(max=1 - 2**-24)
-    stop = torch.tensor(stop_list(eos), dtype=torch.int64, device=device)
-    return decode(model, prompts, k, u.to(device), stop, settings)
+    stop = torch.tensor(stop_list(eos), dtype=torch.int64, device=model.embedding.weight.device)
+    return decode(model, prompts, k, max_new_tokens, stop, settings, seed)
 
 
 def stop_list(eos):

@@ -39,13 +39,14 @@ def uniform(prompts: list, k: int, length: int, seed: int) -> np.ndarray:
     p*k + i is that of sample i of prompt p, the SHAKE-128 hash of (seed, prompt, i). Where a prompt
     occurs again, i counts on from there; nothing else in the batch matters."""
     samples_so_far = {}  # prompt -> how many of its samples have their numbers
-    rows = []
+    bits = np.empty((len(prompts) * k, length), dtype="<u8")
+    row = 0
     for prompt in prompts:
         tokens = ",".join(map(str, prompt))
         first = samples_so_far.get(tokens, 0)
         samples_so_far[tokens] = first + k
         for sample in range(first, first + k):
             name = f"{seed}/{tokens}/{sample}"
-            rows.append(hashlib.shake_128(name.encode()).digest(8 * length))
-    bits = np.frombuffer(b"".join(rows), dtype="<u8").reshape(len(rows), length)
+            bits[row] = np.frombuffer(hashlib.shake_128(name.encode()).digest(8 * length), dtype="<u8")
+            row += 1
     return (bits >> 11) * 2.0**-53  # the upper 53 bits, as many as fp64 holds
