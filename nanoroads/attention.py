@@ -23,7 +23,6 @@ import functools
 
 import torch
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from kernels.api import HAS_TRITON
 
@@ -188,12 +187,17 @@ def gather(x, index):
 def compiled_flex_attention():
     """Compiled once for all lengths; again for other dtypes or numbers of heads, with gradients and
     without."""
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention, dynamic=True)
 
 
 def by_blocks(group_lengths, device):
     """Attention to a stream by FlexAttention (Dong et al., 2412.05496): only blocks of BLOCK x BLOCK
     tokens in which somebody sees somebody are computed."""
+    # Imported here, because it takes 0.3 s and a CPU does without.
+    from torch.nn.attention import flex_attention as flex
+
     prompt_start, prompt_end, own_start = [], [], []  # of each token; own: of its prompt or response
     blocks = -(-sum(map(sum, group_lengths)) // BLOCK)  # rounded up
     is_seen = torch.zeros(blocks, blocks, dtype=torch.bool)  # (query blocks, key blocks)
@@ -220,7 +224,7 @@ def by_blocks(group_lengths, device):
         of_prompt = (prompt_start[query] <= key) & (key < prompt_end[query])
         return (key <= query) & (of_prompt | (own_start[query] <= key))
 
-    block_mask = BlockMask.from_kv_blocks(
+    block_mask = flex.BlockMask.from_kv_blocks(
         upload(count[None, None], device),
         upload(seen_first[None, None], device),
         BLOCK_SIZE=BLOCK,
@@ -236,9 +240,9 @@ def by_blocks(group_lengths, device):
     def attend(layer_index, q, k, v):
         if q.is_cuda and (q.shape[-1] < 16 or q.dtype == torch.float64):  # there is no kernel for these
             return without_kernel()(layer_index, q, k, v)
-        flex = compiled_flex_attention() if q.is_cuda else flex_attention
+        flex_attention = compiled_flex_attention() if q.is_cuda else flex.flex_attention
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, N, C) each
-        y = flex(q, k, v, block_mask=block_mask, enable_gqa=q.shape[1] != k.shape[1])
+        y = flex_attention(q, k, v, block_mask=block_mask, enable_gqa=q.shape[1] != k.shape[1])
         return y[0].transpose(0, 1)  # (N, H, C)
 
     return attend

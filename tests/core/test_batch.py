@@ -159,9 +159,9 @@ def test_everybody_sees_whom_they_should_and_nobody_else(way):
 def test_blocks_are_those_in_which_somebody_sees_somebody(monkeypatch):
     """FlexAttention skips the others. A block too many costs time; one too few is a wrong result."""
     masks = []
-    build = attention.BlockMask.from_kv_blocks
+    build = flex_attention.BlockMask.from_kv_blocks
     monkeypatch.setattr(
-        attention.BlockMask, "from_kv_blocks", lambda *a, **k: masks.append(build(*a, **k)) or masks[-1]
+        flex_attention.BlockMask, "from_kv_blocks", lambda *a, **k: masks.append(build(*a, **k)) or masks[-1]
     )
     monkeypatch.setattr(attention, "BLOCK", 16)
     for seed in range(20):
@@ -212,7 +212,7 @@ def test_torch_compile_compiles_once_for_all_batches(name, monkeypatch):
     monkeypatch.setattr(attention, "SHORT", {"padded": 1000, "by_segment": 0}.get(name))
     if name == "by_blocks":
         compiled = attention.compiled_flex_attention()
-        monkeypatch.setattr(attention, "flex_attention", compiled)
+        monkeypatch.setattr(flex_attention, "flex_attention", compiled)
         monkeypatch.setattr(
             attention,
             "of_groups",
