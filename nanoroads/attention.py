@@ -7,11 +7,13 @@
     KVCache.attend        decoding: the newest tokens see all that the cache holds (cache.py). It alone
                           reads layer_index
 
-A batch's stream (batch.py) is attended to in one of three ways, which agree but for rounding:
+A batch's stream (batch.py) is attended to in one of four ways, which agree but for rounding:
 
     by_segment   a CPU: one call for each prompt and each response, exact in its sizes
-    padded       short sequences on a CPU, for which so many calls take longer than some padding;
-                 a GPU without Triton
+    by_group     short groups on a CPU, for which so many calls take longer than some padding: one call
+                 in which each group is a row
+    padded       short sequences in long groups on a CPU, and a GPU without Triton: two calls, of prompts
+                 and of responses
     by_blocks    CUDA: FlexAttention, one kernel that skips the blocks of 128 x 128 tokens in which
                  nobody sees anybody
 
@@ -20,6 +22,7 @@ channels each; P tokens of a prompt and m of a response. A prompt with one respo
 of P + m tokens, and has no rows or calls of its own; S counts the responses of the other prompts."""
 
 import functools
+import itertools
 
 import torch
 from torch.nn import functional as F
@@ -27,6 +30,7 @@ from torch.nn import functional as F
 from kernels.api import HAS_TRITON
 
 SHORT = 32  # tokens: with shorter prompts and responses, on average, a CPU pads
+SHORT_GROUP = 256  # tokens: up to here a group may have a mask of its own, T x T
 BLOCK = 128  # tokens in a block of FlexAttention
 
 
@@ -47,6 +51,8 @@ def of_groups(group_lengths, device):
         return torch.compiler.disable(by_blocks(group_lengths, device), recursive=False)
     if kind == "cpu" and mean_length >= SHORT:
         return torch.compiler.disable(by_segment(group_lengths, device))
+    if kind == "cpu" and max(map(sum, group_lengths)) <= SHORT_GROUP:
+        return torch.compiler.disable(by_group(group_lengths, device))
     return torch.compiler.disable(padded(group_lengths, device))
 
 
@@ -108,7 +114,49 @@ def by_segment(group_lengths, device):
     return attend
 
 
-# ---------------------------------------------------------------- two calls, with padding
+# ---------------------------------------------------------------- one or two calls, with padding
+
+
+def by_group(group_lengths, device):
+    """Attention to a stream of which each group becomes a row, T tokens long, with a mask of T x T."""
+    sizes = [sum(lengths) for lengths in group_lengths]
+    starts = [end - size for end, size in zip(itertools.accumulate(sizes), sizes, strict=True)]
+    index, is_token = rectangle(list(zip(starts, sizes, strict=True)))  # (G, T) each
+    mask = None  # where each prompt has one response: all is causal
+    if max(map(len, group_lengths)) > 2:
+        mask = upload(group_mask(group_lengths, is_token), device)
+    if is_token.all():  # the groups are equally long: the stream is already what the rows are
+
+        def attend_without_padding(layer_index, q, k, v):
+            q_rows, k_rows, v_rows = (x.unflatten(0, index.shape) for x in (q, k, v))
+            return attention(q_rows, k_rows, v_rows, mask, is_causal=mask is None).flatten(0, 1)
+
+        return attend_without_padding
+
+    place = upload(is_token.flatten().nonzero().squeeze(1), device)  # (N,) of each token among the rows
+    index = upload(index, device)
+
+    def attend(layer_index, q, k, v):
+        q_rows, k_rows, v_rows = (gather(x, index) for x in (q, k, v))  # (G, T, heads, C) each
+        out = attention(q_rows, k_rows, v_rows, mask, is_causal=mask is None)  # (G, T, H, C)
+        return gather(out.flatten(0, 1), place)  # (N, H, C)
+
+    return attend
+
+
+def group_mask(group_lengths, is_token):
+    """is_token (G, T) -> (G, 1, T, T) bool: a query sees its prompt and its own response, no later than
+    itself."""
+    of_tokens = []  # 0 in a prompt, 1..K in the responses
+    for lengths in group_lengths:
+        for number, length in enumerate(lengths):
+            of_tokens += [number] * length
+    segment = torch.full(is_token.shape, -1)
+    segment[is_token] = torch.tensor(of_tokens)
+    longest = is_token.shape[1]
+    shared = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])  # (G, query, key)
+    not_later = torch.ones(longest, longest, dtype=torch.bool).tril()
+    return (shared & not_later)[:, None]
 
 
 def padded(group_lengths, device):

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from nanoroads import attention
@@ -84,11 +85,16 @@ def pack(
             target.extend(response)
             cu_seqlens.append(len(target))
     return Batch(
-        tokens=torch.tensor(tokens),
-        position=torch.tensor(position),
+        tokens=int_tensor(tokens),
+        position=int_tensor(position),
         group_lengths=group_lengths,
-        rows=torch.tensor(rows),
-        response_index=torch.tensor(response_index),
-        target=torch.tensor(target),
-        cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32),
+        rows=int_tensor(rows),
+        response_index=int_tensor(response_index),
+        target=int_tensor(target),
+        cu_seqlens=int_tensor(cu_seqlens).int(),
     ).to(device)
+
+
+def int_tensor(numbers):
+    """A list of ints -> int64 tensor, by way of NumPy, which reads a list in half of torch's time."""
+    return torch.from_numpy(np.array(numbers, dtype=np.int64))

@@ -1,5 +1,5 @@
 """A stream of groups proves itself: log-probs, sums, rewards and gradients are those of separate
-sequences, in each of the three ways to attend."""
+sequences, in each of the four ways to attend."""
 
 import copy
 import random
@@ -13,7 +13,7 @@ from torch.nn.attention import flex_attention
 from nanoroads import attention
 from nanoroads.batch import pack
 
-WAYS = ("by_segment", "padded", "by_blocks")
+WAYS = ("by_segment", "by_group", "padded", "by_blocks")
 
 
 @pytest.fixture(params=WAYS)
@@ -150,10 +150,11 @@ def attention_weights(attend, n):
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_everybody_sees_whom_they_should_and_nobody_else(way):
-    groups = [[4, 3, 4], [1, 5], [2, 1, 1, 6], [3, 2]]
-    sees = who_sees_whom(groups)
-    weights = attention_weights(attention.of_groups(groups, "cpu"), len(sees))
-    close(weights, sees / sees.sum(1, keepdim=True, dtype=torch.float64))
+    ragged, even = [[4, 3, 4], [1, 5], [2, 1, 1, 6], [3, 2]], [[2, 3, 1], [1, 2, 3]]
+    for groups in (ragged, even, [[2, 3], [4, 1]]):
+        sees = who_sees_whom(groups)
+        weights = attention_weights(attention.of_groups(groups, "cpu"), len(sees))
+        close(weights, sees / sees.sum(1, keepdim=True, dtype=torch.float64))
 
 
 def test_blocks_are_those_in_which_somebody_sees_somebody(monkeypatch):
@@ -191,13 +192,14 @@ def test_a_cpu_pads_short_sequences_alone(monkeypatch):
     for name in WAYS:
         monkeypatch.setattr(attention, name, note(name))
     short, long = [[10, 5, 6]] * 3, [[60, 40, 30], [5, 40]]
+    many = [[10] + [9] * 30]  # short responses, and a long group
     monkeypatch.setattr(attention, "HAS_TRITON", False)
-    for groups, device in ((short, "cpu"), (long, "cpu"), (long, "mps"), (long, "cuda")):
+    for groups, device in ((short, "cpu"), (many, "cpu"), (long, "cpu"), (long, "mps"), (long, "cuda")):
         attention.of_groups(groups, device)
     monkeypatch.setattr(attention, "HAS_TRITON", True)
     for groups, device in ((long, "cpu"), (short, "cuda:1")):
         attention.of_groups(groups, device)
-    assert chosen == ["padded", "by_segment", "padded", "padded", "by_segment", "by_blocks"]
+    assert chosen == ["by_group", "padded", "by_segment", "padded", "padded", "by_segment", "by_blocks"]
 
 
 @pytest.mark.slow
@@ -209,7 +211,8 @@ def test_torch_compile_compiles_once_for_all_batches(name, monkeypatch):
     model = tiny("gqa", head_size=16, n_layer=10, block_size=256).float()
     plain = copy.deepcopy(model)
     model.compile_trunk()
-    monkeypatch.setattr(attention, "SHORT", {"padded": 1000, "by_segment": 0}.get(name))
+    monkeypatch.setattr(attention, "SHORT", {"padded": 1000, "by_group": 1000, "by_segment": 0}.get(name))
+    monkeypatch.setattr(attention, "SHORT_GROUP", {"padded": 0, "by_group": 1000}.get(name))
     if name == "by_blocks":
         compiled = attention.compiled_flex_attention()
         monkeypatch.setattr(flex_attention, "flex_attention", compiled)

@@ -78,10 +78,10 @@ def test_no_gradient_is_summed_in_the_order_of_threads():
     indexed = operations(x[torch.tensor([0, 0, 1])].sum().backward)
     assert "aten::_index_put_impl_" in indexed
     model = tiny()
-    sequence = model(pack([[1, 2]], [[[3], [4], [5]]])).sequence
+    sequence = model(pack([[1, 2], [1]], [[[3], [4], [5]], [[6], [7]]])).sequence
     backward = operations(sequence.sum().backward)
-    # Of tokens, positions and what predicts a token; and in two layers of the gathers of `attention.padded`.
-    assert backward["aten::embedding_dense_backward"] == 3 + 2 * 7
+    # Of tokens, positions and what predicts a token; and the gathers of `attention.by_group` in two layers.
+    assert backward["aten::embedding_dense_backward"] == 3 + 2 * 4
     assert not [
         name for name in backward if "index_put" in name or "index_add" in name or "scatter_add" in name
     ]
