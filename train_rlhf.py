@@ -14,6 +14,7 @@ E_pi[r] - kl KL(pi || pi_ref). Everything else is as in train_dpo.py.
 
 from argparse import ArgumentParser
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -245,7 +246,7 @@ class Rollout:
     """Samples of a micro-batch, k per prompt, and what the losses need. S = prompts x k."""
 
     batch: Batch  # S responses with R tokens
-    sampled: torch.Tensor  # (R,) log-probs with which the tokens were drawn
+    drawn_logp: torch.Tensor  # (R,) log-probs with which the tokens were drawn
     ref: LogProbs  # of the reference
     reward: torch.Tensor  # (S,)
     old: LogProbs | None = None  # of the policy that sampled; filled in at the first update
@@ -297,7 +298,8 @@ def rl_loss(args, kl_weight, now, rollout):
 
 
 def sample_responses(args, policy, batch_rows, max_new_tokens, eos, seed):
-    """k responses to each prompt of this step as tokens, and the log-probs of these tokens.
+    """P lists of k responses, as lists of tokens, and the log-probs of these tokens in lists of the same
+    form.
 
     Eight micro-batches at a time, to bound the KV cache. The random numbers do not depend on that, see
     randomness.py."""
@@ -305,9 +307,9 @@ def sample_responses(args, policy, batch_rows, max_new_tokens, eos, seed):
     k, temperature = args.samples, args.temperature
     responses, logps = [], []
     for chunk in tracked(chunks(batch_rows.prompts, size), "sampling", "part"):
-        sampled = generate_with_logps(policy, chunk, k, max_new_tokens, temperature, eos=eos, seed=seed)
-        responses += sampled[0]
-        logps += sampled[1]
+        drawn = generate_with_logps(policy, chunk, k, max_new_tokens, temperature, eos=eos, seed=seed)
+        responses += drawn[0]
+        logps += drawn[1]
     return responses, logps
 
 
@@ -324,8 +326,9 @@ def score_responses(args, reference, judge, batch_rows, responses, logps):
         prompt_texts = [batch_rows.texts[i] for i in chunk for _ in range(args.samples)]  # S strings
         response_tokens = [response for group in groups for response in group]  # S token lists
         reward = judge(batch, ref, prompt_texts, response_tokens)
-        sampled = torch.tensor([logp for i in chunk for response in logps[i] for logp in response])  # (R,)
-        rollouts.append(Rollout(batch, upload(sampled, device), ref, reward))
+        response_logps = [response_logp for i in chunk for response_logp in logps[i]]  # S lists
+        drawn_logp = torch.tensor(list(chain.from_iterable(response_logps)))  # (R,)
+        rollouts.append(Rollout(batch, upload(drawn_logp, device), ref, reward))
     return rollouts
 
 
@@ -337,11 +340,7 @@ def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, token
     kl_weight = args.kl or judge.beta or task.kl
     policy = load_policy(args.start or args.init, run.device, run.compute_dtype)
     eos = tokenizer.stop_ids(encoding)
-    other = None
-    if args.compare:
-        prompts = prompt_rows.prompts[:256]  # enough for a mean
-        seed = stream_key("compare", args.seed)
-        other = score.OtherSamples(args.compare, policy, prompts, max_new_tokens, eos, seed, groups_per_pass)
+    other = score.other_samples(run, policy, prompt_rows.prompts, max_new_tokens, eos, groups_per_pass)
     run.describe(policy, tokenizer_name, kl=kl_weight, reference=str(args.init))  # config.json
     optimizer = adamw(policy, args.lr, args.weight_decay)
     total = total_steps(len(prompt_rows), args.batch_size, args.epochs, args.steps)
@@ -374,8 +373,8 @@ def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, token
                 kl = losses.kl_k1(rollout.old.sequence, rollout.ref.sequence)  # (S,)
                 metrics.add(loss=loss, reward=rollout.reward, kl=kl, length=rollout.batch.lengths.float())
                 metrics.add(entropy=-rollout.old.token, clip_fraction=clipped)  # clipped: see rl_loss
-                # In nats. It is rounding; anything more would be two policies that should be one.
-                metrics.add_largest(sampling_gap=(rollout.old.token - rollout.sampled).abs())
+                # In nats. Rounding; if it is more, sampling and training are not of the same policy.
+                metrics.add_largest(sampling_gap=(rollout.old.token - rollout.drawn_logp).abs())
             lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)
             grad_norm = update(policy, optimizer, lr, args.clip)  # clips and steps; the norm before clipping
 

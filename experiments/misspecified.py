@@ -1,26 +1,28 @@
-"""Three responses are enough for each road to lose: exact examples from the papers that dispute H6.
+"""Three responses are enough for each road to lose: exact examples from the papers that dispute H6,
+the generation-verification gap (Swamy et al., 2503.01067).
 
     python experiments/misspecified.py    about six seconds on one CPU core
 
 One prompt, three responses, a uniform reference, log-linear policies pi ~ exp(features @
-theta). Labels are exact probabilities and every optimum is found in fp64: nothing is sampled,
-so there are no seeds and no standard errors.
+theta). Labels are exact probabilities and optima are found in fp64: nothing is sampled, so
+there are no seeds and no standard errors.
 
 pairs       Gopalan et al., 2510.20413: DPO projects onto its class with the weights of the
             pairs, so *which pairs are compared* can turn it against the reward. Here more and
-            more of the pairs are (y1, y2), whose order no policy of the class can express.
+            more of the pairs are (y1, y2), which the class can order rightly only by putting y3
+            before both.
 classes     Shi et al., 2505.19770: RLHF wins if the policy class is too small, DPO if the
             reward class is, online DPO if both are. Their appendix C.3 has the example, the
             numbers are ours. The small class tells y1 from y2 and nothing else.
 unseen      Xu et al., 2404.10719, and Razin et al., 2410.08847: DPO may move mass to a response
-            that no pair shows (here y3), and does where the two that a pair shows share
-            features.
+            that no pair shows (here y3), and does where that one has five times y1's amount of
+            the only feature that tells y1 from y2.
 
 All three hold. DPO is below the reference once .908 of the pairs are (y1, y2), while RLHF stays
-where it was; but with no other pair at all its reward model knows nothing of y3 either, and it
-falls below the reference, too. Each road wins one row of Shi's table. DPO puts .9995 on y3
-where y1 and y2 share features, and RLHF does the same as soon as its reward model shares them
-(Theorem 2.2).
+where it was; but with no other pair at all its reward model knows nothing of y3 either (its
+search starts at zero), and it falls below the reference, too. Each road wins one row of Shi's
+table. After 1,000 steps DPO has .9995 on y3 where responses share features, and RLHF the same as
+soon as its reward model has these features (Theorem 2.2 of 2503.01067).
 
 Writes OUT/table.md, OUT/figure.png and OUT/results.json.
 """
@@ -30,7 +32,7 @@ from pathlib import Path
 import torch
 
 from nanoroads import losses
-from nanoroads.report.figures import COLOURS, INK, new_figure
+from nanoroads.report.drawing import COLOURS, INK, new_figure
 from nanoroads.report.write import table, yes_or_no
 from nanoroads.run.flags import Parser, run_script
 from nanoroads.weights.files import write_json, write_text
@@ -86,11 +88,11 @@ def beside_zero(size):
 
 def dpo(reward, weights, features, beta):
     """Road 1, in expectation over pairs drawn with weights (3,) and over their labels -> log pi, (3,)."""
-    wrong = torch.sigmoid(reward[SECOND] - reward[FIRST])  # how often the second is chosen
+    second_wins = torch.sigmoid(reward[SECOND] - reward[FIRST])  # how often
 
     def loss_of(theta):
         logp = log_policy(theta, features)
-        loss = losses.dpo(logp[FIRST], logp[SECOND], REF_LOGP[FIRST], REF_LOGP[SECOND], beta, wrong)
+        loss = losses.dpo(logp[FIRST], logp[SECOND], REF_LOGP[FIRST], REF_LOGP[SECOND], beta, second_wins)
         return (weights * loss).sum()
 
     return log_policy(minimise(loss_of, features.shape[1]), features)
@@ -120,7 +122,7 @@ def best_policy(reward_model, features, beta):
 
 
 def online_dpo(reward, features, beta, rounds=40):
-    """DPO again and again, each time on pairs of the last policy's samples, until nothing moves."""
+    """DPO again and again, each time on pairs of the last policy's samples."""
     logp = log_policy(beside_zero(features.shape[1]), features)
     for _ in range(rounds):
         weights = (logp[FIRST] + logp[SECOND]).exp()
@@ -139,7 +141,7 @@ def value(logp, reward, beta=0.0):
 def compare_pairs(beta=0.5):
     """{share of pairs that are (y1, y2): {road: E[r]}}, the other two pairs sharing the rest."""
     reward = fp64(1, 0.5, -1)
-    features = fp64(0.5, 1, -1)[:, None]  # (3, 1): theta > 0 prefers y2 to y1, theta < 0 both to y2
+    features = fp64(0.5, 1, -1)[:, None]  # (3, 1): theta > 0 is y2 > y1 > y3, theta < 0 is y3 > y1 > y2
     rows = {}
     for share in SHARES:
         weights = fp64(share, (1 - share) / 2, (1 - share) / 2)
@@ -153,7 +155,8 @@ def compare_pairs(beta=0.5):
 
 
 def compare_classes(beta=0.2):
-    """{which class is too small: {road: E[r] - beta KL}}. At beta 0.5 no road leaves the reference."""
+    """{which class is too small: {road: E[r] - beta KL}}. From beta 1/3 on the small class stays
+    at the reference."""
     reward = fp64(0, 0, -1)
     small = fp64(1, -1, 0)[:, None]  # (3, 1)
     weights = fp64(1, 1, 1) / 3

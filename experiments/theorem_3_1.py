@@ -19,13 +19,14 @@ RLOO 2e-3 (of 1e-3, 2e-3, 4e-3) by true reward, the lowest within .005 of the be
 reward model 3e-4 (of 3e-4, 1e-3, 2e-3) by held-out likelihood. DPO and reward models take 625
 steps of 32 pairs, RL 300.
 
-The roads over R_sim are one: parameters and log-probs 3e-7 apart on 20,000 pairs, policies
-8e-16 nats apart already on 30, where the pairs do not determine the parameters yet. With the
-true reward in R_sim 30 pairs are enough for 95 % of the optimum's reward; with 20,000 pairs
-unrestricted DPO has .544 +- .026 and RLHF with a GPT reward model .445 +- .049 (SFT .305,
-optimum .966), so here RLHF does not lead DPO. Without the goal in R_sim both roads stay at .337
-+- .006, below unrestricted DPO. RLOO loses .068 +- .006 of the exact projection's reward: it is
-not lossless. Nothing separates few pairs from few steps here.
+The roads over R_sim are one: parameters and log-probs 3e-7 apart on 20,000 pairs, a KL of 8e-16
+nats already on 30, where the pairs do not determine the parameters yet (log Z cancels in DPO's
+loss, so the two losses are one function of phi, and what differs is the way to its least
+value). With the true reward in R_sim 30 pairs are enough for 95 % of the optimum's reward; with
+20,000 pairs unrestricted DPO has .544 +- .026 and RLHF with a GPT reward model .445 +- .049
+(SFT .305, optimum .966), so here RLHF does not lead DPO. Without the goal in R_sim both roads
+stay at .337 +- .006, below unrestricted DPO. RLOO loses .068 +- .006 of the exact projection's
+reward: it is not lossless. Few pairs and few steps are not told apart here.
 
 Writes OUT/table.md, OUT/figure.png and OUT/results.json.
 """
@@ -37,7 +38,7 @@ from pathlib import Path
 import torch
 
 from nanoroads import losses, randomness
-from nanoroads.report.figures import COLOURS, INK, new_figure
+from nanoroads.report.drawing import COLOURS, INK, new_figure
 from nanoroads.report.on_map import route_logps
 from nanoroads.report.phases import claim, new_phase, run_phases
 from nanoroads.report.write import plus_minus, table, yes_or_no
@@ -99,7 +100,8 @@ def enumerate_world(reference):
     for p, (prompt, routes) in enumerate(listed.items()):
         known = torch.as_tensor(logps[prompt]).double()
         ref_logp[p, : len(routes)] = known
-        ref_logp[p, -1] = torch.log1p(-known.exp().sum())
+        of_others = (1 - known.exp().sum()).clamp(min=1e-300)  # rounding may leave less than nothing
+        ref_logp[p, -1] = of_others.log()
         for r, text in enumerate(routes):
             places[prompt, text] = p, r
             f[p, r] = torch.tensor(features(prompt, text))
@@ -113,7 +115,8 @@ def soft_optimum(ref_logp, reward):
 
 
 def fit(loss_of, start):
-    """The phi where loss_of(phi) is least, by LBFGS."""
+    """The phi where loss_of(phi) is least, by LBFGS; on few pairs, which some phi may tell apart without
+    error, where its gradient is below 1e-11."""
     phi = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [phi], max_iter=500, tolerance_grad=1e-11, tolerance_change=0, line_search_fn="strong_wolfe"
@@ -139,6 +142,7 @@ def both_roads(world, rows, columns, seed):
     def place(row, name):
         return places.get((row["prompt"], row[name]), (index[row["prompt"]], elsewhere))
 
+    # Of a text that is no legal route nothing is known but f = 0, and so is the place of all such texts.
     chosen = torch.tensor([place(row, "chosen") for row in rows]).unbind(1)  # (N,) prompts, (N,) routes
     rejected = torch.tensor([place(row, "rejected") for row in rows]).unbind(1)
 
@@ -178,7 +182,8 @@ def sft_phases(folder, seed):
 
 
 def gpt_phases(folder, seed):
-    """Unrestricted DPO and RLHF on the first n pairs, and RLOO on the reward in the environment."""
+    """Unrestricted DPO and RLHF on the first n pairs, and RLOO on the reward in the environment, which
+    follows from the pairs, as the ledger knows them, and from this file."""
     common = ["--init", folder / "sft", "--seed", seed, "--lr"]
     phases = []
     for n in GPT_SIZES:

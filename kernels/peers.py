@@ -9,10 +9,10 @@ log-probs (N,), or their sum if the library gives no more. It raises whatever th
     quack               quack/linear_cross_entropy.py                            0.6.5
     verl                verl/utils/kernel/linear_cross_entropy.py                0.9.1
 
-Left out: LigerFusedLinearCrossEntropyFunction, Liger's older Triton kernel, is 3.3 times slower than
-logits in memory (192 ms for 59 at 8192 x 4096 x 151936 on an H100; huggingface/trl, issue 7244).
-LigerFusedLinearScaledCrossEntropyFunction falls back to plain PyTorch off Hopper without a word; on
-Hopper it is the kernel that `liger` calls by its name. LigerFusedLinearScaledCrossEntropyTPFunction is
+Left out: LigerFusedLinearCrossEntropyFunction, Liger's older Triton kernel, takes 3.3 times as long as
+logits in memory (192 ms against 59 at 8192 x 4096 x 151936 on an H100, by huggingface/trl#7244).
+LigerFusedLinearScaledCrossEntropyFunction uses plain PyTorch off Hopper without a word; on Hopper it
+calls the kernel that `liger` calls directly. LigerFusedLinearScaledCrossEntropyTPFunction is
 for several GPUs and needs NVSHMEM, set up once a process for one shape.
 """
 
@@ -25,7 +25,7 @@ PARITY = """for comparison, measured by others, in ms:
        (README of Liger-Kernel 0.8.2, "Fused Scaled Cross Entropy")
 and computed from a rate that was measured:
   35   forward and backward without computing the logits twice, at the 763 TFLOP/s that the backward of
-       Liger's native kernels reaches on an H200 (linkedin/Liger-Kernel, pull request 1422)"""
+       Liger's native kernels reaches on an H200 (linkedin/Liger-Kernel, #1422)"""
 
 
 def trl():
@@ -81,7 +81,7 @@ def cut_cross_entropy():
 
 
 def quack():
-    """Its forward computes the gradients as well, which takes a scalar loss."""
+    """Its forward computes the gradients as well, which takes a scalar loss: forward_ms has that work."""
     from quack.linear_cross_entropy import chunked_linear_cross_entropy
 
     def sum_of_logp(hidden, weight, target):

@@ -240,6 +240,28 @@ def finish_kept(
     tl.store(address, of_target.to(store.dtype.element_ty), mask=in_vocabulary)
 
 
+@triton.jit
+def highest(
+    # pointer, read: peak2 (slots, N)
+    peak2,
+    # the rows, and which of them there are
+    rows, live,
+    # sizes, strides
+    slots, stats_stride,
+    # meta-parameters; BLOCK_T: slots that are read at a time
+    BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """The largest peak2 of each row, LOG_ZERO if there is none."""
+    top2 = tl.full((BLOCK_N,), LOG_ZERO, tl.float32)
+    for slot in range(0, slots, BLOCK_T):
+        block = slot + tl.arange(0, BLOCK_T)
+        offsets = block.to(tl.int64)[:, None] * stats_stride + rows[None, :]
+        inside = (block < slots)[:, None] & live[None, :]
+        peaks2 = tl.load(peak2 + offsets, mask=inside, other=LOG_ZERO)
+        top2 = tl.maximum(top2, tl.max(peaks2, 0))
+    return top2
+
+
 @triton.jit(do_not_specialize=PER_BATCH)
 def merge_kernel(
     # pointers, read: peak2, total, moment2 (slots, N), target_z2, target and reference2 (N,)
@@ -260,13 +282,7 @@ def merge_kernel(
     target's e, (p - 1) / share."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     live = rows < N
-    top2 = tl.full((BLOCK_N,), LOG_ZERO, tl.float32)
-    for slot in range(0, slots, BLOCK_T):
-        block = slot + tl.arange(0, BLOCK_T)
-        offsets = block.to(tl.int64)[:, None] * stats_stride + rows[None, :]
-        inside = (block < slots)[:, None] & live[None, :]
-        peaks2 = tl.load(peak2 + offsets, mask=inside, other=LOG_ZERO)
-        top2 = tl.maximum(top2, tl.max(peaks2, 0))
+    top2 = highest(peak2, rows, live, slots, stats_stride, BLOCK_N, BLOCK_T)
     top2 = tl.where(top2 == LOG_ZERO, float("nan"), top2)  # every class is banned: no distribution
     row_total = tl.zeros((BLOCK_N,), tl.float32)
     row_moment2 = tl.zeros((BLOCK_N,), tl.float32)

@@ -19,13 +19,14 @@ from kernels.triton_forward import (
     CHUNK,
     MERGE,
     RANGE2,
+    highest,
     logits_kernel,
     merge_kernel,
     rebase,
     reference_kernel,
     slots_of,
 )
-from kernels.triton_tile import FUSE, LN2, LOG2E, LOG_ZERO, PER_BATCH, aligned, operands, precision
+from kernels.triton_tile import FUSE, LN2, LOG2E, PER_BATCH, aligned, operands, precision
 
 
 @triton.jit(do_not_specialize=PER_BATCH)
@@ -42,12 +43,7 @@ def raise_kernel(
     """Raises reference2 of the rows whose e is out of its range, and makes e and sums relative to it."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     live = rows < N
-    top2 = tl.full((BLOCK_N,), LOG_ZERO, tl.float32)
-    for slot in range(0, slots, BLOCK_T):
-        block = slot + tl.arange(0, BLOCK_T)
-        offsets = block.to(tl.int64)[:, None] * stats_stride + rows[None, :]
-        inside = (block < slots)[:, None] & live[None, :]
-        top2 = tl.maximum(top2, tl.max(tl.load(peak2 + offsets, mask=inside, other=LOG_ZERO), 0))
+    top2 = highest(peak2, rows, live, slots, stats_stride, BLOCK_N, BLOCK_T)
     base2 = tl.load(reference2 + rows, mask=live, other=0.0)
     is_raised = live & (top2 - base2 > RANGE2)
     if tl.max(is_raised.to(tl.int32), 0) > 0:

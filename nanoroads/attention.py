@@ -244,7 +244,7 @@ def by_blocks(group_lengths, device):
     """Attention to a stream by FlexAttention (Dong et al., 2412.05496): only blocks of BLOCK x BLOCK
     tokens in which somebody sees somebody are computed."""
     # Imported here, because it takes 0.3 s and a CPU does without.
-    from torch.nn.attention import flex_attention as flex
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
     prompt_start, prompt_end, own_start = [], [], []  # of each token; own: of its prompt or response
     blocks = -(-sum(map(sum, group_lengths)) // BLOCK)  # rounded up
@@ -272,7 +272,7 @@ def by_blocks(group_lengths, device):
         of_prompt = (prompt_start[query] <= key) & (key < prompt_end[query])
         return (key <= query) & (of_prompt | (own_start[query] <= key))
 
-    block_mask = flex.BlockMask.from_kv_blocks(
+    block_mask = BlockMask.from_kv_blocks(
         upload(count[None, None], device),
         upload(seen_first[None, None], device),
         BLOCK_SIZE=BLOCK,
@@ -288,9 +288,9 @@ def by_blocks(group_lengths, device):
     def attend(layer_index, q, k, v):
         if q.is_cuda and (q.shape[-1] < 16 or q.dtype == torch.float64):  # there is no kernel for these
             return without_kernel()(layer_index, q, k, v)
-        flex_attention = compiled_flex_attention() if q.is_cuda else flex.flex_attention
+        kernel = compiled_flex_attention() if q.is_cuda else flex_attention
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, N, C) each
-        y = flex_attention(q, k, v, block_mask=block_mask, enable_gqa=q.shape[1] != k.shape[1])
+        y = kernel(q, k, v, block_mask=block_mask, enable_gqa=q.shape[1] != k.shape[1])
         return y[0].transpose(0, 1)  # (N, H, C)
 
     return attend

@@ -16,6 +16,7 @@ from nanoroads.generate import generate
 from nanoroads.losses import implicit_reward, kl_k1
 from nanoroads.model import GPT
 from nanoroads.progress import tracked
+from nanoroads.randomness import stream_key
 from nanoroads.text import tokenizer
 from nanoroads.weights.checkpoint import load_policy, load_reward_model
 from nanoroads.weights.files import local_folder, read_config
@@ -102,6 +103,16 @@ class OtherSamples:
         """KL(the other || policy) in nats: the mean of log other - log ours."""
         logp = sequence_logps(policy, self.prompts, self.responses, groups_per_pass)
         return kl_k1(self.logp, logp).mean()
+
+
+def other_samples(run, policy, prompts, max_new_tokens, eos, groups_per_pass):
+    """The OtherSamples of --compare, to the first 256 prompts; None without that flag."""
+    args = run.args
+    if not args.compare:
+        return None
+    seed = stream_key("compare", args.seed)
+    prompts = prompts[:256]  # enough for a mean
+    return OtherSamples(args.compare, policy, prompts, max_new_tokens, eos, seed, groups_per_pass)
 
 
 # ---------------------------------------------------------------- statistics

@@ -1,56 +1,12 @@
-"""Figures of all_roads.py.
-
-They need no display: `fig, ax = new_figure(10, 6)`, draw on `ax`, `fig.savefig(path)`.
-"""
+"""Figures of all_roads.py."""
 
 from collections import Counter
 from itertools import pairwise
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from nanoroads.report.drawing import COLOURS, INK, NAMES, PALE, new_figure
 from nanoroads.world.roadmap import NEIGHBOURS, ends, reward_parts
-
-INK = "#2b2d33"
-PALE = "#d9dce1"
-# A road has the same colour in every figure. Okabe and Ito's, which the colour-blind can tell apart.
-COLOURS = {
-    "sft": "#cc79a7",
-    "dpo": "#0072b2",
-    "rlhf_local": "#009e73",
-    "rlhf_global": "#d55e00",
-    "optimum": INK,
-}
-NAMES = {
-    "sft": "SFT",
-    "dpo": "DPO",
-    "rlhf_local": "RLHF, local reward",
-    "rlhf_global": "RLHF, global reward",
-    "optimum": "shortest routes",
-}
-STYLE = {
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "legend.frameon": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
-
-
-def new_figure(width, height, **subplots):
-    """A figure of width x height inches and its axes, in the project's style.
-
-    subplots: arguments of Figure.subplots."""
-    mpl.rcParams.update(STYLE)
-    fig = Figure((width, height), dpi=150, layout="constrained")
-    return fig, fig.subplots(**subplots)
-
 
 # ---------------------------------------------------------------- the map
 

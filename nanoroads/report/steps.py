@@ -1,4 +1,4 @@
-"""Steps that are timed in turns, and their table: the back office of experiments/bench_step.py."""
+"""Steps that are timed in turns, and their table: helpers of experiments/bench_step.py."""
 
 import statistics
 import time
@@ -33,7 +33,7 @@ class Step:
 def bare_product(device, dtype):
     """A step that is one matrix product."""
     n = 8192 if device.type == "cuda" else 2048
-    a = torch.ones(n, n, device=device, dtype=dtype)
+    a = torch.randn(n, n, device=device).to(dtype)  # a GPU multiplies ones with less power, so faster
     product = torch.empty_like(a)
 
     def run():
@@ -42,12 +42,14 @@ def bare_product(device, dtype):
     return Step("bare product", "torch", run, 1, n, 2 * n**3)
 
 
-def measure(steps, rounds, device):
-    """Fill in memory, seconds and outcome of each step."""
+def measure(steps, rounds, device, bound):
+    """Fill in memory, seconds and outcome of each step. Raises AssertionError if they do not do the same
+    work, see check_same."""
     on_cuda = device.type == "cuda"
     for step in steps:
-        step.run()  # compiles; makes the optimizer's moments
+        step.outcome = step.run()  # compiles; makes the optimizer's moments
         step.extra_bytes = peak_memory(step.run, on_cuda)
+    check_same(steps, bound)
     for _ in range(rounds):
         for step in steps:
             begun = time.perf_counter()
@@ -55,6 +57,7 @@ def measure(steps, rounds, device):
             if on_cuda:
                 torch.cuda.synchronize()
             step.seconds.append(time.perf_counter() - begun)
+    check_same(steps, bound)
 
 
 def check_same(steps, bound):
@@ -103,7 +106,7 @@ def steps_table(rows):
 
 
 def steps_verdict(rows):
-    """How many times as many pairs or samples per second the first of a name takes as each other one."""
+    """The pairs or samples per second of the first of each name, as a multiple of each other one's."""
     first, lines = {}, []
     for row in rows:
         ours = first.setdefault(row["step"], row)

@@ -13,6 +13,8 @@ SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "experiments").glob("*.py")])
 SCRIPT_NAMES = ["experiments", *(path.stem for path in SCRIPTS)]
 # They are not on every machine.
 OPTIONAL = {"datasets", "huggingface_hub", "pyarrow", "tokenizers", "transformers", "triton", "trl"}
+# It takes 0.3 s, and a CPU does without.
+SLOW = {"torch.nn.attention.flex_attention"}
 # The only methods that may import modules of ours, for the comfort of whoever has a GPT.
 LAZY_METHODS = {"from_pretrained", "save_pretrained"}
 
@@ -119,9 +121,11 @@ def test_no_import_circle():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_stand_at_the_top(module):
-    """Lazy ones are of optional packages, or of our modules that
+    """Lazy ones are of optional packages or slow ones, or of our modules that
     need one; and those of GPT's two methods."""
     for function, name in imports(MODULES[module])[1]:
+        if name in SLOW:
+            continue
         if name in MODULES and module == "nanoroads.model" and function in LAZY_METHODS:
             continue
         if name in MODULES:

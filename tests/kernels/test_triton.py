@@ -19,7 +19,7 @@ triton = pytest.importorskip("triton")
 TRITON, NUMPY = (tuple(map(int, module.__version__.split(".")[:2])) for module in (triton, numpy))
 ROOT = Path(__file__).parents[2]
 HELPERS = ROOT / "tests/helpers"
-CASES = [HELPERS / "triton_cases.py", HELPERS / "extreme_cases.py", HELPERS / "promise_cases.py"]
+CASES = [HELPERS / f"{name}_cases.py" for name in ("triton", "kept", "extreme", "promise")]
 
 
 @pytest.mark.skipif(

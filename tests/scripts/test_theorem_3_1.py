@@ -1,7 +1,6 @@
 """Theorem 3.1's two roads by enumeration; its script end to end; verdicts that can come out either way."""
 
 import copy
-import importlib
 import json
 
 import pytest
@@ -14,6 +13,7 @@ from nanoroads.text import tokenizer
 from nanoroads.world import roadmap
 from nanoroads.world.optimum import exact_optimum, rewarded_routes
 from nanoroads.world.roadmap import prompts
+from tests.helpers.in_process import run_phases
 
 
 @pytest.fixture(scope="module")
@@ -131,16 +131,6 @@ def test_pairs_needed_stay_at_the_goal():
     assert theorem_3_1.pairs_needed(curve, 0.85) is None
 
 
-def in_this_process(phases, *_):
-    """Run the commands of phases as run_phases does, without a new Python for each."""
-    for phase in phases:
-        words = phase.command
-        if words[0] == "-m":
-            importlib.import_module(words[1]).main(words[2:])
-        else:
-            importlib.import_module(words[0].removesuffix(".py")).main(words[1:])
-
-
 def few_prompts(world, split):
     return prompts(world, split)[:40]
 
@@ -151,7 +141,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(theorem_3_1, "prompts", few_prompts)
     small = {"SIMPLE_SIZES": [30, 100], "GPT_SIZES": [60, 100], "RLOO_PAIRS": 100, "STEPS": 2, "RL_STEPS": 2}
     model = ["--n-layer", "1", "--n-embd", "16", "--rows", "500", "--steps", "60", "--lr", "2e-2"]
-    for name, value in {**small, "SFT": model, "run_phases": in_this_process}.items():
+    for name, value in {**small, "SFT": model, "run_phases": run_phases}.items():
         monkeypatch.setattr(theorem_3_1, name, value)
     monkeypatch.setenv(theorem_3_1.PHI, "[]")  # taken back after the test
     out = tmp_path / "out"

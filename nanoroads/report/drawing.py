@@ -1,0 +1,54 @@
+"""The project's style of drawing: `fig, ax = new_figure(10, 6)`, draw on `ax`, `save(fig, path)`.
+
+No display is needed."""
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+INK = "#2b2d33"
+PALE = "#d9dce1"
+# A road has the same colour in every figure. Okabe and Ito's, which the colour-blind can tell apart.
+COLOURS = {
+    "sft": "#cc79a7",
+    "dpo": "#0072b2",
+    "rlhf_local": "#009e73",
+    "rlhf_global": "#d55e00",
+    "optimum": INK,
+}
+NAMES = {
+    "sft": "SFT",
+    "dpo": "DPO",
+    "rlhf_local": "RLHF, local reward",
+    "rlhf_global": "RLHF, global reward",
+    "optimum": "shortest routes",
+}
+STYLE = {
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    # Text stays text: smaller files, and a page may choose its colour. The same drawing is the same file.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "nanoroads",
+}
+
+
+def new_figure(width, height, **subplots):
+    """A figure of width x height inches and its axes, in the project's style.
+
+    subplots: arguments of Figure.subplots."""
+    mpl.rcParams.update(STYLE)
+    fig = Figure((width, height), dpi=150, layout="constrained")
+    return fig, fig.subplots(**subplots)
+
+
+def save(fig, path):
+    """Write a figure as SVG on a clear ground. The same drawing gives the same bytes."""
+    fig.savefig(path, transparent=True, metadata={"Date": None})

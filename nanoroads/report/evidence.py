@@ -1,0 +1,120 @@
+"""What the scripts of experiments/ share: their flags, the runs they start from, and their results.
+
+Their runs lie in one folder, OUT/seedS/..., so that what one script has trained, the next one does not
+train again (see ledger.py). Each writes what it found to OUT/NAME/.
+"""
+
+import time
+from argparse import Namespace
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from nanoroads.report.drawing import save
+from nanoroads.report.phases import Phase, new_phase
+from nanoroads.report.write import plus_minus, yes_or_no
+from nanoroads.run.flags import SEED, Parser, positive
+from nanoroads.score import mean_se
+from nanoroads.weights.files import write_json, write_text
+
+SFT, DPO, RLHF = [], [], []  # more flags for the shared runs: none but the scripts' defaults
+PAIRS, TEST_PAIRS = 5000, 1000  # of SFT's samples
+BEGIN = time.monotonic()
+
+
+def parse_flags(doc: str, argv: list[str] | None = None) -> Namespace:
+    """The command line of an experiment -> args.out, args.seeds, args.jobs.
+
+    doc: the script's docstring."""
+    parser = Parser(description=doc)
+    add = parser.add_argument_group("what is run").add_argument
+    runs = "folder of the runs and results, shared by all experiments (default: %(default)s)"
+    add("--out", type=Path, default=Path("out/experiments"), help=runs)
+    add("--seeds", type=SEED, nargs="+", default=[0], metavar="SEED", help="the seeds (default: 0)")
+    add("--jobs", type=positive(int), default=2, help="commands at a time (default: 2)")
+    args = parser.parse_args(argv)
+    args.seeds = list(dict.fromkeys(args.seeds))  # the same seed twice would be one run counted twice
+    return args
+
+
+def shared_phases(folder: Path, seed: int, *names: str) -> list[Phase]:
+    """The runs of the main world that most experiments start from, with the scripts' defaults.
+
+    sft, sft/pairs.jsonl and sft/pairs_test.jsonl always; `names`: which of dpo and rlhf_global."""
+    sft = folder / "sft"
+    flags = ["--seed", seed, "--data", "roadmap"]
+    train_sft = ["train_sft.py"] + flags + SFT
+    sample_pairs = ["-m", "nanoroads.world.pairs", "--policy", sft, "--seed", seed]
+    train_pairs = sample_pairs + ["--n", PAIRS]
+    test_pairs = sample_pairs + ["--n", TEST_PAIRS, "--split", "test"]
+    from_sft = flags + ["--init", sft]  # whose pairs lie beside it
+    roads = {"dpo": ["train_dpo.py"] + from_sft + DPO, "rlhf_global": ["train_rlhf.py"] + from_sft + RLHF}
+    phases = [
+        new_phase(folder, "sft", train_sft),
+        new_phase(folder, "sft/pairs.jsonl", train_pairs, ["sft"]),
+        new_phase(folder, "sft/pairs_test.jsonl", test_pairs, ["sft"]),
+    ]
+    for name in names:
+        phases.append(new_phase(folder, name, roads[name], ["sft/pairs.jsonl", "sft/pairs_test.jsonl"]))
+    return phases
+
+
+# ---------------------------------------------------------------- several seeds
+
+
+def over_seeds(by_seed: list[dict], *path: str) -> dict[str, float]:
+    """{"mean", "se"} over seeds of by_seed[i][path[0]][path[1]]..."""
+    return mean_se(values_of(by_seed, *path))
+
+
+def values_of(by_seed: list[dict], *path: str) -> list[float]:
+    """by_seed[i][path[0]][path[1]]... for each seed i."""
+    values = list(by_seed)
+    for name in path:
+        values = [value[name] for value in values]
+    return values
+
+
+def differences(one: list[float], other: list[float]) -> dict[str, float]:
+    """{"mean", "se"} over seeds of one - other, seed by seed: both start from the same policy and pairs."""
+    return mean_se([a - b for a, b in zip(one, other, strict=True)])
+
+
+def with_errors(cell: dict[str, float], digits: int = 3) -> str:
+    """{"mean", "se"} of a difference -> `+0.097 ± 0.006, 16 standard errors`."""
+    if cell["se"] == 0:
+        return f"{cell['mean']:+.{digits}f}, one seed"
+    sign = "+" if cell["mean"] >= 0 else ""
+    return f"{sign}{plus_minus(cell, digits)}, {abs(cell['mean'] / cell['se']):.1f} standard errors"
+
+
+def is_above(cell: dict[str, float], bound: float = 0.0) -> bool:
+    """Whether a mean is above `bound` by more than two standard errors; of one seed, above it at all."""
+    return cell["mean"] - 2 * cell["se"] > bound
+
+
+def claim(holds: bool, text: str) -> str:
+    """A line of a verdict: `yes: ...` or `NO: ...`."""
+    return f"{yes_or_no(holds)}: {text}"
+
+
+# ---------------------------------------------------------------- the results
+
+
+def write_results(
+    args: Namespace, name: str, doc: str, by_seed: list[dict], table: str, verdict: list[str], figure: Figure
+):
+    """Print the table and the verdict; write OUT/NAME/table.md, figure.svg and results.json.
+
+    doc: the script's docstring, whose first line is the claim. by_seed: a row of numbers for each of
+    args.seeds. verdict: a line for each claim."""
+    text = table + "".join(f"\n{line}\n" for line in verdict)
+    print(text)
+    folder = args.out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    save(figure, folder / "figure.svg")
+    results = {"claim": doc.strip().splitlines()[0], "seeds": args.seeds, "verdict": verdict}
+    seconds = round(time.monotonic() - BEGIN, 1)  # of this call: what is finished is not run again
+    write_json(folder / "results.json", {**results, "seconds": seconds, "by_seed": by_seed})
+    write_text(folder / "table.md", text)
+    print(f"{folder}/table.md, figure.svg and results.json ({seconds:.0f} s)")

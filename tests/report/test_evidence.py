@@ -1,0 +1,71 @@
+"""What the experiments share: flags, runs, statistics over seeds, files."""
+
+import json
+import math
+
+import pytest
+
+from nanoroads.report import evidence
+from nanoroads.report.drawing import new_figure, save
+
+
+def test_flags(capsys):
+    args = evidence.parse_flags("A claim.", ["--seeds", "2", "0", "2"])
+    assert args.seeds == [2, 0] and str(args.out) == "out/experiments" and args.jobs == 2
+    with pytest.raises(SystemExit) as stopped:
+        evidence.parse_flags("A claim.", ["--seeds", "x"])
+    assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_shared_phases(tmp_path):
+    phases = evidence.shared_phases(tmp_path, 3, "rlhf_global")
+    made = [str(phase.result.relative_to(tmp_path)) for phase in phases]
+    assert made == ["sft", "sft/pairs.jsonl", "sft/pairs_test.jsonl", "rlhf_global"]
+    for phase in phases:
+        assert phase.command[phase.command.index("--seed") + 1] == "3"
+        assert all(need.startswith(str(tmp_path)) for need in phase.needs)
+
+
+def test_statistics_over_seeds():
+    rows = [{"dpo": {"reward": 1.0}}, {"dpo": {"reward": 2.0}}, {"dpo": {"reward": 6.0}}]
+    cell = evidence.over_seeds(rows, "dpo", "reward")
+    assert cell["mean"] == pytest.approx(3) and cell["se"] == pytest.approx(math.sqrt(7 / 3))
+    # Seed by seed: what the seeds share falls out.
+    cell = evidence.differences([1.0, 2.0, 6.0], [0.5, 1.6, 5.4])
+    assert cell["mean"] == pytest.approx(0.5) and cell["se"] == pytest.approx(0.1 / math.sqrt(3))
+    assert evidence.with_errors(cell) == "+0.500 ± 0.058, 8.7 standard errors"
+    assert evidence.with_errors({"mean": -0.5, "se": 0.25}, 2) == "-0.50 ± 0.25, 2.0 standard errors"
+    assert evidence.with_errors({"mean": 0.25, "se": 0.0}) == "+0.250, one seed"
+    assert evidence.is_above(cell) and evidence.is_above(cell, 0.38) and not evidence.is_above(cell, 0.39)
+    assert evidence.claim(False, "x") == "NO: x" and evidence.claim(True, "x") == "yes: x"
+
+
+def drawing():
+    fig, ax = new_figure(3, 2)
+    ax.plot([0, 1], [0, 1], label="a line")
+    ax.legend()
+    return fig
+
+
+def test_the_same_drawing_is_the_same_file(tmp_path):
+    for name in ("one.svg", "two.svg"):
+        save(drawing(), tmp_path / name)
+    text = (tmp_path / "one.svg").read_text()
+    assert text == (tmp_path / "two.svg").read_text()
+    assert ">a line</text>" in text and "<dc:date>" not in text
+
+
+def test_results(tmp_path, capsys):
+    args = evidence.parse_flags("", ["--seeds", "4", "--out", str(tmp_path)])
+    doc = "\nThe claim, in one line.\n\nMore.\n"
+    evidence.write_results(args, "name", doc, [{"a": 1}], "| a |\n", ["yes: it holds"], drawing())
+    written = json.loads((tmp_path / "name/results.json").read_text())
+    assert written.pop("seconds") >= 0
+    assert written == {
+        "claim": "The claim, in one line.",
+        "seeds": [4],
+        "verdict": ["yes: it holds"],
+        "by_seed": [{"a": 1}],
+    }
+    assert (tmp_path / "name/table.md").read_text() == "| a |\n\nyes: it holds\n"
+    assert (tmp_path / "name/figure.svg").exists() and "yes: it holds" in capsys.readouterr().out
