@@ -1,5 +1,7 @@
-"""Three responses are enough for each road to lose: exact examples from the papers that dispute H6,
-the generation-verification gap (Swamy et al., 2503.01067).
+"""Three responses are enough for each road to lose to the other: which class is too small decides.
+
+Exact examples from the papers that dispute H6, the generation-verification gap (Swamy et al.,
+2503.01067).
 
     python experiments/misspecified.py    about six seconds on one CPU core
 
@@ -24,7 +26,7 @@ search starts at zero), and it falls below the reference, too. Each road wins on
 table. After 1,000 steps DPO has .9995 on y3 where responses share features, and RLHF the same as
 soon as its reward model has these features (Theorem 2.2 of 2503.01067).
 
-Writes OUT/table.md, OUT/figure.png and OUT/results.json.
+Writes OUT/table.md, OUT/figure.svg and OUT/results.json.
 """
 
 from pathlib import Path
@@ -33,9 +35,9 @@ import torch
 
 from nanoroads import losses
 from nanoroads.report.drawing import COLOURS, INK, new_figure
+from nanoroads.report.evidence import write_files
 from nanoroads.report.write import table, yes_or_no
 from nanoroads.run.flags import Parser, run_script
-from nanoroads.weights.files import write_json, write_text
 
 FIRST, SECOND = torch.tensor([0, 0, 1]), torch.tensor([1, 2, 2])  # the three pairs: 12, 13, 23
 REF_LOGP = torch.full((3,), 1 / 3, dtype=torch.float64).log()
@@ -286,16 +288,11 @@ def main(argv=None):
     """The three examples, their table, figure and verdict."""
     parser = Parser(description=__doc__)
     add = parser.add_argument_group("the results").add_argument
-    add("--out", type=Path, default=Path("out/misspecified"), help="their folder (default: %(default)s)")
+    folder = Path("out/experiments/misspecified")
+    add("--out", type=Path, default=folder, help="their folder (default: %(default)s)")
     args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
     results = {"pairs": compare_pairs(), "classes": compare_classes(), "unseen": compare_unseen()}
-    lines = verdict(results)
-    text = table_of(results) + "".join(f"\n{line}\n" for line in lines)
-    print(text)
-    write_text(args.out / "table.md", text)
-    figure_of(results).savefig(args.out / "figure.png")
-    write_json(args.out / "results.json", {**results, "verdict": lines})
+    write_files(args.out, __doc__, results, table_of(results), verdict(results), figure_of(results))
 
 
 if __name__ == "__main__":

@@ -108,13 +108,18 @@ def write_results(
 
     doc: the script's docstring, whose first line is the claim. by_seed: a row of numbers for each of
     args.seeds. verdict: a line for each claim."""
+    write_files(args.out / name, doc, {"seeds": args.seeds, "by_seed": by_seed}, table, verdict, figure)
+
+
+def write_files(folder: Path, doc: str, numbers: dict, table: str, verdict: list[str], figure: Figure):
+    """The same for a script without seeds, whose results are `numbers`."""
     text = table + "".join(f"\n{line}\n" for line in verdict)
     print(text)
-    folder = args.out / name
     folder.mkdir(parents=True, exist_ok=True)
     save(figure, folder / "figure.svg")
-    results = {"claim": doc.strip().splitlines()[0], "seeds": args.seeds, "verdict": verdict}
     seconds = round(time.monotonic() - BEGIN, 1)  # of this call: what is finished is not run again
-    write_json(folder / "results.json", {**results, "seconds": seconds, "by_seed": by_seed})
+    claim_line = doc.strip().splitlines()[0]
+    results = {"claim": claim_line, "verdict": verdict, "seconds": seconds, **numbers}
+    write_json(folder / "results.json", results)
     write_text(folder / "table.md", text)
-    print(f"{folder}/table.md, figure.svg and results.json ({seconds:.0f} s)")
+    print(f"{folder}: table.md, figure.svg and results.json ({seconds:.0f} s)")

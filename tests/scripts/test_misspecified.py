@@ -183,9 +183,9 @@ def test_the_command_writes_a_table_a_figure_and_numbers(tmp_path, results, caps
     out = tmp_path / "new" / "out"
     written = json.loads((out / "results.json").read_text())
     assert written["classes"] == results["classes"] and written["verdict"] == misspecified.verdict(results)
-    assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (out / "figure.svg").read_text()
     assert (out / "table.md").read_text() in capsys.readouterr().out
-    assert {path.name for path in out.iterdir()} == {"table.md", "figure.png", "results.json"}
+    assert {path.name for path in out.iterdir()} == {"table.md", "figure.svg", "results.json"}
 
 
 def test_a_bad_flag_is_one_line(capsys):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from helpers.in_process import run_phases
 
 from experiments import theorem_3_1
 from experiments.theorem_3_1 import CLASSES, GPT_SIZES, SIMPLE_SIZES, WORLD
@@ -13,7 +14,6 @@ from nanoroads.text import tokenizer
 from nanoroads.world import roadmap
 from nanoroads.world.optimum import exact_optimum, rewarded_routes
 from nanoroads.world.roadmap import prompts
-from tests.helpers.in_process import run_phases
 
 
 @pytest.fixture(scope="module")
