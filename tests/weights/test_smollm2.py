@@ -150,6 +150,7 @@ def floor_of_a_step(model, rows, columns):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_sampling_is_faster_than_transformers_and_near_its_floor(dtype, request, tokens, two_threads):
     """Batch 8, 128 new tokens, two cores, interleaved with transformers and with the floor.
