@@ -33,10 +33,16 @@ from nanoroads.world.roadmap import WORLDS
 
 # What experiments/sweep.md found best in each world. The scripts' defaults are what it found in the
 # main world, so that needs no flag.
-DPO = {"roadmap": [], "roadmap-short": ["--lr", 3e-4], "roadmap-hidden": ["--lr", 1e-3]}
+DPO = {
+    "roadmap": [],
+    "roadmap-short": ["--lr", 3e-4],
+    "roadmap-2": ["--lr", 3e-4],
+    "roadmap-hidden": ["--lr", 1e-3],
+}
 RLHF = {
     "roadmap": [],
     "roadmap-short": ["--kl", 0.3, "--lr", 5e-4],
+    "roadmap-2": ["--kl", 0.3, "--lr", 5e-4],
     "roadmap-hidden": ["--kl", 0.3, "--reward-lr", 1e-3],
 }
 LOW_BETA = 0.05  # too weak a regulariser of DPO, to show over-optimisation
@@ -130,7 +136,7 @@ def main(argv=None):
     args = parse_flags(argv)
     begin = time.monotonic()
     folders = {seed: args.out / f"seed{seed}" for seed in args.seeds}
-    worlds = ["roadmap"] if args.quick else list(WORLDS)
+    worlds = ["roadmap"] if args.quick else list(DPO)
     machine_flags = []  # what is not given is left to the training scripts' defaults
     if args.device:
         machine_flags += ["--device", args.device]

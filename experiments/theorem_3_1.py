@@ -5,7 +5,7 @@
 Swamy et al., 2503.01067, Theorem 3.1. R_sim is r(x, y) = phi . f(x, y). DPO searches only the
 policies pi_ref e^(r / beta) / Z, with log Z by enumeration of all legal routes; RLHF fits r by
 Bradley-Terry and projects exactly. Both are fitted by LBFGS in fp64 from different random
-starts. World: roadmap-short, 500 training prompts, true reward exact by enumeration; "optimum"
+starts. World: roadmap-2, its 200 prompts, true reward exact by enumeration; "optimum"
 is the soft optimum of the true reward at the same beta.
 
 R_sim is met twice. "checks": f = legal, arrives, two moves, both; it CONTAINS the true reward,
@@ -49,7 +49,7 @@ from nanoroads.weights.files import write_json, write_text
 from nanoroads.world.optimum import rewarded_routes
 from nanoroads.world.roadmap import NEIGHBOURS, WORLDS, ends, prompts, reward_parts, route
 
-WORLD = WORLDS["roadmap-short"]
+WORLD = WORLDS["roadmap-2"]
 BETA = 0.5  # of all roads
 SFT = []  # flags of the reference's training: the defaults
 STEPS = 625  # of DPO and of the GPT reward model, 32 pairs each

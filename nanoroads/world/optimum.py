@@ -33,15 +33,15 @@ def shortest_routes(prompt: str) -> list[str]:
 
 
 def optimal_reward(prompt: str) -> float:
-    """The largest r* that a response to the prompt can have, in the main and in the short world."""
+    """The largest r* that a response to the prompt can have, in any world but the hidden one."""
     return true_reward(prompt, shortest_routes(prompt)[0])
 
 
 def rewarded_routes(world: World, prompt: str) -> list[str]:
     """All responses with r* > 0, as text.
 
-    Raises InputError where they are too many to list: beyond 4 moves, or in the hidden world."""
-    if world.hidden or world.max_moves > 4:
+    Raises InputError where they are too many to list: beyond 5 moves, or in the hidden world."""
+    if world.hidden or world.max_moves > 5:
         raise InputError(f"world {world.name}: the responses with a reward are too many to enumerate")
     start, goal = ends(prompt)
     return [route(states) for states in routes_within(start, goal, world.max_moves)]

@@ -74,7 +74,7 @@ def main(argv=None):
     policy = load_policy(args.policy)
     drawn_from = {"policy": policy_hash(args.policy), "world": world.name, "split": args.split}
     encoding = tokenizer.of(args.policy, policy)[1]
-    # Each split has streams of its own: in the hidden world both have the same prompts.
+    # Each split has streams of its own: in most worlds both have the same prompts.
     split_prompts = roadmap.prompts(world, args.split)
     triples = draw_pairs(policy, encoding, world, split_prompts, args.n, args.seed, args.split)
     prompts = [prompt for prompt, _, _ in triples]

@@ -4,18 +4,23 @@ A prompt names a start and a goal, `WA>FL:`. A response is a route, an arrow and
 move, `>OR>NV>AZ>NM>TX...`, then EOS.
 
 The true reward r* is easy to verify and hard to plan: every hop must be a road, the last state the
-goal, and shorter is better. Three worlds share the map. Two of them close the gap between verifying
+goal, and shorter is better. Several worlds share the map. Two of them close the gap between verifying
 and generating on purpose:
 
     roadmap         r* = 1 - 0.05 (moves - 1) for a legal route of at most 11 moves that arrives,
-                    else 0
-    roadmap-short   the same, but goals are one or two moves away and routes have at most two moves:
-                    planning is as easy as verifying
+                    else 0; 2,000 prompts to train on, and 256 held-out ones
+    roadmap-short   the same, but the goal is one move away and a route has one move: there is nothing
+                    to plan
+    roadmap-2       the steps between these two, also roadmap-3, -5, -8 and -11: routes have at most
+                    so many moves, and goals are at most so many away
     roadmap-hidden  r* = F1 of the states named against a hidden random walk: verifying is as hard
                     as generating
 
+All but the first have few prompts, 200 or 100, the same for training and for tests: they ask whether
+a road arrives at all, not whether what it learns holds for new prompts.
+
 Everything is a function of text without EOS. A response has at most max_moves moves, then EOS, so
-sample max_moves + 1 tokens. In the first two worlds a response without EOS is over-long or
+sample max_moves + 1 tokens. In all worlds but the hidden one a response without EOS is over-long or
 malformed, so its text alone scores it 0. The hidden world's F1 does not ask for EOS.
 """
 
@@ -74,9 +79,10 @@ class World:
     name: str
     max_moves: int  # of a legal response
     reach: int  # goals are at most this many moves from the start
-    held_out: int  # prompts of the test split
+    test_prompts: int
+    same_prompts: bool  # whether those are the prompts of the train split too, or held out from it
     bt_scale: float  # labels are Bradley-Terry with logit bt_scale * (r*(a) - r*(b))
-    hidden: bool = False  # r* compares with a hidden walk; the 100 prompts are both train and test
+    hidden: bool = False  # r* compares with a hidden walk
     readout: str = "last"  # what suits a reward model here, see GPTConfig
 
     def reward(self, prompt: str, response: str) -> float:
@@ -84,18 +90,31 @@ class World:
         return reward_parts(prompt, response, self)["reward"]
 
 
+def horizon_world(name: str, moves: int) -> World:
+    """A world of 200 prompts in which routes have at most `moves` moves, and goals are no further away."""
+    return World(name, max_moves=moves, reach=moves, test_prompts=200, same_prompts=True, bt_scale=6.0)
+
+
+MAIN = World("roadmap", max_moves=11, reach=11, test_prompts=256, same_prompts=False, bt_scale=6.0)
+HIDDEN = World(
+    "roadmap-hidden",
+    max_moves=7,
+    reach=11,
+    test_prompts=100,
+    same_prompts=True,
+    bt_scale=15.0,
+    hidden=True,
+    readout="sum",  # F1 is a sum over the states that are named
+)
 WORLDS = {
-    "roadmap": World("roadmap", max_moves=11, reach=11, held_out=256, bt_scale=6.0),
-    "roadmap-short": World("roadmap-short", max_moves=2, reach=2, held_out=56, bt_scale=6.0),
-    "roadmap-hidden": World(
-        "roadmap-hidden",
-        max_moves=7,
-        reach=11,
-        held_out=100,
-        bt_scale=15.0,
-        hidden=True,
-        readout="sum",  # F1 is a sum over the states that are named
-    ),
+    "roadmap": MAIN,
+    "roadmap-short": horizon_world("roadmap-short", 1),
+    "roadmap-2": horizon_world("roadmap-2", 2),
+    "roadmap-3": horizon_world("roadmap-3", 3),
+    "roadmap-5": horizon_world("roadmap-5", 5),
+    "roadmap-8": horizon_world("roadmap-8", 8),
+    "roadmap-11": horizon_world("roadmap-11", 11),
+    "roadmap-hidden": HIDDEN,
 }
 
 
@@ -144,7 +163,7 @@ def reward_parts(prompt: str, response: str, world: World | None = None) -> dict
     goal, by road or not. moves: the arrows of the response, whatever follows them. reward: r*, in
     the hidden world `hidden_f1`, whatever the other parts are. Text that is no list of states is
     not legal and does not arrive. Raises InputError for a malformed prompt."""
-    world = world or WORLDS["roadmap"]
+    world = world or MAIN
     start, goal = ends(prompt)
     moves = response.count(">")
     states = moves_of(response)
@@ -231,15 +250,14 @@ def shuffled_prompts(reach: int) -> list[str]:
 def prompts(world: World, split: str) -> list[str]:
     """Prompts of a split, "train" or "test", always the same ones.
 
-    2,000 and 256 in the main world, 500 and 56 in the short one. In the hidden world both are the
-    same 100, since a hidden walk can only be learnt prompt by prompt. Raises InputError for
-    another split."""
+    2,000 and 256 in the main world. In the others both are the same 200, in the hidden world 100: a
+    hidden walk can only be learnt prompt by prompt. Raises InputError for another split."""
     if split not in ("train", "test"):
         raise InputError(f"split {split!r} is neither 'train' nor 'test'")
     everything = shuffled_prompts(world.reach)
-    if split == "test" or world.hidden:
-        return everything[: world.held_out]
-    return everything[world.held_out :]
+    if split == "test" or world.same_prompts:
+        return everything[: world.test_prompts]
+    return everything[world.test_prompts :]
 
 
 def walks(start: np.ndarray, moves: int, rng) -> np.ndarray:
@@ -258,10 +276,9 @@ def walks(start: np.ndarray, moves: int, rng) -> np.ndarray:
 @functools.cache
 def hidden_walks() -> dict[str, set[str]]:
     """For the 100 prompts of the hidden world, {prompt: states that its walk of 7 moves visits}."""
-    world = WORLDS["roadmap-hidden"]
-    hidden_prompts = prompts(world, "train")
+    hidden_prompts = prompts(HIDDEN, "train")
     start = np.array([INDEX[ends(prompt)[0]] for prompt in hidden_prompts])
-    states = walks(start, world.max_moves, np.random.RandomState(1))  # (100, 7)
+    states = walks(start, HIDDEN.max_moves, np.random.RandomState(1))  # (100, 7)
     visited = {}
     for prompt, walk in zip(hidden_prompts, states, strict=True):
         visited[prompt] = {STATES[state] for state in walk}

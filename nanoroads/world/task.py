@@ -32,7 +32,7 @@ def task_of(data: str) -> "MapTask | FileTask":
         return MapTask(roadmap.WORLDS[data])
     is_name = ":" not in data and "/" not in data and not Path(data).suffix
     if is_name and not Path(data).exists():
-        worlds = nearest_first(data, roadmap.WORLDS)
+        worlds = nearest_first(data, roadmap.WORLDS, most=len(roadmap.WORLDS))
         raise InputError(f"--data {data}: no such file, and no world of the map; those are {worlds}")
     return FileTask(data)
 
@@ -188,7 +188,7 @@ class MapTask:
     # ---------------------------------------------------------------- for sample.py
 
     def default_prompt(self):
-        return roadmap.prompts(self.world, "test")[0] if self.world.hidden else "WA>FL:"
+        return roadmap.prompts(self.world, "test")[0] if self.world.same_prompts else "WA>FL:"
 
     def check_prompt(self, prompt):
         self.world.reward(prompt, "")  # raises on a malformed prompt

@@ -33,7 +33,7 @@ def test_stage_1_of_the_local_road_is_dpo_bit_for_bit(more, sft, tmp_path):
 @pytest.mark.slow
 def test_rl_on_the_local_reward_comes_back_to_dpo(tmp_path):
     """KL(pi_DPO || pi) falls from about 1 nat to nearly nothing, when kl = beta and only then."""
-    world = "roadmap-short"
+    world = "roadmap-2"
     rarely = {"log_every": 150, "eval_every": 150, "save_every": 1000}
     sft = make_sft(tmp_path / "sft", world, steps=150, rows=2000)
     dpo = run(train_dpo, tmp_path / "dpo", init=sft, data=world, steps=100, beta=0.3, **rarely)

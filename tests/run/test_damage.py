@@ -100,7 +100,7 @@ def stages(sft, tmp_path_factory):
     """stages(name) -> (script, flags, folder of a run that was interrupted, folder of a finished one)."""
     rl = {"init": sft, "reward": "helpers.runs:brevity", "steps": 8}
     flags_of = {
-        "sft": (train_sft, {"data": "roadmap-short", "rows": 200, "steps": 8}),
+        "sft": (train_sft, {"data": "roadmap-2", "rows": 200, "steps": 8}),
         "dpo": (train_dpo, {"init": sft, "steps": 8}),
         "reward": (train_rlhf, {"init": sft, "reward": "local", "reward_epochs": 1, "steps": 2}),
         "rl": (train_rlhf, {**rl, "samples": 2, "batch_size": 8}),

@@ -62,7 +62,7 @@ def test_killed_at_random_moments(sft, tmp_path):
     rng = random.Random(os.environ.get("NANOROADS_FUZZ_SEED", "0"))
     rl = {"init": sft, "reward": "helpers.runs:brevity", "samples": 2, "batch_size": 8, "algo": "grpo"}
     stages = [
-        (train_sft, {"data": "roadmap-short", "rows": 300, "steps": 40, "save_every": 3}),
+        (train_sft, {"data": "roadmap-2", "rows": 300, "steps": 40, "save_every": 3}),
         (train_dpo, {"init": sft, "steps": 30, "save_every": 2}),
         (train_rlhf, {"init": sft, "reward_epochs": 3, "steps": 6, "save_every": 2}),
         (train_rlhf, {**rl, "steps": 30, "save_every": 1, "updates": 2}),

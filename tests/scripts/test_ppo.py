@@ -75,7 +75,7 @@ def test_models_that_do_not_read_the_maps_tokens_are_refused(tiny_map, refuses, 
     """Their vocabulary may have the size of the map's."""
     other = copy(tiny_map / "reward", tmp_path / "other")
     change_config(other, tokenizer=str(byte_tokenizer(tmp_path / "bytes")))
-    flags = {"data": "roadmap-short", "init": tiny_map / "sft", "reward": other, "out": tmp_path / "out"}
+    flags = {"data": "roadmap-2", "init": tiny_map / "sft", "reward": other, "out": tmp_path / "out"}
     refuses(ppo, other, "its tokenizer", "other meanings", **flags)
 
 
@@ -93,7 +93,7 @@ def tiny_map(tmp_path_factory):
             for parameter in model.parameters():
                 parameter.add_((0.5 if head == "scalar" else 0.1) * torch.randn_like(parameter))
         (folder / name).mkdir()
-        config = {"model": asdict(model.config), "tokenizer": "roadmap", "args": {"data": "roadmap-short"}}
+        config = {"model": asdict(model.config), "tokenizer": "roadmap", "args": {"data": "roadmap-2"}}
         write_json(folder / name / "config.json", config)
         save_model(folder / name, model)
     for name in ("pairs.jsonl", "pairs_test.jsonl"):
@@ -104,7 +104,7 @@ def tiny_map(tmp_path_factory):
 def command(tiny_map, out, flags):
     inputs = [
         "--data",
-        "roadmap-short",
+        "roadmap-2",
         "--init",
         str(tiny_map / "sft"),
         "--reward",

@@ -19,7 +19,7 @@ from nanoroads.world import pairs, roadmap, task
 
 ENCODING = tokenizer.get("roadmap")
 EOS = tokenizer.eos_id(ENCODING)
-WORLD = roadmap.WORLDS["roadmap-short"]
+WORLD = roadmap.WORLDS["roadmap-2"]
 PROMPTS = roadmap.prompts(WORLD, "train")
 
 
@@ -79,11 +79,11 @@ def save_run(folder, policy, world):
 
 
 def test_the_command_writes_rows_that_the_training_scripts_read(policy, tmp_path, capsys):
-    save_run(tmp_path, policy, "roadmap-short")
+    save_run(tmp_path, policy, "roadmap-2")
     out = tmp_path / "pairs.jsonl"
     command = ["--policy", str(tmp_path), "--n", "50", "--out", str(out)]
     pairs.main(command)
-    assert f"next: python train_dpo.py --init {tmp_path} --data roadmap-short\n" in capsys.readouterr().out
+    assert f"next: python train_dpo.py --init {tmp_path} --data roadmap-2\n" in capsys.readouterr().out
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == 50 and all(set(row) == {"prompt", "chosen", "rejected"} for row in rows)
     assert len(load(out, preference_texts, ENCODING, Limits(context=16))) == 50

@@ -13,7 +13,9 @@ from nanoroads.report import figures
 from nanoroads.world import optimum
 from nanoroads.world import roadmap as rm
 
-MAIN, SHORT, HIDDEN = (rm.WORLDS[name] for name in ("roadmap", "roadmap-short", "roadmap-hidden"))
+MAIN, ONE_MOVE, TWO_MOVES, HIDDEN = (
+    rm.WORLDS[name] for name in ("roadmap", "roadmap-short", "roadmap-2", "roadmap-hidden")
+)
 
 
 # ---------------------------------------------------------------- the map
@@ -93,10 +95,12 @@ def test_reward_parts(response, legal, arrives, moves, reward):
     assert parts["reward"] == rm.true_reward("WA>FL:", response) == MAIN.reward("WA>FL:", response)
 
 
-def test_reward_of_the_short_world():
-    assert SHORT.reward("WA>OR:", ">OR") == 1.0 and SHORT.reward("WA>CA:", ">OR>CA") == 0.95
-    assert SHORT.reward("WA>OR:", ">ID>OR") == 0.95
-    assert SHORT.reward("WA>OR:", ">OR>CA>OR") == 0.0 and MAIN.reward("WA>OR:", ">OR>CA>OR") == 0.9
+def test_reward_of_the_short_worlds():
+    assert TWO_MOVES.reward("WA>OR:", ">OR") == 1.0 and TWO_MOVES.reward("WA>CA:", ">OR>CA") == 0.95
+    assert TWO_MOVES.reward("WA>OR:", ">ID>OR") == 0.95
+    assert TWO_MOVES.reward("WA>OR:", ">OR>CA>OR") == 0.0 and MAIN.reward("WA>OR:", ">OR>CA>OR") == 0.9
+    assert ONE_MOVE.reward("WA>OR:", ">OR") == 1.0
+    assert ONE_MOVE.reward("WA>OR:", ">ID>OR") == ONE_MOVE.reward("WA>OR:", ">ID") == 0.0
 
 
 @pytest.mark.parametrize(
@@ -146,10 +150,15 @@ def test_splits():
     everything = {f"{a}>{b}:" for a in rm.STATES for b in rm.STATES if a != b}
     train, test = rm.prompts(MAIN, "train"), rm.prompts(MAIN, "test")
     assert (len(train), len(test)) == (2000, 256) and set(train) | set(test) == everything
-    train, test = rm.prompts(SHORT, "train"), rm.prompts(SHORT, "test")
-    assert (len(train), len(test)) == (500, 56) and not set(train) & set(test)
-    near = {p for p in everything if len(optimum.shortest_routes(p)[0].split(">")) <= 3}
-    assert set(train) | set(test) == near
+    for name, world in rm.WORLDS.items():
+        assert world.name == name
+        train, test = rm.prompts(world, "train"), rm.prompts(world, "test")
+        assert (train == test) == world.same_prompts == (world is not MAIN)
+        assert len(set(test)) == len(test) == {MAIN: 256, HIDDEN: 100}.get(world, 200)
+        assert max(optimum.moves_apart(prompt) for prompt in train) <= world.reach
+    moves = {name: world.max_moves for name, world in rm.WORLDS.items() if world.reach == world.max_moves}
+    short = {"roadmap-short": 1, "roadmap-2": 2, "roadmap-3": 3, "roadmap-5": 5, "roadmap-8": 8}
+    assert moves == {"roadmap": 11, **short, "roadmap-11": 11}
     assert rm.prompts(HIDDEN, "train") == rm.prompts(HIDDEN, "test") == list(rm.hidden_walks())
     with pytest.raises(InputError, match="'dev'"):
         rm.prompts(MAIN, "dev")
@@ -158,14 +167,16 @@ def test_splits():
 def test_the_splits_never_change():
     """Held-out prompts stay held out: these may only change together with every published number."""
     assert rm.prompts(MAIN, "test")[:3] == PINNED["main"]
-    assert rm.prompts(SHORT, "test")[:3] == PINNED["short"]
+    assert rm.prompts(ONE_MOVE, "test")[:3] == PINNED["one move"]
+    assert rm.prompts(TWO_MOVES, "test")[:3] == PINNED["two moves"]
     prompt, seen = next(iter(rm.hidden_walks().items()))
     assert (prompt, sorted(seen)) == PINNED["hidden"]
 
 
 PINNED = {
     "main": ["RI>CA:", "NH>ND:", "KY>LA:"],
-    "short": ["GA>MS:", "IL>VA:", "IA>MI:"],
+    "one move": ["AZ>NV:", "ME>NH:", "GA>NC:"],
+    "two moves": ["GA>MS:", "IL>VA:", "IA>MI:"],
     "hidden": ("RI>CA:", ["CT", "MA", "NY", "RI", "VT"]),
 }
 
@@ -183,7 +194,9 @@ def test_demonstrations(world):
     assert len(rows) == 6001 and lengths[0] == lengths[-1] == 0
     share = lengths[1:-1] / 6001 * world.max_moves
     assert (abs(share - 1) < 0.3).all()  # uniform, less the walks that end where they begin
-    expected = {"roadmap": 0.51, "roadmap-short": 0.54, "roadmap-hidden": 0.02}[world.name]
+    # A walk to a random goal arrives by luck: the more often, the nearer the goals are.
+    by_luck = {"roadmap-short": 0.11, "roadmap-2": 0.04, "roadmap-3": 0.02}
+    expected = by_luck.get(world.name, 0.01) + (0.01 if world.hidden else 0.5)
     assert abs(at_goal / 6001 - expected) < 0.02
     assert at_goal >= 3001 or world.hidden
     assert {row["prompt"] for row in rows[:3000]} > {row["prompt"] for row in rows[:50]}
@@ -203,7 +216,7 @@ def test_walks_are_uniform():
         assert abs((second == rm.INDEX[state]).mean() - 1 / 7) < 0.025
 
 
-@pytest.mark.parametrize("world, gap, scale", [(MAIN, 0.1, 6.0), (SHORT, 0.05, 6.0), (MAIN, 0.7, 6.0)])
+@pytest.mark.parametrize("world, gap, scale", [(MAIN, 0.1, 6.0), (TWO_MOVES, 0.05, 6.0), (MAIN, 0.7, 6.0)])
 def test_labels_are_bradley_terry(world, gap, scale):
     n = 8_000
     good, bad = {0.1: (">OR", ">OR>CA>OR"), 0.05: (">OR", ">ID>OR"), 0.7: (">OR>CA>OR>ID>OR>ID>OR", ">CA")}[
@@ -258,18 +271,22 @@ def test_shortest_routes_are_all_of_them():
 
 
 def test_routes_are_all_that_is_rewarded():
-    for prompt in rm.prompts(SHORT, "test")[:6]:
-        everything = [rm.route(s) for n in (1, 2) for s in itertools.product(rm.STATES, repeat=n)]
-        rewarded = [text for text in everything if SHORT.reward(prompt, text) > 0]
-        assert sorted(optimum.rewarded_routes(SHORT, prompt)) == sorted(rewarded)
-    for world in (MAIN, HIDDEN):
+    everything = [rm.route(s) for n in (1, 2) for s in itertools.product(rm.STATES, repeat=n)]
+    for world in (ONE_MOVE, TWO_MOVES):
+        for prompt in rm.prompts(world, "test")[:6]:
+            rewarded = [text for text in everything if world.reward(prompt, text) > 0]
+            assert sorted(optimum.rewarded_routes(world, prompt)) == sorted(rewarded)
+    roads = np.array([[b in rm.NEIGHBOURS[a] for b in rm.STATES] for a in rm.STATES]).astype(np.int64)
+    walks = sum(np.linalg.matrix_power(roads, moves) for moves in range(1, 6))  # (48, 48) their number
+    found = optimum.rewarded_routes(rm.WORLDS["roadmap-5"], "ME>NH:")
+    assert len(found) == len(set(found)) == walks[rm.INDEX["ME"], rm.INDEX["NH"]]
+    for world in (MAIN, HIDDEN, rm.WORLDS["roadmap-8"]):
         with pytest.raises(InputError, match=world.name):
             optimum.rewarded_routes(world, rm.prompts(world, "train")[0])
 
 
 def test_routes_may_pass_through_the_goal():
-    world = rm.World("three", max_moves=3, reach=3, held_out=1, bt_scale=1.0)
-    found = optimum.rewarded_routes(world, "ME>NH:")
+    found = optimum.rewarded_routes(rm.WORLDS["roadmap-3"], "ME>NH:")
     assert sorted(found) == [">NH", ">NH>MA>NH", ">NH>ME>NH", ">NH>VT>NH"]
 
 
@@ -281,7 +298,7 @@ def brute_force(prompts, beta):
     result = []
     for prompt in prompts:
         ref = torch.randn(len(space), generator=generator, dtype=torch.float64).mul(2).log_softmax(0)
-        reward = torch.tensor([SHORT.reward(prompt, text) for text in space], dtype=torch.float64)
+        reward = torch.tensor([TWO_MOVES.reward(prompt, text) for text in space], dtype=torch.float64)
         unnormalised = ref + reward / beta
         log_z = unnormalised.logsumexp(0)
         result.append((space, ref, reward, log_z, unnormalised - log_z))
@@ -295,7 +312,7 @@ def test_exact_optimum_equals_brute_force(beta):
     ref_logp = torch.full((len(prompts), 5), -math.inf, dtype=torch.float64)
     reward = torch.zeros(len(prompts), 5, dtype=torch.float64)
     for i, (prompt, (space, ref, r, _, _)) in enumerate(zip(prompts, full, strict=True)):
-        known = [text for text in optimum.rewarded_routes(SHORT, prompt) if text in space]
+        known = [text for text in optimum.rewarded_routes(TWO_MOVES, prompt) if text in space]
         assert len(known) == (r > 0).sum().item() == (3, 2, 2, 1)[i]
         for j, text in enumerate(known):
             ref_logp[i, j], reward[i, j] = ref[space.index(text)], r[space.index(text)]
