@@ -53,7 +53,7 @@ def main(argv=None):
     worlds = ["roadmap", "roadmap-short", "roadmap-2", "roadmap-hidden"]
     add("--out", type=Path, default=out, help="folder of the runs (default: %(default)s)")
     add("--report", type=Path, default=report, help="Markdown file to write (default: %(default)s)")
-    add("--worlds", nargs="+", default=worlds, choices=list(WORLDS), help="default: those of all_roads.py")
+    add("--worlds", nargs="+", default=worlds, choices=worlds, help="worlds (default: all)")
     args = parser.parse_args(argv)
     title = HEAD.splitlines()[0]
     if args.report.exists() and not args.report.read_text(errors="replace").startswith(title):

@@ -102,14 +102,7 @@ def tiny_map(tmp_path_factory):
 
 
 def command(tiny_map, out, flags):
-    inputs = [
-        "--data",
-        "roadmap-2",
-        "--init",
-        str(tiny_map / "sft"),
-        "--reward",
-        str(tiny_map / "reward"),
-    ]
+    inputs = ["--data", "roadmap-2", "--init", str(tiny_map / "sft"), "--reward", str(tiny_map / "reward")]
     return [*inputs, "--out", str(out), "--log-every", "1", "--samples", "4", *flags.split()]
 
 
