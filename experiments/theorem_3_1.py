@@ -27,25 +27,22 @@ value). With the true reward in R_sim 30 pairs are enough for 95 % of the optimu
 (SFT .305, optimum .966), so here RLHF does not lead DPO. Without the goal in R_sim both roads
 stay at .337 +- .006, below unrestricted DPO. RLOO loses .068 +- .006 of the exact projection's
 reward: it is not lossless. Few pairs and few steps are not told apart here.
-
-Writes OUT/table.md, OUT/figure.png and OUT/results.json.
 """
 
 import json
 import os
-from pathlib import Path
 
 import torch
 
 from nanoroads import losses, randomness
+from nanoroads.report import evidence
 from nanoroads.report.drawing import COLOURS, INK, new_figure
 from nanoroads.report.on_map import route_logps
 from nanoroads.report.phases import claim, new_phase, run_phases
-from nanoroads.report.write import plus_minus, table, yes_or_no
-from nanoroads.run.flags import SEED, Parser, positive, run_script
-from nanoroads.score import mean_se
+from nanoroads.report.write import plus_minus, table
+from nanoroads.run.flags import run_script
 from nanoroads.weights.checkpoint import load_policy
-from nanoroads.weights.files import write_json, write_text
+from nanoroads.weights.files import write_text
 from nanoroads.world.optimum import rewarded_routes
 from nanoroads.world.roadmap import NEIGHBOURS, WORLDS, ends, prompts, reward_parts, route
 
@@ -210,7 +207,7 @@ def reward_of(folder):
 
 def run_seed(args, seed, lock):
     """All numbers of one seed."""
-    folder = args.out / f"seed{seed}"
+    folder = args.out / "theorem_3_1" / f"seed{seed}"
     run_phases(sft_phases(folder, seed), args.out, args.jobs, lock)
     rows = (folder / "sft/pairs.jsonl").read_text().splitlines()
     world = enumerate_world(load_policy(folder / "sft"))
@@ -244,11 +241,9 @@ def curves_of(seeds):
     """{road: {pairs: {"mean", "se"}}} of the true reward over seeds."""
     curves = {}
     for name in CLASSES:
-        for n in SIMPLE_SIZES:
-            key = f"{name} {n}"
-            curves.setdefault(name, {})[n] = mean_se([row["simple"][key]["dpo"] for row in seeds])
+        curves[name] = {n: evidence.over_seeds(seeds, "simple", f"{name} {n}", "dpo") for n in SIMPLE_SIZES}
     for road in ("dpo", "rlhf"):
-        curves[road] = {n: mean_se([row[f"{road} {n}"] for row in seeds]) for n in GPT_SIZES}
+        curves[road] = {n: evidence.over_seeds(seeds, f"{road} {n}") for n in GPT_SIZES}
     return curves
 
 
@@ -262,23 +257,14 @@ def pairs_needed(curve, goal):
     return needed
 
 
-def with_errors(values):
-    """The mean of a difference over seeds, with its size in standard errors."""
-    cell = mean_se(values)
-    if cell["se"] == 0:
-        return f"{cell['mean']:+.3f}, one seed"
-    return f"{plus_minus(cell)}, {abs(cell['mean'] / cell['se']):.0f} standard errors"
-
-
 def verdict(seeds, close=1e-6):
     """A line for each claim."""
     most = SIMPLE_SIZES[-1]
     apart = 0.0
-    for row in seeds:
-        for name in CLASSES:
-            both = row["simple"][f"{name} {most}"]
-            apart = max(apart, both["parameters_apart"], both["logp_apart"])
-    optimum = mean_se([row["optimum"] for row in seeds])["mean"]
+    for name in CLASSES:
+        for distance in ("parameters_apart", "logp_apart"):
+            apart = max([apart] + evidence.values_of(seeds, "simple", f"{name} {most}", distance))
+    optimum = evidence.over_seeds(seeds, "optimum")["mean"]
     curves = curves_of(seeds)
     needed, words = {}, {}
     for road, curve in curves.items():
@@ -286,20 +272,35 @@ def verdict(seeds, close=1e-6):
         words[road] = f"{needed[road]:,}" if needed[road] <= most else f"more than {max(curve):,}"
     fewer = needed["checks"] < min(needed["dpo"], needed["rlhf"])
     last = max(curves["dpo"])
-    without_goal = [row[f"dpo {last}"] - row["simple"][f"roads {most}"]["dpo"] for row in seeds]
-    lead = mean_se(without_goal)
-    loss = [row["simple"][f"checks {RLOO_PAIRS}"]["rlhf"] - row["rloo"] for row in seeds]
-    gap = [row["simple"][f"checks {last}"]["dpo"] - row[f"rlhf {last}"] for row in seeds]
+    unrestricted = evidence.values_of(seeds, f"dpo {last}")
+    goalless = evidence.values_of(seeds, "simple", f"roads {most}", "dpo")
+    lead = evidence.differences(unrestricted, goalless)
+    exact = evidence.values_of(seeds, "simple", f"checks {RLOO_PAIRS}", "rlhf")
+    loss = evidence.differences(exact, evidence.values_of(seeds, "rloo"))
+    simple = evidence.values_of(seeds, "simple", f"checks {last}", "dpo")
+    gap = evidence.differences(simple, evidence.values_of(seeds, f"rlhf {last}"))
     return [
-        f"{yes_or_no(apart < close)}: DPO over the policies that are optimal for R_sim is RLHF over R_sim "
-        f"(Theorem 3.1): on {most:,} pairs parameters and log-probs are {apart:.0e} apart at most.",
-        f"{yes_or_no(fewer)}: that takes fewer pairs, if R_sim contains the true reward: 95 % of the "
-        f"optimum's {optimum:.3f} from {words['checks']} pairs on, DPO unrestricted {words['dpo']}, RLHF "
-        f"with a GPT {words['rlhf']}. It leads the last on {last:,} pairs by {with_errors(gap)}.",
-        f"{yes_or_no(lead['mean'] > 2 * lead['se'])}: what R_sim contains makes the lead: without the goal "
-        f"in it, unrestricted DPO on {last:,} pairs is ahead by {with_errors(without_goal)}.",
-        f"{yes_or_no(abs(mean_se(loss)['mean']) < 0.01)}: RLOO in place of the exact projection loses less "
-        f"than .01 of its reward (it loses {with_errors(loss)}).",
+        evidence.claim(
+            apart < close,
+            "DPO over the policies that are optimal for R_sim is RLHF over R_sim (Theorem 3.1): on "
+            f"{most:,} pairs parameters and log-probs are {apart:.0e} apart at most.",
+        ),
+        evidence.claim(
+            fewer,
+            f"that takes fewer pairs, if R_sim contains the true reward: 95 % of the optimum's {optimum:.3f} "
+            f"from {words['checks']} pairs on, DPO unrestricted {words['dpo']}, RLHF with a GPT "
+            f"{words['rlhf']}. It leads the last on {last:,} pairs by {evidence.with_errors(gap)}.",
+        ),
+        evidence.claim(
+            evidence.is_above(lead),
+            "what R_sim contains makes the lead: without the goal in it, unrestricted DPO on "
+            f"{last:,} pairs is ahead by {evidence.with_errors(lead)}.",
+        ),
+        evidence.claim(
+            abs(loss["mean"]) < 0.01,
+            "RLOO in place of the exact projection loses less than .01 of its reward (it loses "
+            f"{evidence.with_errors(loss)}).",
+        ),
     ]
 
 
@@ -308,7 +309,7 @@ def table_of(seeds):
     lines = []
     for name in ("sft", "optimum", "rloo"):
         pairs = RLOO_PAIRS if name == "rloo" else ""
-        lines.append([name, str(pairs), plus_minus(mean_se([row[name] for row in seeds])), "", ""])
+        lines.append([name, str(pairs), plus_minus(evidence.over_seeds(seeds, name)), "", ""])
     for road, curve in curves_of(seeds).items():
         for n, cell in curve.items():
             apart = ["", ""]
@@ -334,7 +335,7 @@ def figure_of(seeds):
         errors = [cell["se"] for cell in curve.values()]
         ax.errorbar(list(curve), means, errors, fmt=style, color=colour, capsize=3, label=NAMES[road])
     for name in ("sft", "optimum"):
-        height = mean_se([row[name] for row in seeds])["mean"]
+        height = evidence.over_seeds(seeds, name)["mean"]
         ax.axhline(height, color=INK, lw=0.8, ls=":")
         ax.annotate(name, (SIMPLE_SIZES[0], height), (0, 3), textcoords="offset points")
     ax.set(xscale="log", xlabel="pairs", ylabel="true reward", title="How many pairs each search needs")
@@ -352,20 +353,11 @@ NAMES = {
 
 def main(argv=None):
     """All seeds, then the table, the figure and the verdict."""
-    parser = Parser(description=__doc__)
-    add = parser.add_argument_group("what is run").add_argument
-    add("--out", type=Path, default=Path("out/theorem_3_1"), help="results (default: %(default)s)")
-    add("--seeds", type=SEED, nargs="+", default=[0], metavar="SEED", help="the seeds (default: 0)")
-    add("--jobs", type=positive(int), default=2, help="commands at a time (default: 2)")
-    args = parser.parse_args(argv)
+    args = evidence.parse_flags(__doc__, argv)
     lock = claim(args.out)
-    seeds = [run_seed(args, seed, lock) for seed in dict.fromkeys(args.seeds)]
+    seeds = [run_seed(args, seed, lock) for seed in args.seeds]
     lines = verdict(seeds)
-    text = table_of(seeds) + "".join(f"\n{line}\n" for line in lines)
-    print(text)
-    write_text(args.out / "table.md", text)
-    write_json(args.out / "results.json", {"seeds": args.seeds, "verdict": lines, "by_seed": seeds})
-    figure_of(seeds).savefig(args.out / "figure.png")
+    evidence.write_results(args, "theorem_3_1", __doc__, seeds, table_of(seeds), lines, figure_of(seeds))
 
 
 if __name__ == "__main__":

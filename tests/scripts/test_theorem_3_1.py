@@ -146,10 +146,10 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(theorem_3_1.PHI, "[]")  # taken back after the test
     out = tmp_path / "out"
     theorem_3_1.main(["--seeds", "0", "--out", str(out)])
-    written = json.loads((out / "results.json").read_text())
+    written = json.loads((out / "theorem_3_1/results.json").read_text())
     assert written["seeds"] == [0] and len(written["verdict"]) == 4
-    assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
-    assert (out / "table.md").read_text() in capsys.readouterr().out
+    assert "<svg" in (out / "theorem_3_1/figure.svg").read_text()
+    assert (out / "theorem_3_1/table.md").read_text() in capsys.readouterr().out
     (row,) = written["by_seed"]
     # It may exceed the soft optimum's, which also stays near the reference.
     assert row["sft"] < row["simple"]["checks 100"]["dpo"] < 1 and 0 < row["dpo 100"] < row["optimum"]
