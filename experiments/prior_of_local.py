@@ -1,0 +1,142 @@
+"""What local rewards have over global ones in best of N is log pi_ref, the prior that training begins at.
+
+    python experiments/prior_of_local.py --seeds 0 1 2
+
+A hypothesis of ours beside H5 of Swamy et al., 2503.01067: beta log pi is trained from pi_ref on, so
+it prefers what pi_ref finds likely; a scalar head knows nothing of that. The fair test: w log pi_ref
+is added to the global reward, with the w that is best on one half of the held-out prompts, measured on
+the other half, and the other way round. For comparison, the same is done to the local reward, where
+w = -beta takes the prior away again. Best of 16 in 64 samples of SFT for each of 256 held-out prompts.
+"""
+
+from nanoroads.report import evidence
+from nanoroads.report.drawing import COLOURS, new_figure
+from nanoroads.report.evidence import differences, is_above, over_seeds, values_of, with_errors
+from nanoroads.report.judged import samples_of
+from nanoroads.report.measures import best_of_n
+from nanoroads.report.phases import claim, new_phase, run_phases
+from nanoroads.report.write import plus_minus, table
+from nanoroads.run.flags import run_script
+from nanoroads.score import rewards, sequence_logps
+from nanoroads.weights.checkpoint import load_policy, load_reward_model
+
+BETA = 0.3  # of the local reward
+WEIGHTS = [-0.3, -0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0]  # of log pi_ref
+SAMPLES = 64
+SCORES = {  # where a seed's row has them
+    "log pi_ref": ["reference"],
+    "global": ["global", "curve", "0.0"],
+    "global + w log pi_ref": ["global", "value"],
+    "local": ["local", "curve", "0.0"],
+    "local + w log pi_ref": ["local", "value"],
+    "local - beta log pi_ref": ["local", "curve", "-0.3"],
+    "true reward": ["truth"],
+}
+GROUPS = 64  # prompts with their responses in a forward pass
+
+
+def phases_of(folder, seed):
+    """The shared runs, and the paper's local reward."""
+    local = ["train_dpo.py", "--seed", seed, "--data", "roadmap", "--init", folder / "sft"] + evidence.DPO
+    local += ["--loss", "reference-free", "--beta", BETA]
+    shared = evidence.shared_phases(folder, seed, "rlhf_global")
+    return shared + [new_phase(folder, "local", local, ["sft/pairs.jsonl", "sft/pairs_test.jsonl"])]
+
+
+def with_prior(reward, ref_logp, truth):
+    """Best of 16 by reward + w log pi_ref -> {"curve": {w: value on all prompts}, "weights", "value"}.
+
+    All (prompts, samples). value: w is chosen on every other prompt and measured on those between."""
+
+    def best_of_16(weight, first, step=2):
+        score = reward + weight * ref_logp
+        return best_of_n(score[first::step], truth[first::step])["16"]
+
+    chosen, values = [], []
+    for choosing, measuring in ((0, 1), (1, 0)):
+        weight = max(WEIGHTS, key=lambda weight: best_of_16(weight, choosing))
+        chosen.append(weight)
+        values.append(best_of_16(weight, measuring))
+    curve = {str(weight): best_of_16(weight, 0, step=1) for weight in WEIGHTS}
+    return {"curve": curve, "weights": chosen, "value": sum(values) / 2}
+
+
+def measure(folder, seed):
+    """Both rewards with and without the prior, on SFT's samples."""
+    sft = load_policy(folder / "sft")
+    prompts, samples, truth = samples_of(sft, SAMPLES, seed)
+    ref_logp = sequence_logps(sft, prompts, samples, GROUPS)  # (256, SAMPLES)
+    row = {"truth": best_of_n(truth, truth)["16"], "reference": best_of_n(ref_logp, truth)["16"]}
+    for name, run in (("global", folder / "rlhf_global/reward"), ("local", folder / "local")):
+        reward = rewards(load_reward_model(run), None, prompts, samples, groups_per_pass=GROUPS)
+        if name == "local":
+            reward = BETA * reward
+        row[name] = with_prior(reward, ref_logp, truth)
+    return row
+
+
+def verdict(by_seed):
+    """A line for each claim."""
+    plain = values_of(by_seed, "global", "curve", "0.0")
+    helped = values_of(by_seed, "global", "value")
+    local = values_of(by_seed, "local", "curve", "0.0")
+    bare = values_of(by_seed, "local", "curve", str(-BETA))
+    lead, lifts = differences(local, plain), differences(helped, plain)
+    left, loss = differences(local, helped), differences(plain, bare)
+    halfway = [(one + other) / 2 for one, other in zip(plain, local, strict=True)]
+    beyond = differences(helped, halfway)
+    return [
+        evidence.claim(is_above(lead), f"local leads global in best of 16, by {with_errors(lead)}."),
+        evidence.claim(is_above(lifts), f"log pi_ref lifts global, by {with_errors(lifts)}."),
+        evidence.claim(
+            is_above(beyond),
+            f"with it global is more than half way to local, by {with_errors(beyond)}; what is left of "
+            f"local's lead is {with_errors(left)}.",
+        ),
+        evidence.claim(is_above(loss), f"local without its prior is below global, by {with_errors(loss)}."),
+    ]
+
+
+def table_of(by_seed):
+    """A line a score."""
+    lines = []
+    for label, path in SCORES.items():
+        cell = over_seeds(by_seed, *path)
+        lines.append([label, plus_minus(cell)])
+    for name in ("global", "local"):
+        chosen = [str(pair) for pair in values_of(by_seed, name, "weights")]
+        lines.append([f"w chosen for {name}, in both halves of each seed", ", ".join(chosen)])
+    return table(["score", "best of 16"], lines)
+
+
+def figure_of(by_seed):
+    """Best of 16 against the weight."""
+    fig, ax = new_figure(7, 4)
+    for name, road in (("global", "rlhf_global"), ("local", "rlhf_local")):
+        means, errors = [], []
+        for weight in WEIGHTS:
+            cell = over_seeds(by_seed, name, "curve", str(weight))
+            means.append(cell["mean"])
+            errors.append(cell["se"])
+        ax.errorbar(WEIGHTS, means, errors, fmt="o-", ms=3, color=COLOURS[road], capsize=3, label=name)
+    ax.set(xlabel="w, the weight of log pi_ref beside the reward", ylabel="true reward of the best of 16")
+    ax.set_title("A prior beside the reward")
+    ax.legend()
+    return fig
+
+
+def main(argv=None):
+    """All seeds, then the table, the figure and the verdict."""
+    args = evidence.parse_flags(__doc__, argv)
+    lock = claim(args.out)
+    by_seed = []
+    for seed in args.seeds:
+        folder = args.out / f"seed{seed}"
+        run_phases(phases_of(folder, seed), args.out, args.jobs, lock)
+        by_seed.append(measure(folder, seed))
+    results = table_of(by_seed), verdict(by_seed), figure_of(by_seed)
+    evidence.write_results(args, "prior_of_local", __doc__, by_seed, *results)
+
+
+if __name__ == "__main__":
+    run_script(main, resumes="the same command goes on from there", less_memory=None)

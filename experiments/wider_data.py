@@ -1,0 +1,151 @@
+"""Neither more prompts for RL (H3) nor relabelled samples for both roads (H4) explain RLHF's lead over DPO.
+
+    python experiments/wider_data.py --seeds 0 1 2
+
+Swamy et al., 2503.01067, section 3. All runs are the scripts' own commands; true reward is measured
+on 256 held-out prompts.
+
+augmentation  5,000 pairs of one half of the training prompts and a reward model of them; RL with it
+              on this half of the prompts, and on all of them.
+relabelling   5,000 more pairs of SFT's samples, whose labels are drawn by Bradley-Terry from the
+              rewards of the first reward model: no new word of the true reward. Both roads train on
+              true and relabelled pairs together, for as many steps as on the true ones alone.
+
+Tuned: nothing. The settings are the scripts' defaults, of nine for each road that sweep.md tried.
+"""
+
+import json
+
+import torch
+
+from nanoroads import randomness
+from nanoroads.report import evidence
+from nanoroads.report.compared import WORLD, lead, policies_figure, policies_table, policy_rows
+from nanoroads.report.evidence import is_above, over_seeds, with_errors
+from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS
+from nanoroads.report.phases import claim, new_phase, run_phases
+from nanoroads.report.write import plus_minus
+from nanoroads.run.flags import run_script
+from nanoroads.run.folder import read_metrics
+from nanoroads.score import scalar_rewards
+from nanoroads.text.data import Limits, load
+from nanoroads.text.layouts import preference_texts
+from nanoroads.weights.checkpoint import load_reward_model
+from nanoroads.weights.files import jsonl_bytes, write_bytes
+from nanoroads.world.roadmap import prompts
+
+DRAWN = 11000  # pairs, so that 5,000 and more are of one half of the prompts
+MAP = ["--kl", 0.5, "--max-new-tokens", WORLD.max_moves + 1]  # the map's settings, for files of pairs
+LABELS = {
+    "sft": "SFT",
+    "dpo": "DPO",
+    "dpo_relabelled": "DPO, relabelled samples too",
+    "rlhf_global": "RLHF",
+    "rlhf_relabelled": "RLHF, relabelled samples too",
+    "rlhf_half": "RLHF, half of the prompts",
+    "rlhf_augmented": "RLHF, that reward model, all prompts",
+}
+
+
+def write_files(folder, seed):
+    """half_pairs.jsonl, all_prompts.jsonl and relabelled_pairs.jsonl of a seed.
+
+    more_pairs.jsonl begins with the rows of sft/pairs.jsonl; the others are new."""
+    more_pairs = folder / "more_pairs.jsonl"
+    rows = [json.loads(line) for line in more_pairs.read_text().splitlines()]
+    everything = prompts(WORLD, "train")  # in random order
+    half = set(everything[: len(everything) // 2])
+    of_half = [row for row in rows if row["prompt"] in half]
+    write_bytes(folder / "half_pairs.jsonl", jsonl_bytes(of_half[: evidence.PAIRS]))
+    write_bytes(folder / "all_prompts.jsonl", jsonl_bytes([{"prompt": prompt} for prompt in everything]))
+
+    reward_model = load_reward_model(folder / "rlhf_global/reward")
+    limits = Limits(context=reward_model.config.block_size)
+    pairs = load(more_pairs, preference_texts, ENCODING, limits)
+    reward = scalar_rewards(reward_model, pairs.prompts, pairs.responses, GROUPS_PER_PASS)  # (N, 2)
+    rng = randomness.generator("relabelled", seed)
+    relabelled = relabel(rows, reward, rng)
+    rows[evidence.PAIRS :] = relabelled[evidence.PAIRS :]
+    write_bytes(folder / "relabelled_pairs.jsonl", jsonl_bytes(rows[: 2 * evidence.PAIRS]))
+
+
+def relabel(rows, reward, rng):
+    """The same pairs with labels by Bradley-Terry on a model's rewards (N, 2), chosen first."""
+    stays = torch.sigmoid(reward[:, 0] - reward[:, 1]).tolist()  # the chance that chosen stays chosen
+    relabelled = []
+    for row, chance, draw in zip(rows, stays, rng.random(len(rows)), strict=True):
+        if draw >= chance:
+            row = {"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}
+        relabelled.append(row)
+    return relabelled
+
+
+def run_seed(args, seed, lock):
+    """All runs of a seed -> {policy: its measures}, and {"nll": {reward model: held-out loss}}."""
+    folder = args.out / f"seed{seed}"
+    sft = folder / "sft"
+    draw = ["-m", "nanoroads.world.pairs", "--policy", sft, "--n", DRAWN, "--seed", seed]
+    phases = evidence.shared_phases(folder, seed, "dpo", "rlhf_global")
+    phases.append(new_phase(folder, "more_pairs.jsonl", draw, ["sft"]))
+    run_phases(phases, args.out, args.jobs, lock)
+
+    write_files(folder, seed)
+    flags = ["--seed", seed, "--init", sft]
+    held_out = ["--eval-data", sft / "pairs_test.jsonl"]
+    half = ["--data", folder / "half_pairs.jsonl"] + held_out
+    wide = ["--data", folder / "relabelled_pairs.jsonl"] + held_out
+    augmented = ["--data", folder / "all_prompts.jsonl", "--reward", folder / "rlhf_half/reward"]
+    dpo = ["train_dpo.py"] + flags + evidence.DPO
+    rlhf = ["train_rlhf.py"] + flags + evidence.RLHF + MAP
+    files = ["half_pairs.jsonl", "all_prompts.jsonl", "relabelled_pairs.jsonl", "sft/pairs_test.jsonl"]
+    phases = [
+        new_phase(folder, "rlhf_half", rlhf + half, files),
+        new_phase(folder, "rlhf_augmented", rlhf + augmented, ["rlhf_half"] + files),
+        new_phase(folder, "rlhf_relabelled", rlhf + wide + ["--reward-epochs", 2], files),
+        new_phase(folder, "dpo_relabelled", dpo + wide + ["--epochs", 2], files),
+    ]
+    run_phases(phases, args.out, args.jobs, lock)
+
+    row = {**policy_rows(folder, LABELS), "nll": {}}
+    for name in ("rlhf_global", "rlhf_half", "rlhf_relabelled"):
+        row["nll"][name] = read_metrics(folder / name / "reward")[-1]["eval_loss"]
+    return row
+
+
+def verdict(by_seed):
+    """A line for each claim."""
+    gap = lead(by_seed, "rlhf_global", "dpo")
+    augmented = lead(by_seed, "rlhf_augmented", "rlhf_half")
+    wide = lead(by_seed, "rlhf_relabelled", "dpo_relabelled")
+    dpo_gains = with_errors(lead(by_seed, "dpo_relabelled", "dpo"))
+    rlhf_gains = with_errors(lead(by_seed, "rlhf_relabelled", "rlhf_global"))
+    nll = {name: plus_minus(over_seeds(by_seed, "nll", name)) for name in by_seed[0]["nll"]}
+    little = augmented["mean"] + 2 * augmented["se"] < gap["mean"] / 2
+    return [
+        evidence.claim(is_above(gap), f"RLHF is ahead of DPO: {with_errors(gap)}."),
+        evidence.claim(
+            little,
+            f"not H3: RL on all prompts, not only on the half that has pairs, adds less than half of that: "
+            f"{with_errors(augmented)}.",
+        ),
+        evidence.claim(
+            is_above(wide),
+            f"not H4: RLHF is ahead also where both roads have relabelled samples: {with_errors(wide)}. DPO "
+            f"gains {dpo_gains}, RLHF {rlhf_gains}; its reward model's held-out loss is "
+            f"{nll['rlhf_relabelled']}, without them {nll['rlhf_global']}.",
+        ),
+    ]
+
+
+def main(argv=None):
+    """All seeds, then the table, the figure and the verdict."""
+    args = evidence.parse_flags(__doc__, argv)
+    lock = claim(args.out)
+    by_seed = [run_seed(args, seed, lock) for seed in args.seeds]
+    rows = policies_table(by_seed, LABELS)
+    figure = policies_figure(by_seed, LABELS, "Wider data")
+    evidence.write_results(args, "wider_data", __doc__, by_seed, rows, verdict(by_seed), figure)
+
+
+if __name__ == "__main__":
+    run_script(main, resumes="the same command goes on from there", less_memory=None)

@@ -1,0 +1,70 @@
+"""Policies of the main world beside each other: measures, differences, a table and a figure.
+
+`labels`, {run's folder in a seed's folder: what it is called}, says which, in their order. Those
+whose names begin with `sft`, `dpo` and `rlhf` have the colours of these roads."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from nanoroads.report.drawing import COLOURS, new_figure
+from nanoroads.report.evidence import differences, over_seeds, values_of
+from nanoroads.report.on_map import policy_row
+from nanoroads.report.write import plus_minus, table
+from nanoroads.weights.checkpoint import load_policy
+from nanoroads.world.roadmap import WORLDS, prompts
+
+WORLD = WORLDS["roadmap"]
+MEASURES = {
+    "reward": "true reward",
+    "greedy_reward": "greedy",
+    "kl_to_ref": "KL to SFT, nats",
+    "legal": "legal",
+}
+
+
+def policy_rows(folder: Path, labels: dict[str, str]) -> dict[str, dict]:
+    """{run: `policy_row`} of one seed, on all held-out prompts."""
+    reference = load_policy(folder / "sft")
+    rows = {}
+    for name in labels:
+        rows[name] = policy_row(load_policy(folder / name), reference, WORLD, prompts(WORLD, "test"))
+    return rows
+
+
+def lead(by_seed: list[dict], one: str, other: str, measure: str = "reward") -> dict[str, float]:
+    """{"mean", "se"} over seeds of one policy's true reward minus another's, seed by seed."""
+    ours = values_of(by_seed, one, measure, "mean")
+    return differences(ours, values_of(by_seed, other, measure, "mean"))
+
+
+def policies_table(by_seed: list[dict], labels: dict[str, str]) -> str:
+    """A line a policy, with standard errors over seeds."""
+    lines = []
+    for name, label in labels.items():
+        cells = [plus_minus(over_seeds(by_seed, name, measure, "mean")) for measure in MEASURES]
+        lines.append([label] + cells)
+    return table(["policy", *MEASURES.values()], lines)
+
+
+def colour_of(name):
+    """The colour of the road that a run's name begins with."""
+    if name.startswith("rlhf"):
+        return COLOURS["rlhf_global"]
+    return COLOURS["dpo"] if name.startswith("dpo") else COLOURS["sft"]
+
+
+def policies_figure(by_seed: list[dict], labels: dict[str, str], title: str) -> Figure:
+    """True reward of samples and of greedy responses, a line a policy, with standard errors."""
+    fig, ax = new_figure(8, 1.2 + 0.33 * len(labels))
+    for place, name in enumerate(labels):
+        colour = colour_of(name)
+        for measure, face in (("reward", colour), ("greedy_reward", "white")):
+            cell = over_seeds(by_seed, name, measure, "mean")
+            style = {"fmt": "o", "color": colour, "mfc": face, "capsize": 3}
+            ax.errorbar(cell["mean"], -place, xerr=cell["se"], **style)
+    ax.set_yticks(range(0, -len(labels), -1), list(labels.values()))
+    ax.set_xlabel("true reward on held-out prompts: of samples (filled), of greedy responses (open)")
+    ax.set_title(title)
+    ax.grid(axis="x", lw=0.4)
+    return fig

@@ -1,0 +1,58 @@
+"""What rewards are judged by in the main world: held-out pairs, and SFT's samples for best of N."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch.nn.functional import logsigmoid
+
+from nanoroads.randomness import stream_key
+from nanoroads.report.on_map import ENCODING
+from nanoroads.score import ranked_right
+from nanoroads.text import tokenizer
+from nanoroads.text.data import Limits, Rows, load
+from nanoroads.text.layouts import preference_texts
+from nanoroads.world.roadmap import WORLDS, prompts
+from nanoroads.world.task import sample_routes
+
+WORLD = WORLDS["roadmap"]
+SCALES = torch.logspace(-2, 1.5, 141)
+
+
+def pairs_of(path: Path, context: int) -> tuple[Rows, torch.Tensor]:
+    """A file of pairs as data Rows, and r* of the chosen minus r* of the rejected response, (P,).
+
+    context: of the models."""
+    margins = []
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        chosen = WORLD.reward(row["prompt"], row["chosen"])
+        margins.append(chosen - WORLD.reward(row["prompt"], row["rejected"]))
+    return load(path, preference_texts, ENCODING, Limits(context=context)), torch.tensor(margins)
+
+
+def samples_of(policy, k: int, seed: int):
+    """k samples for each held-out prompt: (prompts, responses) as tokens, and their r*, (prompts, k)."""
+    held_out = prompts(WORLD, "test")
+    key = stream_key("samples to judge", seed)
+    ids, samples = sample_routes(policy, WORLD, ENCODING, held_out, k, seed=key)
+    truth = []
+    for prompt, group in zip(held_out, samples, strict=True):
+        truth.append([WORLD.reward(prompt, text) for text in tokenizer.decode_all(ENCODING, group)])
+    return ids, samples, torch.tensor(truth)
+
+
+def pair_measures(margin: torch.Tensor, true_margin: torch.Tensor) -> dict[str, float]:
+    """Measures of the margins of P pairs, chosen minus rejected: by a reward, and by r*, (P,) each.
+
+    nll              of the labels, by Bradley-Terry
+    nll_rescaled     the same at the scale of the reward that is best on these very pairs
+    accuracy         how often the label is ranked right
+    true_order       how often r* is, over the pairs in which it differs"""
+    differ = true_margin != 0
+    return {
+        "nll": -logsigmoid(margin).mean().item(),
+        "nll_rescaled": -logsigmoid(SCALES[:, None] * margin).mean(1).max().item(),
+        "accuracy": ranked_right(margin).mean().item(),
+        "true_order": ranked_right(margin * true_margin.sign())[differ].mean().item(),
+    }
