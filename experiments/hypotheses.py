@@ -1,14 +1,21 @@
 """Neither a better regulariser (H2) nor easier optimisation (H3) is why RLHF is ahead of DPO.
 
-    python experiments/hypotheses.py --seeds 0 1 2
+    python experiments/hypotheses.py --seeds 0 1 2    about 160 seconds a seed on two cores
 
-Swamy et al., 2503.01067, section 3: the table of SFT, DPO, DPO with twice the epochs, online from SFT
-and online from DPO. Beside it what is left of the lead when DPO has three times the epochs, the same
-at a lower learning rate, or another loss (IPO), and when RLHF's reward model has twice the epochs, too.
-All runs are the scripts' own commands; true reward is measured on 256 held-out prompts.
+Swamy et al., 2503.01067, section 3: the table of SFT, DPO, DPO with twice the epochs, online
+from SFT and online from DPO. Beside it what is left of the lead when DPO has three times the
+epochs, the same at a lower rate, or another loss (IPO), and when RLHF's reward model has twice
+the epochs, too. All runs are the scripts' own commands; true reward is measured on 256 held-out
+prompts.
 
-Tuned on seed 100: DPO, the reward model and RL in sweep.md (nine settings, three and six); IPO here,
-beta .025, .05, .075, .15 and .3, by true reward. Its rate is DPO's.
+Tuned on seed 100: DPO, the reward model and RL in sweep.md (nine settings, three and six); IPO
+here, beta .025, .05, .075, .15 and .3, by true reward. Its rate is DPO's. The last row was added
+after seed 1's reward model had been seen to be weak.
+
+Result, three seeds: undecided. RLHF leads DPO by .040 ± .047, since with seed 1's reward model
+(held-out loss .620) RL ends at .351. Where RL starts makes no difference (+.003 ± .004), and no
+budget moves DPO beyond .41. With twice the epochs for both roads RLHF leads by .059 ± .011. So
+here what varies is the reward model, which the paper's hypotheses do not name.
 
 H1 the paper rejects by argument. H3's prompt augmentation and H4 are wider_data.py, H5 is
 reward_classes.py.
@@ -29,6 +36,7 @@ BUDGETS = {
     "dpo_12_epochs_3e-5": ["--epochs", 12, "--lr", 3e-5],
     "dpo_ipo": ["--loss", "ipo", "--beta", 0.05],
 }
+NO_DIFFERENCE = 0.02  # of true reward
 LABELS = {
     "sft": "SFT",
     "dpo": "DPO",
@@ -38,7 +46,7 @@ LABELS = {
     "dpo_ipo": "DPO with IPO's loss",
     "rlhf_global": "RLHF from SFT",
     "rlhf_from_dpo": "RLHF from DPO",
-    "rlhf_8_epochs": "RLHF, its reward model twice the epochs",
+    "rlhf_8_epochs": "RLHF, reward model twice",
 }
 
 
@@ -60,6 +68,7 @@ def phases_of(folder, seed):
 def verdict(by_seed):
     """A line for each claim."""
     gap = lead(by_seed, "rlhf_global", "dpo")
+    greedy = with_errors(lead(by_seed, "rlhf_global", "dpo", "greedy_reward"))
     from_dpo = lead(by_seed, "rlhf_from_dpo", "dpo")
     start = lead(by_seed, "rlhf_from_dpo", "rlhf_global")
     both = lead(by_seed, "rlhf_8_epochs", "dpo_8_epochs")
@@ -67,15 +76,22 @@ def verdict(by_seed):
     left = {name: lead(by_seed, "rlhf_global", name) for name in BUDGETS}
     best = min(left, key=lambda name: left[name]["mean"])
     return [
-        evidence.claim(is_above(gap), f"RLHF is ahead of DPO: {with_errors(gap)}."),
+        evidence.claim(
+            is_above(gap), f"RLHF is ahead of DPO: {with_errors(gap)}; of greedy responses {greedy}."
+        ),
         evidence.claim(
             is_above(from_dpo),
-            f"not H2: with the same reference RL is ahead of DPO also where it starts from DPO's policy, by "
-            f"{with_errors(from_dpo)}; against RL from SFT that is {with_errors(start)}.",
+            f"against H2: with the same reference RL is ahead also where it starts from DPO's policy, by "
+            f"{with_errors(from_dpo)}.",
+        ),
+        evidence.claim(
+            abs(start["mean"]) + 2 * start["se"] < NO_DIFFERENCE,
+            f"where RL starts makes no difference of {NO_DIFFERENCE}: from DPO's policy less from SFT's, "
+            f"{with_errors(start)}.",
         ),
         evidence.claim(
             is_above(left["dpo_8_epochs"]),
-            f"not H3: twice the epochs leave DPO behind, by {with_errors(left['dpo_8_epochs'])}.",
+            f"against H3: twice the epochs leave DPO behind, by {with_errors(left['dpo_8_epochs'])}.",
         ),
         evidence.claim(
             all(is_above(cell) for cell in left.values()),
@@ -85,7 +101,7 @@ def verdict(by_seed):
         evidence.claim(
             is_above(both),
             f"with twice the epochs for DPO and for the reward model RLHF is ahead by {with_errors(both)}. "
-            f"The reward model's held-out loss falls from {nll['rlhf_global']} to {nll['rlhf_8_epochs']}.",
+            f"The reward model's held-out loss is then {nll['rlhf_8_epochs']}, else {nll['rlhf_global']}.",
         ),
     ]
 

@@ -1,12 +1,20 @@
-"""What local rewards have over global ones in best of N is log pi_ref, the prior that training begins at.
+"""Local rewards lead global ones in best of N because they keep log pi_ref, their prior.
 
-    python experiments/prior_of_local.py --seeds 0 1 2
+    python experiments/prior_of_local.py --seeds 0 1 2    about 70 seconds a seed on two cores
 
-A hypothesis of ours beside H5 of Swamy et al., 2503.01067: beta log pi is trained from pi_ref on, so
-it prefers what pi_ref finds likely; a scalar head knows nothing of that. The fair test: w log pi_ref
-is added to the global reward, with the w that is best on one half of the held-out prompts, measured on
-the other half, and the other way round. For comparison, the same is done to the local reward, where
-w = -beta takes the prior away again. Best of 16 in 64 samples of SFT for each of 256 held-out prompts.
+A hypothesis of ours beside H5 of Swamy et al., 2503.01067: beta log pi is trained from pi_ref
+on, so it prefers what pi_ref finds likely; a scalar head knows nothing of that. The test: w log
+pi_ref is added to the global reward, with the w that is best on one half of the held-out
+prompts, measured on the other half, and the other way round. The same is done to the local
+reward, where w = -beta takes the prior away. Best of 16, with 64 samples of SFT for each of 256
+held-out prompts.
+
+Both rewards are the main job's, with the scripts' defaults: global at the best of three rates on
+seed 100 (sweep.md), local as DPO has it, beta .3 and rate 1e-4.
+
+Result, three seeds: the prior helps global (+.017 ± .007; w .05 or .1), but less than half of
+local's lead of .055 ± .033 is that: .038 ± .026 are left. Local itself carries too much of it,
+and gains from a w of -.1 or -.05 (.544 to .560); without any it falls to .190.
 """
 
 from nanoroads.report import evidence

@@ -64,7 +64,7 @@ def policies_figure(by_seed: list[dict], labels: dict[str, str], title: str) -> 
             style = {"fmt": "o", "color": colour, "mfc": face, "capsize": 3}
             ax.errorbar(cell["mean"], -place, xerr=cell["se"], **style)
     ax.set_yticks(range(0, -len(labels), -1), list(labels.values()))
-    ax.set_xlabel("true reward on held-out prompts: of samples (filled), of greedy responses (open)")
+    ax.set_xlabel("true reward, held-out: samples (filled), greedy (open)")
     ax.set_title(title)
     ax.grid(axis="x", lw=0.4)
     return fig

@@ -41,7 +41,7 @@ def signs(lines):
 # ---------------------------------------------------------------- verdicts
 
 
-FOR_RLHF = {"rlhf_global": 0.5, "rlhf_from_dpo": 0.52, "dpo": 0.4, "dpo_12_epochs": 0.44}
+FOR_RLHF = {"rlhf_global": 0.5, "rlhf_from_dpo": 0.51, "dpo": 0.4, "dpo_12_epochs": 0.44}
 FOR_RLHF |= {"rlhf_8_epochs": 0.55, "dpo_8_epochs": 0.41}
 
 
@@ -54,20 +54,21 @@ def budget_rows(changed):
 
 def test_budgets_can_leave_a_gap():
     lines = hypotheses.verdict(budget_rows({}))
-    assert signs(lines) == ["yes"] * 5
-    assert "three times the epochs" in lines[3] and "+0.059" in lines[3]
-    assert "+0.020" in lines[1] and "+0.119" in lines[1]
-    assert "+0.139" in lines[4] and "from 0.610 ± 0.000 to 0.600" in lines[4]
+    assert signs(lines) == ["yes"] * 6
+    assert "+0.099" in lines[0] and "+0.109" in lines[1] and "+0.010" in lines[2]
+    assert "three times the epochs" in lines[4] and "+0.059" in lines[4]
+    assert "+0.139" in lines[5] and "is then 0.600 ± 0.000, else 0.610" in lines[5]
 
 
 @pytest.mark.parametrize(
     ("changed", "fails"),
     [
-        ({"rlhf_global": 0.4}, [0, 2, 3]),
-        ({"rlhf_from_dpo": 0.4}, [1]),
-        ({"dpo_8_epochs": 0.5}, [2, 3]),
-        ({"dpo_ipo": 0.6}, [3]),
-        ({"rlhf_8_epochs": 0.4}, [4]),
+        ({"rlhf_global": 0.4}, [0, 2, 3, 4]),
+        ({"rlhf_from_dpo": 0.4}, [1, 2]),
+        ({"rlhf_from_dpo": 0.53}, [2]),
+        ({"dpo_8_epochs": 0.5}, [3, 4]),
+        ({"dpo_ipo": 0.6}, [4]),
+        ({"rlhf_8_epochs": 0.4}, [5]),
     ],
 )
 def test_a_budget_can_close_the_gap(changed, fails):
@@ -127,14 +128,15 @@ def ladder_rows():
 
 def test_the_ladder_can_hold():
     lines = reward_classes.verdict(ladder_rows())
-    assert signs(lines) == ["yes"] * 4
+    assert signs(lines) == ["yes"] * 5
     assert "by +0.080" in lines[0] and "by +0.020" in lines[0] and "by +0.080" in lines[2]
 
 
 @pytest.mark.parametrize(
-    ("path", "line"), [(("nll",), 0), (("nll_rescaled",), 1), (("best_of_n", "16"), 2), (("accuracy",), 3)]
+    ("path", "fails"),
+    [(("nll",), [0]), (("nll_rescaled",), [1]), (("best_of_n", "16"), [2, 4]), (("accuracy",), [3])],
 )
-def test_each_line_of_the_ladder_can_fail(path, line):
+def test_each_line_of_the_ladder_can_fail(path, fails):
     by_seed = ladder_rows()
     for row in by_seed:
         cells = [row[name] for name in ("global", "local")]
@@ -142,7 +144,7 @@ def test_each_line_of_the_ladder_can_fail(path, line):
             cells = [cell[name] for cell in cells]
         cells[0][path[-1]], cells[1][path[-1]] = cells[1][path[-1]], cells[0][path[-1]]
     lines = reward_classes.verdict(by_seed)
-    assert [place for place, sign in enumerate(signs(lines)) if sign == "NO"] == [line]
+    assert [place for place, sign in enumerate(signs(lines)) if sign == "NO"] == fails
 
 
 def prior_rows():
