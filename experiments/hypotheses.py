@@ -12,10 +12,11 @@ Tuned on seed 100: DPO, the reward model and RL in sweep.md (nine settings, thre
 here, beta .025, .05, .075, .15 and .3, by true reward. Its rate is DPO's. The last row was added
 after seed 1's reward model had been seen to be weak.
 
-Result, three seeds: undecided. RLHF leads DPO by .040 ± .047, since with seed 1's reward model
-(held-out loss .620) RL ends at .351. Where RL starts makes no difference (+.003 ± .004), and no
-budget moves DPO beyond .41. With twice the epochs for both roads RLHF leads by .059 ± .011. So
-here what varies is the reward model, which the paper's hypotheses do not name.
+Result, three seeds: undecided. RLHF leads DPO by .040 ± .047, since RL with seed 1's reward model
+ends at .351. (That one ranks .826 of held-out pairs as the true reward does, the other two .943
+and .916; see reward_classes.py.) Where RL starts makes no difference (+.003 ± .004), and no budget
+moves DPO beyond .41. With twice the epochs for both roads RLHF leads by .059 ± .011. So what varies
+here is the reward model, which none of the hypotheses is about.
 
 H1 the paper rejects by argument. H3's prompt augmentation and H4 are wider_data.py, H5 is
 reward_classes.py.

@@ -112,6 +112,16 @@ def test_wider_data_can_close_the_gap(changed, fails):
     assert [place for place, sign in enumerate(signs(lines)) if sign == "NO"] == fails
 
 
+def test_no_difference_must_be_known():
+    """A mean near zero with a large standard error shows nothing."""
+    budgets, wider = budget_rows({"rlhf_from_dpo": 0.5}), wider_rows({"rlhf_augmented": 0.45})
+    assert signs(hypotheses.verdict(budgets))[2] == signs(wider_data.verdict(wider))[1] == "yes"
+    for seed, off in enumerate((-0.1, 0.0, 0.1)):
+        budgets[seed]["rlhf_from_dpo"]["reward"]["mean"] += off
+        wider[seed]["rlhf_augmented"]["reward"]["mean"] += off
+    assert signs(hypotheses.verdict(budgets))[2] == signs(wider_data.verdict(wider))[1] == "NO"
+
+
 def ladder_rows():
     """Three seeds in which every claim holds: the better the class, the more of everything."""
     by_seed = []
