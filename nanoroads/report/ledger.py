@@ -48,6 +48,14 @@ class Phase(NamedTuple):
         return Path(self.command[self.command.index("--out") + 1])
 
     @property
+    def results(self) -> list[Path]:
+        """The same, and the second file of a command that makes two."""
+        paths = [self.result]
+        if "--test-out" in self.command:
+            paths.append(Path(self.command[self.command.index("--test-out") + 1]))
+        return paths
+
+    @property
     def resumes(self) -> bool:
         """Whether the command continues a killed run of its own: scripts do, modules start anew."""
         return self.command[0].endswith(".py")
@@ -75,11 +83,11 @@ class Ledger:
     def made_hash(self, name: str) -> str:
         """A hash of all files that a finished phase has made.
 
-        Without the record of a file, which has the seconds that it took: what is drawn again to the
-        same file is the same."""
+        Without the records of files, which have the seconds that they took: what is drawn again to
+        the same file is the same."""
         made = self.finished[name]["made"]
-        record = str(record_path(Path(name)))
-        return of_value({path: hash_then for path, hash_then in made.items() if path != record})
+        records = {str(record_path(Path(path))) for path in made}
+        return of_value({path: hash_then for path, hash_then in made.items() if path not in records})
 
     def hashes(self, names: list[str]) -> dict[str, str]:
         """{name: hash of what it has made} of phases that are finished."""
@@ -121,17 +129,18 @@ class Ledger:
 
     def check_begun(self, phase, read):
         """Of a phase that never finished: raises InputError where its result is there and is not ours."""
-        if not phase.result.exists():
+        there = [path for path in phase.results if path.exists()]
+        if not there:
             return
         begun = self.started.get(phase.name, {"read": read})
         for name, hash_now in read.items():
             if begun["read"].get(name) != hash_now:
-                raise InputError(
-                    f"{phase.result}: was begun before {name} changed; delete it, and start again"
-                )
-        if not phase.resumes:  # a script looks into the folder itself, and resumes or refuses
-            unchanged_record(phase.result)
-            phase.result.unlink()
+                raise InputError(f"{there[0]}: was begun before {name} changed; delete it, and start again")
+        if phase.resumes:  # a script looks into the folder itself, and resumes or refuses
+            return
+        for path in there:
+            unchanged_record(path)
+            path.unlink()
 
     def finish(self, phase: Phase, seconds: float) -> dict:
         """Enter a phase whose command has succeeded as finished, on disk too. Returns its entry."""
@@ -161,7 +170,9 @@ def read_entries(path, fields):
 def result_paths(phase):
     """The paths of all files that a phase may make, be its result a file or a folder."""
     result = phase.result
-    paths = [result, record_path(result)]
+    paths = []
+    for path in phase.results:
+        paths += [path, record_path(path)]
     for folder in (result, result / "reward"):
         paths += [folder / name for name in RUN_FILES]
     return paths

@@ -2,8 +2,9 @@
 
     python -m nanoroads.world.pairs --policy out/sft --n 5000 --out out/sft/pairs.jsonl
 
-A file that exists is never overwritten. FILE.made_from.json records what the pairs were drawn from;
-without it train_dpo.py and train_rlhf.py do not take pairs that lie beside their --init.
+With --test-out it draws the held-out pairs as well. A file that exists is never overwritten.
+FILE.made_from.json records what the pairs were drawn from; without it train_dpo.py and
+train_rlhf.py do not take pairs that lie beside their --init.
 """
 
 import time
@@ -52,6 +53,18 @@ def draw_pairs(policy, encoding, world, prompts, n, seed, split="train"):
     raise InputError(f"the policy hardly ever gives two different responses: {len(triples)} pairs of {n}")
 
 
+def labelled_pairs(policy, encoding, world, split, n, seed):
+    """n rows {"prompt", "chosen", "rejected"}, on the prompts of a split."""
+    # Each split has streams of its own: in most worlds both have the same prompts.
+    split_prompts = roadmap.prompts(world, split)
+    triples = draw_pairs(policy, encoding, world, split_prompts, n, seed, split)
+    prompts = [prompt for prompt, _, _ in triples]
+    first = [answer for _, answer, _ in triples]
+    second = [answer for _, _, answer in triples]
+    labels = randomness.generator("labels", split, seed)
+    return roadmap.label_pairs(world, prompts, first, second, labels)
+
+
 def main(argv=None):
     """Sample the policy, label the pairs, write them as rows {"prompt", "chosen", "rejected"}."""
     parser = Parser("--policy DIR --out FILE", description=__doc__)
@@ -60,31 +73,31 @@ def main(argv=None):
     add("--out", type=Path, required=True, help="JSONL file to write")
     add("--n", type=positive(int), default=5000, help="number of pairs (default: 5000)")
     add("--split", default="train", choices=["train", "test"], help="prompts of the map (default: train)")
+    add("--test-out", type=Path, help="JSONL file of pairs of the test split, too (default: none)")
+    add("--test-n", type=positive(int), default=1000, help="number of those (default: 1000)")
     add("--seed", type=SEED, default=0, help="seed of prompts, samples and labels (default: 0)")
     args = parser.parse_args(argv)
+    files = [(args.out, args.split, args.n)]
+    if args.test_out:
+        files.append((args.test_out, "test", args.test_n))
     config = read_config(args.policy)
     world = roadmap.WORLDS.get(config.get("args", {}).get("data"))
     if world is None:
         reason = "not a policy of the built-in map, so its samples have no known reward"
         raise InputError(f"{args.policy}: {reason}")
-    if args.out.exists():
-        raise InputError(f"{args.out} exists; choose another --out")
+    for path, _, _ in files:
+        if path.exists():
+            raise InputError(f"{path} exists; choose another")
 
-    begin = time.monotonic()
     policy = load_policy(args.policy)
-    drawn_from = {"policy": policy_hash(args.policy), "world": world.name, "split": args.split}
     encoding = tokenizer.of(args.policy, policy)[1]
-    # Each split has streams of its own: in most worlds both have the same prompts.
-    split_prompts = roadmap.prompts(world, args.split)
-    triples = draw_pairs(policy, encoding, world, split_prompts, args.n, args.seed, args.split)
-    prompts = [prompt for prompt, _, _ in triples]
-    first = [answer for _, answer, _ in triples]
-    second = [answer for _, _, answer in triples]
-    labels = randomness.generator("labels", args.split, args.seed)
-    rows = roadmap.label_pairs(world, prompts, first, second, labels)
-    made_from = {**drawn_from, "n": args.n, "seed": args.seed}
-    write_made(args.out, {args.out.name: jsonl_bytes(rows)}, made_from, round(time.monotonic() - begin, 1))
-    print(f"{args.out}: {args.n} pairs")
+    for path, split, n in files:
+        begin = time.monotonic()
+        rows = labelled_pairs(policy, encoding, world, split, n, args.seed)
+        drawn_from = {"policy": policy_hash(args.policy), "world": world.name, "split": split}
+        made_from = {**drawn_from, "n": n, "seed": args.seed}
+        write_made(path, {path.name: jsonl_bytes(rows)}, made_from, round(time.monotonic() - begin, 1))
+        print(f"{path}: {n} pairs")
     print_next(["train_dpo.py", "--init", args.policy, *data_flag(world.name)])
 
 

@@ -10,7 +10,7 @@ from helpers.tiny_plan import results, seconds, tiny_plan
 
 from nanoroads.errors import InputError
 from nanoroads.report import phases
-from nanoroads.report.ledger import Ledger
+from nanoroads.report.ledger import Ledger, Phase
 from nanoroads.report.phases import claim, run_phases
 
 
@@ -283,3 +283,42 @@ def test_nothing_is_written_through_a_link(name, folder, tmp_path):
     with pytest.raises(InputError, match=f"{folder / name}: a link, where"):
         run_phases(tiny_plan(folder), folder, 2)
     assert [(path.name, path.read_text()) for path in mine.iterdir()] == [("sft.txt", "the work of months")]
+
+
+def test_a_command_that_makes_two_files_is_finished_when_both_are_there(tmp_path, monkeypatch, capsys):
+    """As nanoroads.world.pairs does: train pairs, and held-out ones."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/two.py").write_text(TWO_FILES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "scripts"))
+    out = tmp_path / "out"
+    one, other = out / "one", out / "other"
+    plan = [Phase(str(one), [], ["-m", "two", "--out", str(one), "--test-out", str(other)])]
+
+    def is_run():
+        capsys.readouterr()
+        run_phases(plan, out, 1)
+        return "-m two" in capsys.readouterr().out
+
+    assert is_run() and not is_run()
+    before = Ledger(out).made_hash(str(one))
+    other.unlink()
+    assert is_run() and other.exists() and Ledger(out).made_hash(str(one)) == before
+    change(other)
+    with pytest.raises(InputError, match="other: has changed since it was made"):
+        is_run()
+    (out / "phases.json").unlink()  # killed before it was entered as finished
+    with pytest.raises(InputError, match="other: has changed since it was made"):
+        is_run()
+    change(other)  # back
+    assert is_run()
+
+
+TWO_FILES = """
+import sys, time
+from pathlib import Path
+from nanoroads.run.made_from import write_made
+for flag in ("--out", "--test-out"):
+    path = Path(sys.argv[sys.argv.index(flag) + 1])
+    assert not path.exists()
+    write_made(path, {path.name: flag.encode()}, {}, time.time())
+"""

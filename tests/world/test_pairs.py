@@ -10,6 +10,7 @@ import torch
 
 from nanoroads.errors import InputError
 from nanoroads.model import GPT, GPTConfig
+from nanoroads.run.made_from import read_record
 from nanoroads.text import tokenizer
 from nanoroads.text.data import Limits, load
 from nanoroads.text.layouts import preference_texts
@@ -108,3 +109,18 @@ def test_held_out_pairs_are_others_even_where_the_prompts_are_the_same(policy, t
         rows[split] = (tmp_path / split).read_text().splitlines()
     assert len(set(rows["train"]) & set(rows["test"])) < 5
     assert abs(np.corrcoef(*streams)[0, 1]) < 0.15
+
+
+def test_one_command_draws_both_splits_as_two_commands_do(policy, tmp_path):
+    save_run(tmp_path, policy, "roadmap-2")
+    one = ["--policy", str(tmp_path), "--n", "50", "--seed", "7", "--out"]
+    pairs.main([*one, str(tmp_path / "a"), "--test-out", str(tmp_path / "b"), "--test-n", "30"])
+    pairs.main([*one, str(tmp_path / "c")])
+    pairs.main([*one[:2], "--n", "30", "--seed", "7", "--split", "test", "--out", str(tmp_path / "d")])
+    for both, alone in (("a", "c"), ("b", "d")):
+        assert (tmp_path / both).read_bytes() == (tmp_path / alone).read_bytes()
+        made_from = [read_record(tmp_path / name)["made_from"] for name in (both, alone)]
+        assert made_from[0] == made_from[1]
+    with pytest.raises(InputError, match="b exists"):
+        pairs.main([*one, str(tmp_path / "e"), "--test-out", str(tmp_path / "b")])
+    assert not (tmp_path / "e").exists()
