@@ -1,5 +1,5 @@
-"""Every road on the built-in map: SFT, DPO, RLHF and best-of-N; Theorem 2.2; and two worlds in
-which the gap is closed.
+"""Every road on the built-in map: SFT, DPO, RLHF and best-of-N; Theorem 2.2; and worlds in which
+the gap between verifying and generating is closed, or smaller.
 
     python all_roads.py --quick              a first look: a minute on two CPU cores
     python all_roads.py                      one seed: about three minutes
@@ -19,7 +19,7 @@ from argparse import ArgumentTypeError
 from functools import partial
 from pathlib import Path
 
-from nanoroads.report.gap_closed import world_folder
+from nanoroads.report.gap_closed import FEW_MOVES, RL_STEPS, world_folder
 from nanoroads.report.ledger import Ledger
 from nanoroads.report.measures import combine, measures_file
 from nanoroads.report.phases import claim, new_phase, run_phases
@@ -35,18 +35,17 @@ from nanoroads.world.roadmap import WORLDS
 # main world, so that needs no flag.
 DPO = {
     "roadmap": [],
-    "roadmap-short": ["--lr", 3e-4],
-    "roadmap-2": ["--lr", 3e-4],
+    "roadmap-short": FEW_MOVES["dpo"] + ["--lr", 3e-4],
+    "roadmap-2": FEW_MOVES["dpo"] + ["--lr", 1e-4],
     "roadmap-hidden": ["--lr", 1e-3],
 }
+few_moves_rlhf = FEW_MOVES["rl"] + FEW_MOVES["reward"]
 RLHF = {
     "roadmap": [],
-    "roadmap-short": ["--kl", 0.3, "--lr", 5e-4],
-    "roadmap-2": ["--kl", 0.3, "--lr", 5e-4],
+    "roadmap-short": few_moves_rlhf + ["--reward-lr", 1e-3, "--steps", RL_STEPS["roadmap-short"]],
+    "roadmap-2": few_moves_rlhf + ["--reward-lr", 1e-3, "--steps", RL_STEPS["roadmap-2"]],
     "roadmap-hidden": ["--kl", 0.3, "--reward-lr", 1e-3],
 }
-LOW_BETA = 0.05  # too weak a regulariser of DPO, to show over-optimisation
-LOW_KL = 0.05  # the same for RLHF
 
 # A quick look has fewer steps; otherwise the scripts' own numbers of steps stand. DPO and the
 # reward models need the same number of epochs, since Theorem 2.2 compares where they end.
@@ -89,26 +88,36 @@ def plan(seed_folder, seed, world, quick, machine_flags=()):
 
     seed_folder: where the seed's runs go. machine_flags: more flags for the training scripts."""
     folder = world_folder(seed_folder, world)
+    here = ""  # before the names of this world's phases
+    if world != "roadmap":
+        here = f"{world}/"
     sft = folder / "sft"  # both roads start here, and are held near it
     steps = QUICK if quick else FULL
     flags = ["--seed", seed, "--data", world] + list(machine_flags)
+    at_the_end = ["--eval-every", 1000]  # this job measures what is finished
+    train_sft = ["train_sft.py"] + flags + at_the_end + steps["sft"]
     sample_pairs = ["-m", "nanoroads.world.pairs", "--policy", sft, "--seed", seed]
-    train_dpo = ["train_dpo.py"] + flags + ["--init", sft]
+    sample_pairs += ["--test-out", sft / "pairs_test.jsonl"]
+    train_dpo = ["train_dpo.py"] + flags + at_the_end + ["--init", sft]
     train_rlhf = ["train_rlhf.py"] + flags + ["--init", sft]
-    pairs = ["sft/pairs.jsonl", "sft/pairs_test.jsonl"]  # the scripts find them beside --init
+    sft_needs = []
+    if world in RL_STEPS:  # a world of few moves: SFT goes on from the main world's policy
+        sft_needs = ["sft"]
+        train_sft += ["--init", seed_folder / "sft"] + FEW_MOVES["sft"]
+        sample_pairs += FEW_MOVES["pairs"]
+    pairs = [f"{here}sft/pairs.jsonl"]  # the scripts find both files beside --init
     phases = []
 
     def add(name, command, needs):
-        phases.append(new_phase(folder, name, command, needs))
+        phases.append(new_phase(seed_folder, here + name, command, needs))
 
     # The reference policy, and pairs of its own samples.
-    add("sft", ["train_sft.py"] + flags + steps["sft"], needs=[])
-    add("sft/pairs.jsonl", sample_pairs, needs=["sft"])
-    add("sft/pairs_test.jsonl", sample_pairs + ["--split", "test", "--n", 1000], needs=["sft"])
+    add("sft", train_sft, needs=sft_needs)
+    add("sft/pairs.jsonl", sample_pairs, needs=[f"{here}sft"])
 
     # The two roads from these pairs. RLHF's reward is global here: a model with a scalar head,
     # which reads the last hidden state or sums over all, as the world's reward does.
-    scalar_head = ["--readout", WORLDS[world].readout]
+    scalar_head = at_the_end + ["--readout", WORLDS[world].readout]
     add("rlhf_global", train_rlhf + scalar_head + RLHF[world] + steps["rlhf"], needs=pairs)
     add("dpo", train_dpo + DPO[world] + steps["dpo"], needs=pairs)
     if world != "roadmap":
@@ -121,13 +130,6 @@ def plan(seed_folder, seed, world, quick, machine_flags=()):
 
     # The paper's local reward model, beta log pi. To train it is to train DPO without a reference.
     add("local", train_dpo + ["--loss", "reference-free"] + steps["dpo"], needs=pairs)
-    if quick:
-        return phases
-
-    # Over-optimisation: too little KL on either road. RLHF reuses rlhf_global's reward model.
-    add("dpo_low_beta", train_dpo + ["--beta", LOW_BETA], needs=pairs)
-    given_reward = ["--reward", folder / "rlhf_global/reward"]
-    add("rlhf_low_kl", train_rlhf + given_reward + ["--kl", LOW_KL], needs=["rlhf_global"])
     return phases
 
 
@@ -167,7 +169,7 @@ def main(argv=None):
     # Of this call alone: phases overlap, and finished ones are not run again.
     seconds["total"] = round(time.monotonic() - begin, 1)
 
-    # 3. The report, from results.json alone except the equivalence and over-optimisation figures.
+    # 3. The report, from results.json alone except the equivalence figure.
     # Tables are means over seeds; curves along training are the first seed's. It is written again
     # only if what it was made from has changed, so the seconds in it are those of the work.
     first_folder = folders[args.seeds[0]]

@@ -5,14 +5,17 @@
 
 Each road has the same number of settings to choose from, nine. DPO: beta x learning rate. RLHF:
 three learning rates of the reward model, by held-out likelihood, then kl x learning rate of RLOO on
-the best one. Policies are chosen by true reward at temperature 1. Writes experiments/sweep.md.
+the best one. In the worlds of one and two moves, where both roads have the same beta = kl, it is
+three: the learning rates of DPO, and of the reward model. Policies are chosen by true reward at
+temperature 1. Writes experiments/sweep.md.
 """
 
 from pathlib import Path
 
 from nanoroads.errors import InputError
+from nanoroads.report.gap_closed import FEW_MOVES, RL_STEPS, gap_closed_row
 from nanoroads.report.phases import claim, new_phase, run_phases
-from nanoroads.report.write import table
+from nanoroads.report.write import plus_minus, table
 from nanoroads.run.flags import Parser, run_script
 from nanoroads.run.folder import read_metrics
 from nanoroads.weights.files import write_text
@@ -28,6 +31,7 @@ DPO_RATES = ("1e-4", "3e-4", "1e-3")
 REWARD_RATES = ("3e-4", "1e-3", "2e-3")
 RL_KLS = (0.3, 0.5, 0.8)
 RL_RATES = ("5e-4", "1e-3")
+FEW_MOVES_RL_RATE = "1e-3"  # what the main world's sweep chose
 
 # The last evaluation's entries in metrics.jsonl -> columns of the tables.
 MEASURES = {
@@ -38,9 +42,10 @@ MEASURES = {
 }
 HEAD = f"""# What was tuned
 
-`python experiments/sweep.py`, seed {SEED}. In each world nine settings for DPO; for RLHF three for its reward
-model and six for RL. The main world's rewards have a standard error of 0.025. The prompts are those
-that the results are reported on; policies, pairs and samples are not.
+`python experiments/sweep.py`, seed {SEED}. In the main and in the hidden world nine settings for DPO; for
+RLHF three for its reward model and six for RL. In the worlds of one and two moves three for DPO and
+three for RLHF's reward model. The main world's rewards have a standard error of 0.025. The prompts are
+those that the results are reported on; policies, pairs and samples are not.
 """
 
 
@@ -50,17 +55,20 @@ def main(argv=None):
     add = parser.add_argument_group("the sweep").add_argument
     out = Path("out/sweep")
     report = Path(__file__).with_suffix(".md")
-    worlds = ["roadmap", "roadmap-short", "roadmap-2", "roadmap-hidden"]
+    worlds = ["roadmap", *RL_STEPS, "roadmap-hidden"]
     add("--out", type=Path, default=out, help="folder of the runs (default: %(default)s)")
     add("--report", type=Path, default=report, help="Markdown file to write (default: %(default)s)")
-    add("--worlds", nargs="+", default=worlds, choices=worlds, help="worlds (default: all)")
+    add("--worlds", nargs="+", default=worlds, choices=worlds, metavar="WORLD", help="(default: all)")
     args = parser.parse_args(argv)
     title = HEAD.splitlines()[0]
     if args.report.exists() and not args.report.read_text(errors="replace").startswith(title):
         raise InputError(f"--report {args.report}: exists, and is no report of this script; choose another")
     parts = [HEAD]
     for world in args.worlds:
-        parts += sweep(args.out / world, world)
+        if world in RL_STEPS:
+            parts += few_moves_sweep(args.out, world)
+        else:
+            parts += sweep(args.out / world, world)
     text = "\n".join(parts)
     write_text(args.report, text)
     print(text)
@@ -73,8 +81,9 @@ def sweep(folder, world):
     lock = claim(folder)
     sft = folder / "sft"
     data = ["--data", world, "--seed", SEED]  # another seed has other pairs and samples
-    pairs = ["sft/pairs.jsonl", "sft/pairs_test.jsonl"]
+    pairs = ["sft/pairs.jsonl"]
     sample_pairs = ["-m", "nanoroads.world.pairs", "--policy", sft, "--seed", SEED]
+    sample_pairs += ["--test-out", sft / "pairs_test.jsonl"]
     train_dpo = ["train_dpo.py"] + data + ["--init", sft]
     train_rlhf = ["train_rlhf.py"] + data + ["--init", sft]
     reward_only = ["--stop-after", "reward", "--readout", WORLDS[world].readout]
@@ -84,7 +93,6 @@ def sweep(folder, world):
     phases = [
         new_phase(folder, "sft", ["train_sft.py"] + data),
         new_phase(folder, "sft/pairs.jsonl", sample_pairs, ["sft"]),
-        new_phase(folder, "sft/pairs_test.jsonl", sample_pairs + ["--split", "test", "--n", 1000], ["sft"]),
     ]
     for lr in REWARD_RATES:
         command = train_rlhf + reward_only + ["--reward-lr", lr]
@@ -115,6 +123,54 @@ def sweep(folder, world):
         table(["lr", "held-out nll"], [[lr, f"{value:.4f}"] for lr, value in nll.items()]),
         f"RLOO on the reward model of lr {best}:\n",
         table(["kl", "lr"] + columns, results(folder, "rlhf", RL_KLS, RL_RATES)),
+    ]
+
+
+def few_moves_sweep(out, world):
+    """The same for a world of one or two moves, whose runs begin at the main world's SFT policy."""
+    folder = out / f"few_moves/{world}"
+    sft = folder / "sft"
+    data = ["--data", world, "--seed", SEED, "--eval-every", 1000]  # at the end
+    from_sft = data + ["--init", sft]
+    sample_pairs = ["-m", "nanoroads.world.pairs", "--policy", sft, "--seed", SEED] + FEW_MOVES["pairs"]
+    sample_pairs += ["--test-out", sft / "pairs_test.jsonl"]
+    train_sft = ["train_sft.py"] + data + ["--init", out / "few_moves/sft"] + FEW_MOVES["sft"]
+    train_dpo = ["train_dpo.py"] + from_sft + FEW_MOVES["dpo"]
+    train_rlhf = ["train_rlhf.py"] + from_sft + FEW_MOVES["rl"] + ["--steps", RL_STEPS[world]]
+    phases = [new_phase(out / "few_moves", "sft", ["train_sft.py", "--data", "roadmap", "--seed", SEED])]
+
+    def add(name, command, needs):
+        phases.append(new_phase(out / "few_moves", f"{world}/{name}", command, needs))
+
+    # 1. The reference policy, its pairs, and every learning rate of either road.
+    add("sft", train_sft, ["sft"])
+    add("sft/pairs.jsonl", sample_pairs, [f"{world}/sft"])
+    pairs = [f"{world}/sft/pairs.jsonl"]
+    for lr in DPO_RATES:
+        add(f"dpo_{lr}", train_dpo + ["--lr", lr], pairs)
+    for lr in REWARD_RATES:
+        reward = FEW_MOVES["reward"] + ["--reward-lr", lr]
+        add(f"rlhf_{lr}", train_rlhf + reward + ["--lr", FEW_MOVES_RL_RATE], pairs)
+    lock = claim(out / "few_moves")
+    run_phases(phases, out / "few_moves", JOBS, lock)
+    lock.release()  # the next world needs it
+
+    # 2. The tables. The reward model is chosen by its held-out likelihood, DPO by its true reward.
+    flags = {f"dpo_{lr}": "beta" for lr in DPO_RATES} | {f"rlhf_{lr}": "kl" for lr in REWARD_RATES}
+    measured = gap_closed_row(folder, world, flags)
+    rows = []
+    for name in flags:
+        road, lr = name.split("_")
+        nll = ""
+        if road == "rlhf":
+            nll = f"{last(folder / name / 'reward', 'eval_loss'):.4f}"
+        row = measured[name]
+        rows.append([road, lr, nll, plus_minus(row), plus_minus(row["kl_to_optimum"], digits=2)])
+    columns = ["road", "lr", "reward model's held-out nll", "reward (T = 1)", "KL to the optimum"]
+    return [
+        f"\n## {world}\n\nThe lr is DPO's, or the reward model's; RLOO's is {FEW_MOVES_RL_RATE}. SFT: "
+        f"{plus_minus(measured['sft'])}, the soft optimum {plus_minus(measured['optimum'])}, both exact.\n",
+        table(columns, rows),
     ]
 
 

@@ -277,48 +277,6 @@ def equivalence(results: dict, metrics: list[dict]) -> Figure:
     return fig
 
 
-def overoptimisation(sft_reward: float, rlhf: dict[str, list], dpo: dict[str, list]) -> Figure:
-    """Three panels over KL: true reward of DPO and of RLHF on the same axes, and RLHF's score.
-
-    rlhf, dpo: {label: rows of metrics.jsonl}, one run with a fair regulariser and one whose
-    regulariser is too weak. Training begins at SFT's policy, which has KL 0 and `sft_reward`.
-    RLHF's true reward and score are of the same samples of training prompts."""
-    fig, (dpo_true, rlhf_true, rlhf_score) = new_figure(12.5, 3.9, ncols=3)
-    rlhf_true.sharey(dpo_true)
-    rlhf_true.sharex(dpo_true)
-    rlhf_score.sharex(dpo_true)
-    for fill, (label, rows) in zip(("full", "none"), dpo.items(), strict=False):
-        evaluations = [row for row in rows if "map_kl" in row]
-        points = [(row["map_kl"], row["map_reward"]) for row in evaluations]
-        draw_path(dpo_true, [(0.0, sft_reward), *points], COLOURS["dpo"], fill, label)
-    for fill, (label, rows) in zip(("full", "none"), rlhf.items(), strict=False):
-        points = [(row["kl"], row["true_reward"]) for row in rows]
-        draw_path(rlhf_true, [(0.0, sft_reward), *points], COLOURS["rlhf_global"], fill, label)
-        points = [(row["kl"], row["reward"]) for row in rows]
-        draw_path(rlhf_score, points, COLOURS["rlhf_global"], fill, label)
-    dpo_true.set(title="DPO: held-out prompts", ylabel="true reward")
-    rlhf_true.set(title="RLHF: training prompts", ylabel="true reward")
-    rlhf_score.set(title="RLHF: the same samples' score", ylabel="reward model's score")
-    for ax in (dpo_true, rlhf_true):
-        ax.plot([0], [sft_reward], "D", color=COLOURS["sft"], ms=8, zorder=5)
-        ax.annotate("SFT", (0, sft_reward), (8, -11), textcoords="offset points")
-    for ax in (dpo_true, rlhf_true, rlhf_score):
-        ax.margins(x=0.06, y=0.1)
-        ax.set_xlabel("KL(policy || SFT), nats")
-        ax.legend()
-    dpo_true.set_ylim(bottom=-0.01)  # a marker at 0 is not cut
-    fig.suptitle("Along training, from the smallest marker to the largest", fontsize=10, x=0.01, ha="left")
-    return fig
-
-
-def draw_path(ax, points, colour, fill, label):
-    """Points (x, y) in the order of time: their markers grow. fill: "full" or "none"."""
-    ax.plot(*zip(*points, strict=True), color=colour, lw=0.7, alpha=0.45)
-    faces = colour if fill == "full" else "white"
-    sizes = [8 + 50 * i / len(points) for i in range(len(points))]  # square points
-    ax.scatter(*zip(*points, strict=True), sizes, faces, edgecolors=colour, zorder=3, label=label)
-
-
 def routes(results: dict) -> Figure:
     """The samples that results["routes"] holds, a row of maps for each prompt, a column per policy."""
     shown = results["routes"]["prompts"]

@@ -12,7 +12,7 @@ import torch
 
 from nanoroads.losses import bradley_terry
 from nanoroads.randomness import stream_key
-from nanoroads.report.gap_closed import gap_closed_row
+from nanoroads.report.gap_closed import SETTINGS, gap_closed_row, world_folder
 from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS, policy_row, route_logps
 from nanoroads.score import mean_se, ranked_right, rewards, sequence_logps
 from nanoroads.text import tokenizer
@@ -32,7 +32,7 @@ DRAWN = 64  # samples of a policy for each prompt that is shown
 
 
 def measure(folder: Path, quick: bool) -> dict:
-    """All measures of one seed. quick: there are no runs in the other two worlds."""
+    """All measures of one seed. quick: there are no runs in the other worlds."""
     prompts = roadmap.prompts(WORLD, "test")
     reference = load_policy(folder / "sft")
     policies = {}
@@ -42,8 +42,8 @@ def measure(folder: Path, quick: bool) -> dict:
     reward_models, best_of_n_true_reward = reward_model_rows(folder, prompts)
     gap_closed = {}
     if not quick:
-        gap_closed["short_horizon"] = gap_closed_row(folder, "roadmap-short")
-        gap_closed["hidden_reference"] = gap_closed_row(folder, "roadmap-hidden")
+        for setting, world in SETTINGS.items():
+            gap_closed[setting] = gap_closed_row(world_folder(folder, world), world)
     return {
         "policies": policies,
         "reward_models": reward_models,

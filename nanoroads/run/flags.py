@@ -196,7 +196,8 @@ def training_parser(doc, out, defaults):
     export = "also write the result as a Hugging Face folder (default: none)"
     add("--export-hf", type=Path, metavar="DIR", help=export)
 
-    files = "roadmap[-short|-hidden], or a .jsonl[.gz] or .parquet file, or hf:org/name[:split]"
+    worlds = "roadmap[-short|-2|-3|-5|-8|-11|-hidden]"
+    files = f"{worlds}, or a .jsonl[.gz] or .parquet file, or hf:org/name[:split]"
     add = parser.add_argument_group("the data").add_argument
     add("--data", default="roadmap", help=f"{files} (default: roadmap, the built-in map)")
     add(

@@ -115,12 +115,29 @@ def test_seeds_that_show_other_prompts_are_combined():
 
 def test_every_phase_comes_after_those_it_needs():
     for quick in (True, False):
+        earlier = set()
         for world in all_roads.DPO:
-            earlier = set()
             for name, needs, command in all_roads.plan(Path("o/seed0"), 0, world, quick):
                 assert set(needs) <= earlier
                 assert all(isinstance(word, str) for word in command) and "--out" in command
                 earlier.add(name)
+
+
+@pytest.mark.parametrize("world", ["roadmap-short", "roadmap-2"])
+def test_both_roads_aim_at_one_optimum_where_it_is_known(world):
+    phases = {phase.name: phase for phase in all_roads.plan(Path("o/seed0"), 0, world, False)}
+    folder = f"o/seed0/{world}"
+    assert list(phases) == [f"{folder}/{name}" for name in ("sft", "sft/pairs.jsonl", "rlhf_global", "dpo")]
+
+    def flag(name, of):
+        command = phases[f"{folder}/{of}"].command
+        return command[command.index(name) + 1]
+
+    assert flag("--beta", "dpo") == flag("--kl", "rlhf_global") == "0.5"
+    assert flag("--epochs", "dpo") == flag("--reward-epochs", "rlhf_global") == "1"
+    assert flag("--n", "sft/pairs.jsonl") == "20000"
+    assert phases[f"{folder}/sft"].needs == ["o/seed0/sft"] and flag("--init", "sft") == "o/seed0/sft"
+    assert flag("--init", "dpo") == flag("--init", "rlhf_global") == f"{folder}/sft"
 
 
 def test_device_and_kernel_reach_the_training_scripts():
@@ -191,14 +208,20 @@ def cell(mean):
     return {"mean": mean, "se": 0.01}
 
 
-def results(sft=0.2, dpo=0.4, rlhf=0.5, short=(0.4, 0.41), hidden=(0.4, 0.41), kl=0.01):
+def exact_setting(lead, se, distances):
+    """A row of gap_closed where the optimum is known."""
+    row = {"sft": cell(0.1), "dpo": cell(0.9), "rlhf_global": cell(0.91), "optimum": cell(0.97)}
+    for name, distance in zip(("dpo", "rlhf_global"), distances, strict=True):
+        row[name]["kl_to_optimum"] = {"mean": distance, "se": 0.04}
+    row["rlhf_minus_dpo"] = {"mean": lead, "se": se}
+    return row
+
+
+def results(sft=0.2, dpo=0.4, rlhf=0.5, short=(0.002, 0.001, (0.2, 0.1)), two=(0.2, 0.01, (3, 2)), kl=0.01):
     rewards = {"sft": sft, "dpo": dpo, "rlhf_global": rlhf, "rlhf_local": dpo, "optimum": 0.8}
-    row = lambda pair: {"sft": cell(0.1), "dpo": cell(pair[0]), "rlhf_global": cell(pair[1])}  # noqa: E731
-    gap = {"short_horizon": row(short), "hidden_reference": row(hidden)}
-    for n in ("dpo", "rlhf_global"):
-        gap["short_horizon"][n]["kl_to_optimum"] = 3.0
-    for found in gap["short_horizon"].values():
-        found["on_training_prompts"] = cell(0.77)
+    gap = {"short_horizon": exact_setting(*short), "two_moves": exact_setting(*two)}
+    hidden = {"sft": cell(0.1), "dpo": cell(0.45), "rlhf_global": cell(0.4), "rlhf_minus_dpo": cell(-0.05)}
+    gap["hidden_reference"] = hidden
     best = lambda x: {"1": 0.1, "16": x}  # noqa: E731
     return {
         "seeds": [0],
@@ -221,37 +244,56 @@ def results(sft=0.2, dpo=0.4, rlhf=0.5, short=(0.4, 0.41), hidden=(0.4, 0.41), k
 
 def test_the_verdict_can_go_either_way():
     words = lambda **r: [line.split(":")[0] for line in write.verdict(results(**r))[:5]]  # noqa: E731
-    assert words() == ["yes"] * 5
-    assert words(rlhf=0.39) == [
-        "NO",
-        "yes",
-        "yes",
-        "NO",
-        "NO",
-    ]  # no advantage, so none of which half could be gone
-    assert words(dpo=0.1) == ["yes", "NO", "yes", "yes", "yes"]
-    assert words(kl=0.26) == ["yes", "yes", "NO", "yes", "yes"]
-    assert words(short=(0.4, 0.46)) == ["yes", "yes", "yes", "NO", "yes"]
-    assert words(hidden=(0.4, 0.46)) == ["yes", "yes", "yes", "yes", "NO"]
+    assert words() == ["yes", "yes", "yes", "yes", "NO"]
+    assert words(rlhf=0.39) == ["NO", "yes", "yes", "yes", "NO"]
+    assert words(dpo=0.1) == ["yes", "NO", "yes", "yes", "NO"]
+    assert words(kl=0.26) == ["yes", "yes", "NO", "yes", "NO"]
     assert "by +0.100 ± 0.014)." in write.verdict(results())[0]
     assert "by +0.020 ± 0.014, less than two standard errors)." in write.verdict(results(rlhf=0.42))[0]
-    last = write.verdict(results())[5]
+    last = write.verdict(results())[6]
     assert "likelihood: global, dpo, local" in last and "best-of-16: global, local, dpo" in last
+
+
+@pytest.mark.parametrize(
+    "setting, closed",
+    [
+        ((0.002, 0.0, (0.2, 0.1)), True),
+        ((-0.01, 0.001, (0.3, 0.3)), True),  # within .01
+        ((0.03, 0.02, (0.2, 0.1)), True),  # within two standard errors
+        ((0.03, 0.01, (0.2, 0.1)), False),  # apart
+        ((-0.03, 0.01, (0.2, 0.1)), False),
+        ((0.002, 0.001, (0.31, 0.1)), False),  # equal, but one of them is nowhere near the optimum
+        ((0.002, 0.001, (0.1, 0.31)), False),
+    ],
+)
+def test_the_gap_is_closed_where_both_are_one_and_near_the_optimum(setting, closed):
+    for name, line in (("short", 3), ("two", 4)):
+        said = write.verdict(results(**{name: setting}))[line]
+        assert said.startswith("yes: " if closed else "NO: ")
+        assert f"{setting[0]:+.3f} ± {setting[1]:.3f}" in said
+        assert f"DPO is {setting[2][0]:.2f} ± 0.04 and RLHF {setting[2][1]:.2f} ± 0.04 nats away" in said
+
+
+def test_nothing_is_claimed_where_the_optimum_is_not_known():
+    line = write.verdict(results())[5]
+    assert line.startswith("Against a hidden walk RLHF - DPO is -0.050 ± 0.010;") and "no claim" in line
 
 
 def test_the_report_holds_the_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(
         write, "read_metrics", lambda run: [{"step": 1, "kl": 1, "true_reward": 0, "reward": 0}]
     )
-    monkeypatch.setattr(write, "read_config", lambda run: {"kl": 0.5, "beta": 0.3})
     write.write_report(results(), tmp_path, tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert (
         "| rlhf_global | 0.500 ± 0.010 |" in text
-        and "| short horizon | 0.100 ± 0.010 | 0.400 ± 0.010 | 0.410 ± 0.010 |" in text
+        and "| short horizon | 0.100 ± 0.010 | 0.900 ± 0.010 | 0.910 ± 0.010 | 0.002 ± 0.001 | 0.970 |"
+        in text
     )
+    assert "| 3.00 ± 0.04 | 2.00 ± 0.04 |" in text and "-0.050 ± 0.010 | - | - | - |" in text
+    assert "experiments/overoptimisation.py" in text
     assert "| global | 0.600 | 0.600 | 0.100 | 0.550 |" in text
-    for name in ("rewards", "best_of_n", "equivalence", "routes", "overoptimisation"):
+    for name in ("rewards", "best_of_n", "equivalence", "routes"):
         assert f"({name}.png)" in text and (tmp_path / f"{name}.png").stat().st_size > 5_000
 
 

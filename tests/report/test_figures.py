@@ -49,9 +49,6 @@ def test_a_road_has_one_colour_in_every_figure():
     assert lines[0].get_color() == colour["dpo"] and lines[2].get_color() == colour["rlhf_global"]
     assert lines[1].get_color() not in colour.values()  # the local reward model is on no road
     assert figures.equivalence(RESULTS, []).axes[0].lines[0].get_color() == colour["rlhf_local"]
-    dpo_true, rlhf_true, score = overoptimisation().axes
-    assert {line.get_color() for line in dpo_true.lines} == {colour["dpo"], colour["sft"]}
-    assert {line.get_color() for line in rlhf_true.lines} == {colour["rlhf_global"], colour["sft"]}
     maps = figures.routes({**RESULTS, "routes": ROUTES}).axes
     for ax, name in zip(maps, ("sft", "dpo"), strict=True):
         assert colour[name] in {line.get_color() for line in ax.lines}
@@ -124,34 +121,6 @@ def test_no_label_of_the_equivalence_is_struck_through(kls):
         assert not any(path.intersects_bbox(box, filled=False) for box in boxes)
     for one, other in itertools.combinations(boxes, 2):
         assert not one.overlaps(other)
-
-
-def overoptimisation():
-    rl = {
-        "kl 0.5": [{"kl": 1.0, "true_reward": 0.4, "reward": -1.0}],
-        "kl 0.05": [
-            {"kl": 8.0, "true_reward": 0.1, "reward": 2.0},
-            {"kl": 9.0, "true_reward": 0.0, "reward": 3.0},
-        ],
-    }
-    dpo = {"beta 0.3": [{"loss": 1.0}, {"map_kl": 1.5, "map_reward": 0.3}]}
-    return figures.overoptimisation(0.2, rl, dpo)
-
-
-def test_overoptimisation_starts_at_sft_on_the_same_axes_in_the_order_of_time():
-    dpo_true, rlhf_true, score = overoptimisation().axes
-
-    def points(ax):
-        return [list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in ax.lines]
-
-    assert points(dpo_true) == [[(0, 0.2), (1.5, 0.3)], [(0, 0.2)]]
-    assert points(rlhf_true) == [[(0, 0.2), (1.0, 0.4)], [(0, 0.2), (8.0, 0.1), (9.0, 0.0)], [(0, 0.2)]]
-    assert points(score) == [[(1.0, -1.0)], [(8.0, 2.0), (9.0, 3.0)]]
-    assert dpo_true.get_xlim() == rlhf_true.get_xlim() and dpo_true.get_ylim() == rlhf_true.get_ylim()
-    for ax in (dpo_true, rlhf_true, score):
-        for markers in ax.collections:
-            sizes = list(markers.get_sizes())
-            assert sizes == sorted(set(sizes))
 
 
 # ---------------------------------------------------------------- the map

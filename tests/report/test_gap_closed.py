@@ -1,0 +1,109 @@
+"""The measures of the worlds of few moves against enumeration by hand."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from nanoroads.model import GPT, GPTConfig
+from nanoroads.report import gap_closed
+from nanoroads.text import tokenizer
+from nanoroads.weights.checkpoint import save_model
+from nanoroads.weights.files import write_json
+from nanoroads.world import roadmap
+
+ENCODING = tokenizer.get("roadmap")
+PROMPTS = roadmap.prompts(roadmap.WORLDS["roadmap-short"], "test")
+
+
+def random_policy(seed):
+    """Untrained, with wild weights, so that its probabilities are not all alike."""
+    torch.manual_seed(seed)
+    policy = GPT(GPTConfig(vocab_size=ENCODING.n_vocab, n_layer=1, n_embd=16, block_size=16, tied=False))
+    with torch.no_grad():
+        policy.lm_head.weight.mul_(40)
+    return policy
+
+
+def save_policy(folder, policy, **config):
+    folder.mkdir()
+    write_json(folder / "config.json", {"model": asdict(policy.config), "tokenizer": "roadmap", **config})
+    save_model(folder, policy)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The runs of a world, all of them random policies."""
+    path = tmp_path_factory.mktemp("runs")
+    save_policy(path / "sft", random_policy(0))
+    save_policy(path / "dpo", random_policy(1), beta=0.5)
+    save_policy(path / "rlhf_global", random_policy(2), kl=2.0)
+    return path
+
+
+def probabilities(seed):
+    """pi(route) (P,) of the only route that has a reward: the goal, then EOS."""
+    policy = random_policy(seed)
+    eos = tokenizer.eos_id(ENCODING)
+    found = []
+    for prompt in PROMPTS:
+        ids = tokenizer.encode(ENCODING, prompt)
+        goal = tokenizer.encode(ENCODING, prompt[2:5])
+        logits = policy.logits(torch.tensor([ids + goal]))[0].double()
+        logp = logits.log_softmax(-1)
+        found.append((logp[2, goal[0]] + logp[3, eos]).exp().item())
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def test_rewards_are_exact_and_the_difference_is_prompt_by_prompt(folder):
+    row = gap_closed.gap_closed_row(folder, "roadmap-short")
+    exact = {name: probabilities(seed) for seed, name in enumerate(("sft", "dpo", "rlhf_global"))}
+    for name, reward in exact.items():
+        assert row[name]["mean"] == pytest.approx(reward.mean().item(), rel=1e-4)
+    lead = exact["rlhf_global"] - exact["dpo"]
+    assert row["rlhf_minus_dpo"]["mean"] == pytest.approx(lead.mean().item(), rel=1e-3)
+    assert row["rlhf_minus_dpo"]["se"] == pytest.approx((lead.std() / len(lead) ** 0.5).item(), rel=1e-3)
+    # One route has the reward e^(6 / 0.5), all others e^0; the optimum is that of DPO's beta.
+    raised = exact["sft"] * torch.tensor(12.0).exp()
+    optimum = raised / (raised + 1 - exact["sft"])
+    assert row["optimum"]["mean"] == pytest.approx(optimum.mean().item(), rel=1e-4)
+
+
+def test_the_distance_to_the_optimum_is_that_of_every_road_s_own_strength(folder, monkeypatch):
+    """log pi / pi* of given samples, from log pi / pi_ref, the reward and log Z, each by hand."""
+    rewards = torch.zeros(len(PROMPTS), gap_closed.SAMPLES, dtype=torch.float64)
+    rewards[:, 0] = 1.0
+    log_ratio = torch.full_like(rewards, 0.25)
+
+    def given_logps(policy, *more):
+        return log_ratio if policy == "policy" else torch.zeros_like(log_ratio)
+
+    monkeypatch.setattr(gap_closed, "samples", lambda *given: (None, None, rewards))
+    monkeypatch.setattr(gap_closed, "sequence_logps", given_logps)
+    log_z = torch.full((len(PROMPTS),), 2.0, dtype=torch.float64)
+    world = roadmap.WORLDS["roadmap-short"]
+    found = gap_closed.distances("policy", "reference", world, PROMPTS, log_z, 0.5)
+    assert found[:2] == [0.25 - 6 / 0.5 + 2, 0.25 + 2]
+    monkeypatch.undo()
+
+    asked = []
+    monkeypatch.setattr(gap_closed, "distances", lambda *given: asked.append(given[-2:]) or [0.0] * 200)
+    gap_closed.gap_closed_row(folder, "roadmap-short")
+    p = probabilities(0)
+    for (log_z, beta), strength in zip(asked, (0.5, 2.0), strict=True):
+        expected = (p * torch.tensor(6 / strength).exp() + 1 - p).log()
+        assert beta == strength
+        torch.testing.assert_close(log_z, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_in_the_hidden_world_there_is_no_optimum(folder):
+    row = gap_closed.gap_closed_row(folder, "roadmap-hidden")
+    assert row.keys() == {"sft", "dpo", "rlhf_global", "rlhf_minus_dpo"}
+    lead = row["rlhf_global"]["mean"] - row["dpo"]["mean"]
+    assert row["rlhf_minus_dpo"]["mean"] == pytest.approx(lead)
+    assert row["dpo"].keys() == {"mean", "se"}
+
+
+def test_each_world_has_a_folder_of_its_own(tmp_path):
+    assert gap_closed.world_folder(tmp_path, "roadmap") == tmp_path
+    assert gap_closed.world_folder(tmp_path, "roadmap-2") == tmp_path / "roadmap-2"
