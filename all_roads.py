@@ -7,7 +7,7 @@ the gap between verifying and generating is closed, or smaller.
 
 It prints and runs the commands that you would type, two at a time. A finished phase is not run
 again; a phase that was killed goes on from its checkpoint. Results: OUT/report.md, OUT/results.json
-and the figures beside them.
+and the figures beside them; OUT/report.html is the same as a page, with a map to click on.
 
 Start it again whenever you like. It makes again what is missing, and what was made from something
 that has changed since; a result that somebody has changed is refused by name. It does not notice
@@ -180,7 +180,7 @@ def main(argv=None):
     results = read_json_object(args.out / "results.json")
     print("\n".join(verdict(results)))
     total = f"{results['seconds']['total']:.0f} s"
-    print(f"\n{args.out}/report.md: tables and figures; {args.out}/results.json: the numbers ({total})")
+    print(f"\n{args.out}/report.md, report.html: tables and figures; results.json: the numbers ({total})")
     prompt = results["routes"]["prompts"][0]["prompt"]  # the policies differ most on this one
     sample = ["sample.py", "--prompt", prompt, "--num-samples", 4, "--model"]
     print_next(sample + [first_folder / "sft"], sample + [first_folder / "rlhf_global"])

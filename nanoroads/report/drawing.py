@@ -24,6 +24,7 @@ NAMES = {
 }
 STYLE = {
     "font.size": 10,
+    "font.sans-serif": ["DejaVu Sans", "Verdana"],  # an SVG names them in each of its texts
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,

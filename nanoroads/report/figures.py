@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import pairwise
+from math import dist, nan
 
 from matplotlib.figure import Figure
 
@@ -18,8 +19,8 @@ CENTRES = {
     "AZ": (111.7, 34.3),
     "CA": (120.0, 37.0),
     "CO": (105.5, 39.0),
-    "CT": (71.6, 40.6),
-    "DE": (72.6, 37.9),
+    "CT": (71.2, 41.0),
+    "DE": (73.6, 37.6),
     "FL": (82.0, 28.5),
     "GA": (83.2, 32.4),
     "IA": (93.4, 42.0),
@@ -29,7 +30,7 @@ CENTRES = {
     "KS": (98.3, 38.5),
     "KY": (85.2, 37.5),
     "LA": (92.3, 30.9),
-    "MA": (70.4, 42.6),
+    "MA": (70.4, 42.7),
     "MD": (75.9, 38.5),
     "ME": (66.6, 46.6),
     "MI": (84.9, 43.6),
@@ -41,7 +42,7 @@ CENTRES = {
     "ND": (100.4, 47.4),
     "NE": (99.7, 41.4),
     "NH": (69.2, 44.9),
-    "NJ": (72.9, 39.7),
+    "NJ": (72.6, 39.4),
     "NM": (106.1, 34.3),
     "NV": (116.8, 39.3),
     "NY": (75.2, 43.0),
@@ -49,7 +50,7 @@ CENTRES = {
     "OK": (97.3, 35.4),
     "OR": (120.5, 43.9),
     "PA": (77.6, 40.9),
-    "RI": (68.5, 40.9),
+    "RI": (68.4, 40.9),
     "SC": (80.4, 33.2),
     "SD": (100.2, 44.4),
     "TN": (87.0, 35.7),
@@ -66,6 +67,7 @@ CENTRES = {
 PLACE = {state: (-0.72 * west, north) for state, (west, north) in CENTRES.items()}
 COAST = "WA OR CA AZ NM TX LA MS AL FL GA SC NC VA DE NJ CT RI MA NH ME VT NY PA OH MI WI MN ND MT".split()
 LANE = 0.45  # degrees between routes that earn a reward and routes that earn none
+LAND = "#f2f4f6"
 FAILED = "#bfc4cb"  # of routes that earn none
 NARROWEST, WIDEST = 0.8, 12.0  # width of a road, in points, if one route takes it and if all do
 
@@ -103,10 +105,16 @@ def draw_roads(ax):
     """The land, and all roads on it."""
     x = [PLACE[state][0] for state in COAST]
     y = [PLACE[state][1] for state in COAST]
-    ax.fill(x, y, color="#f2f4f6", lw=46, joinstyle="round", zorder=0, clip_on=False)
+    ax.fill(x, y, color=LAND, lw=46, joinstyle="round", zorder=0, clip_on=False)
+    # All roads are one line with gaps: a thousand lines of their own would make a large and slow file.
+    x = []
+    y = []
     for here, neighbours in NEIGHBOURS.items():
         for there in neighbours:
-            draw_line(ax, PLACE[here], PLACE[there], color=PALE, lw=1, zorder=1)
+            if here < there:
+                x += [PLACE[here][0], PLACE[there][0], nan]
+                y += [PLACE[here][1], PLACE[there][1], nan]
+    ax.plot(x, y, color=PALE, lw=1, zorder=1)
 
 
 def draw_hops(ax, counts, total, lane, colour):
@@ -122,14 +130,13 @@ def draw_hop(ax, here, there, lane, colour, width):
     dashes = (0, (1.6, 1))
     style = "-" if there in NEIGHBOURS[here] else dashes
     draw_line(ax, start, end, ls=style, color=colour, lw=width, zorder=2)
-    arrow = {
-        "arrowstyle": "-|>,head_length=.36,head_width=.22",
-        "color": colour,
-        "lw": 0.5,
-        "shrinkA": 0,
-        "shrinkB": 0,
-    }
-    ax.annotate("", between(start, end, 0.64), between(start, end, 0.4), arrowprops=arrow, zorder=3)
+    tip = between(start, end, 0.62)
+    x = (end[0] - start[0]) / dist(start, end)  # one degree along the hop
+    y = (end[1] - start[1]) / dist(start, end)
+    back = (tip[0] - 0.5 * x, tip[1] - 0.5 * y)
+    corners_x = [tip[0], back[0] - 0.3 * y, back[0] + 0.3 * y]
+    corners_y = [tip[1], back[1] + 0.3 * x, back[1] - 0.3 * x]
+    ax.fill(corners_x, corners_y, color=colour, lw=0.5, zorder=3)
 
 
 def draw_state(ax, state, is_start, is_goal, is_named):

@@ -5,6 +5,7 @@ Everything is measured on the CPU in fp32, on held-out prompts unless a name say
 rlhf_local.
 """
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -29,6 +30,8 @@ BEST_OF = (1, 2, 4, 8, 16)  # the N of best-of-N
 SHOWN = 3  # prompts on the maps of the report
 CHOOSING = 16  # samples of a policy for each held-out prompt, by which those are chosen
 DRAWN = 64  # samples of a policy for each prompt that is shown
+ON_PAGE = 8  # samples of a policy for each held-out prompt on the map of the page
+ROADS = ("sft", "dpo", "rlhf_global")  # the policies whose routes are shown
 
 
 def measure(folder: Path, quick: bool) -> dict:
@@ -55,8 +58,13 @@ def measure(folder: Path, quick: bool) -> dict:
 
 
 def measures_file(folder: Path, quick: bool) -> dict[str, bytes]:
-    """The measures of one seed as the file measures.json, for `made_from.make_or_keep`."""
-    return {"measures.json": json_bytes(measure(folder, quick))}
+    """measures.json of one seed, and routes.json for its page, for `made_from.make_or_keep`."""
+    prompts = roadmap.prompts(WORLD, "test")
+    return {
+        "measures.json": json_bytes(measure(folder, quick)),
+        # In one line: indented, it would be three times as long.
+        "routes.json": json.dumps(map_routes(folder, prompts)).encode(),
+    }
 
 
 # ---------------------------------------------------------------- the policies
@@ -80,14 +88,8 @@ def shown_routes(folder, prompts):
     "prompts": a row {"prompt", "samples": {policy: {route: how often it was drawn}}} for each of the
     prompts on which the policies differ most. They are chosen by other samples than those that are
     shown, since what is chosen because it is extreme is less so when it is drawn again."""
-    policies = {name: load_policy(folder / name) for name in ("sft", "dpo", "rlhf_global")}
-    means = []  # for each policy (prompts,)
-    for policy in policies.values():
-        rewards_by_prompt = []
-        for prompt, texts in zip(prompts, drawn(policy, prompts, CHOOSING, "choosing"), strict=True):
-            rewards_by_prompt.append([WORLD.reward(prompt, text) for text in texts])
-        means.append(torch.tensor(rewards_by_prompt).mean(1))
-    means = torch.stack(means)  # (policies, prompts)
+    policies = {name: load_policy(folder / name) for name in ROADS}
+    means = choosing_rewards(policies, prompts)  # (policies, prompts)
     spread = means.max(0).values - means.min(0).values  # (prompts,)
     chosen = [prompts[i] for i in spread.argsort(descending=True, stable=True)[:SHOWN]]
 
@@ -98,6 +100,45 @@ def shown_routes(folder, prompts):
     rule = (
         f"Prompts: the {SHOWN} of {len(prompts)} held-out ones on which the policies' mean true rewards, "
         f"of {CHOOSING} other samples, lie furthest apart."
+    )
+    return {"rule": rule, "prompts": rows}
+
+
+def choosing_rewards(policies, prompts):
+    """The mean true reward of each policy's CHOOSING samples of each prompt -> (policies, prompts)."""
+    means = []  # for each policy (prompts,)
+    for policy in policies.values():
+        rewards_by_prompt = []
+        for prompt, texts in zip(prompts, drawn(policy, prompts, CHOOSING, "choosing"), strict=True):
+            rewards_by_prompt.append([WORLD.reward(prompt, text) for text in texts])
+        means.append(torch.tensor(rewards_by_prompt).mean(1))
+    return torch.stack(means)
+
+
+def map_routes(folder, prompts):
+    """routes.json: what the policies do on every prompt, for the map of the page: {"rule", "prompts"}.
+
+    "prompts": a row {"prompt", "best", "policies"} each; best: the largest true reward that there is.
+    Of a policy "greedy": [route, true reward], "samples": a list of these, and "choosing": the mean
+    true reward of other samples, by which the page orders the prompts, for the reason given above."""
+    policies = {name: load_policy(folder / name) for name in ROADS}
+    means = choosing_rewards(policies, prompts).tolist()
+    rows = [{"prompt": prompt, "best": optimal_reward(prompt), "policies": {}} for prompt in prompts]
+    for (name, policy), choosing in zip(policies.items(), means, strict=True):
+        samples = drawn(policy, prompts, ON_PAGE, "page")
+        _, likeliest = sample_routes(policy, WORLD, ENCODING, prompts, 1, temperature=0)
+        for i, row in enumerate(rows):
+            greedy = tokenizer.decode_all(ENCODING, likeliest[i])
+            answers = [[text, round(WORLD.reward(row["prompt"], text), 2)] for text in greedy + samples[i]]
+            row["policies"][name] = {
+                "greedy": answers[0],
+                "samples": answers[1:],
+                "choosing": round(choosing[i], 4),
+            }
+    rule = (
+        f"The dots are mean true rewards of {CHOOSING} other samples of each policy, from 0 to 1. They order "
+        f"the list, and the {ON_PAGE} samples on the maps are new ones: a prompt that heads the list by luck "
+        "does not show the same luck below."
     )
     return {"rule": rule, "prompts": rows}
 

@@ -4,8 +4,10 @@ import tempfile
 from pathlib import Path
 
 from nanoroads.report import figures
+from nanoroads.report.drawing import save
+from nanoroads.report.page import report_page
 from nanoroads.run.folder import read_metrics
-from nanoroads.weights.files import json_bytes, write_text
+from nanoroads.weights.files import json_bytes, read_json_object, write_text
 
 # What "closed" means: a difference in true reward within SMALL, or within two standard errors, and
 # both roads within NEAR nats of the policy that both aim at.
@@ -14,7 +16,7 @@ NEAR = 0.3
 
 
 def report_files(results: dict, folder: Path) -> dict[str, bytes]:
-    """results.json, report.md and the figures as {file name: bytes}, for `made_from.make_or_keep`."""
+    """results.json, report.md, report.html and the figures as {file name: bytes}, for `make_or_keep`."""
     files = {"results.json": json_bytes(results)}
     with tempfile.TemporaryDirectory() as drawn:
         write_report(results, Path(drawn), folder)
@@ -24,7 +26,9 @@ def report_files(results: dict, folder: Path) -> dict[str, bytes]:
 
 
 def write_report(results: dict, out: Path, folder: Path):
-    """Figures and report.md in `out`. folder: the first seed's runs, for curves along training."""
+    """Figures, report.md and report.html in `out`.
+
+    folder: the first seed's runs, for curves along training and the page's map."""
     draw(results, out, folder)
     parts = opening(results) + policies_section(results)
     parts += reward_models_section(results) + equivalence_section(results)
@@ -32,15 +36,20 @@ def write_report(results: dict, out: Path, folder: Path):
         parts += gap_closed_section(results["gap_closed"])
     rows = [[name, f"{seconds:.0f}"] for name, seconds in results["seconds"].items()]
     parts += ["## Seconds\n", table(["phase", "s"], rows)]
-    write_text(out / "report.md", "\n".join(parts))
+    text = "\n".join(parts)
+    write_text(out / "report.md", text)
+    routes = None
+    if (folder / "routes.json").exists():  # measures of earlier versions have none
+        routes = read_json_object(folder / "routes.json")
+    write_text(out / "report.html", report_page(text, out, routes))
 
 
 def draw(results, out, folder):
     """The figures."""
-    figures.rewards(results).savefig(out / "rewards.png")
-    figures.best_of_n(results).savefig(out / "best_of_n.png")
-    figures.equivalence(results, read_metrics(folder / "rlhf_local")).savefig(out / "equivalence.png")
-    figures.routes(results).savefig(out / "routes.png")
+    save(figures.rewards(results), out / "rewards.svg")
+    save(figures.best_of_n(results), out / "best_of_n.svg")
+    save(figures.equivalence(results, read_metrics(folder / "rlhf_local")), out / "equivalence.svg")
+    save(figures.routes(results), out / "routes.svg")
 
 
 # ---------------------------------------------------------------- the verdict
@@ -141,7 +150,7 @@ def policies_section(results):
         table(["policy", "reward (T = 1)", "greedy reward", "KL to SFT, nats"], rows),
         "`optimum` is the reference restricted to shortest routes, the limit of small beta, "
         "by enumeration.\n",
-        "![rewards](rewards.png)\n\n![routes](routes.png)\n",
+        "![rewards](rewards.svg)\n\n![routes](routes.svg)\n",
     ]
 
 
@@ -158,7 +167,7 @@ def reward_models_section(results):
         table(head, rows),
         "`dpo`: beta log pi/pi_ref of DPO's policy; `local`: Bradley-Terry on log pi alone; "
         "`global`: a scalar head.\n",
-        "![best of N](best_of_n.png)\n",
+        "![best of N](best_of_n.svg)\n",
     ]
 
 
@@ -169,7 +178,7 @@ def equivalence_section(results):
         f"KL(DPO || SFT) {row['kl_dpo_sft']:.3f}, KL(DPO || RLHF-local) {row['kl_dpo_rlhf_local']:.3f} nats. "
         f"Stage 1 of the local road and DPO end {row['stage_1_weights_apart']:.1e} apart in their largest "
         "weight.\n",
-        "![equivalence](equivalence.png)\n",
+        "![equivalence](equivalence.svg)\n",
     ]
 
 

@@ -1,5 +1,6 @@
 """all_roads.py: its measures against enumeration and hand arithmetic, its schedule, its report."""
 
+import html
 import json
 import math
 from pathlib import Path
@@ -294,7 +295,29 @@ def test_the_report_holds_the_numbers(tmp_path, monkeypatch):
     assert "experiments/overoptimisation.py" in text
     assert "| global | 0.600 | 0.600 | 0.100 | 0.550 |" in text
     for name in ("rewards", "best_of_n", "equivalence", "routes"):
-        assert f"({name}.png)" in text and (tmp_path / f"{name}.png").stat().st_size > 5_000
+        assert f"({name}.svg)" in text and (tmp_path / f"{name}.svg").stat().st_size > 5_000
+
+
+def test_the_page_holds_the_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        write, "read_metrics", lambda run: [{"step": 1, "kl": 1, "true_reward": 0, "reward": 0}]
+    )
+    write.write_report(results(), tmp_path, tmp_path)
+    page = html.unescape((tmp_path / "report.html").read_text())
+    for line in write.verdict(results()):
+        assert line.removeprefix("yes: ").removeprefix("NO: ") in page
+    cells = 0
+    for line in (tmp_path / "report.md").read_text().splitlines():
+        if line.startswith("|") and "---" not in line:
+            for cell in line[1:-1].split("|"):
+                assert f">{cell.strip()}</t" in page
+                cells += 1
+    assert cells > 50
+    assert '"routes":null' in page and '<section id="map">' not in page
+    (tmp_path / "routes.json").write_text('{"rule": "of routes.json", "prompts": []}')
+    write.write_report(results(), tmp_path, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert '"rule":"of routes.json"' in page and '<section id="map">' in page
 
 
 def test_seeds_are_a_list_of_seeds():

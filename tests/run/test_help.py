@@ -10,6 +10,7 @@ import train_dpo
 import train_rlhf
 import train_sft
 from experiments import bench_step, misspecified, ppo, summarize, sweep, theorem_3_1
+from nanoroads.report import page
 from nanoroads.run.flags import Parser
 from nanoroads.world import pairs
 
@@ -23,6 +24,7 @@ COMMANDS = {
     "pairs": pairs.main,
     "bench_step": bench_step.flags,
     "misspecified": misspecified.main,
+    "page": page.main,
     "ppo": ppo.flags,
     "summarize": summarize.flags,
     "sweep": sweep.main,

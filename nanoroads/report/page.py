@@ -1,0 +1,199 @@
+"""report.html: what was found, as one page that needs no network, in a browser of any width.
+
+    python -m nanoroads.report.page                            writes experiments/report.html
+    python -m nanoroads.report.page --folder out/experiments   of what the scripts have just found
+
+all_roads.py writes such a page of its report.md, with a map to click on: what SFT, DPO and RLHF do
+between a start and a goal. The page's style and script are in page.html.
+"""
+
+import base64
+import html
+import json
+import re
+from itertools import groupby
+from pathlib import Path
+
+from nanoroads.errors import InputError
+from nanoroads.report.drawing import COLOURS, INK, NAMES, PALE
+from nanoroads.report.figures import COAST, LAND, PLACE
+from nanoroads.run.flags import Parser, run_script
+from nanoroads.weights.files import read_json_object, write_text
+from nanoroads.world.roadmap import NEIGHBOURS
+
+TEMPLATE = Path(__file__).with_name("page.html")
+MARK = "<!-- nanoroads.report.page -->"  # in each page, so that nobody's file is written over
+LONG = 16  # a table of more rows begins closed
+# What colours of figures become in a page, since they are others on a dark ground.
+ON_ANY_GROUND = {INK: "currentColor", "#ffffff": "var(--ground)", PALE: "var(--line)", LAND: "var(--land)"}
+ON_ANY_GROUND.update({COLOURS[road]: f"var(--{road})" for road in COLOURS if road != "optimum"})
+# How a line of our Markdown begins; one of none of these kinds is text. And what it becomes.
+KINDS = {
+    "blank": r"\s*$",
+    "table": r"\|",
+    "figure": r"!\[(.*)\]\(([\w.]+)\)$",
+    "verdict": r"(?:- )?(yes|NO): (.*)",
+    "heading": r"(#+) (.*)",
+    "list": r"- (.*)",
+    "quote": r"> (.*)",
+}
+HTML = {
+    "verdict": '<p class="verdict {0}"><b class="{0}">{0}</b> {1}</p>',
+    "list": "<ul><li>{0}</li></ul>",
+    "quote": "<blockquote>{0}</blockquote>",
+}
+
+
+def report_page(markdown: str, folder: Path, routes: dict | None) -> str:
+    """The page of all_roads.py. markdown: report.md, whose figures lie in `folder`.
+
+    routes: routes.json, see measures.map_routes; None: the page has no map."""
+    title = markdown.partition("\n")[0].removeprefix("# ")
+    if routes is None:
+        return fill_template(title, to_html(markdown, folder), None)
+    markdown = markdown.replace("![routes](routes.svg)\n", "")  # the map shows more
+    opening, heading, sections = markdown.partition("\n## ")
+    body = to_html(opening, folder) + '\n<section id="map"></section>\n'
+    return fill_template(title, body + to_html(heading + sections, folder), routes)
+
+
+def experiments_page(folder: Path) -> str:
+    """The page of a folder that holds NAME/table.md or NAME/report.md for each experiment.
+
+    They stand in the order of its README.md. Raises InputError where there is none."""
+    tables = list(folder.glob("*/table.md")) + list(folder.glob("*/report.md"))
+    if not tables:
+        raise InputError(f"--folder {folder}: no folder in it holds a table.md or a report.md")
+    readme = folder / "README.md"
+    text = readme.read_text() if readme.exists() else ""
+
+    def place(name):
+        found = re.search(rf"\b{re.escape(name)}(\.py|/)", text)
+        return (found.start() if found else len(text), name)
+
+    contents = []
+    articles = []
+    for name in sorted({path.parent.name for path in tables}, key=place):
+        title, body = article(folder / name)
+        anchor = html.escape(name)
+        words = re.findall(r'<p class="verdict \w+">(<b .*?</b>)', body)
+        contents.append(f'<li><a href="#{anchor}">{inline(title)}</a> {" ".join(words)}</li>')
+        articles.append(f'<article id="{anchor}">\n<h2>{inline(title)}</h2>\n{body}\n</article>')
+    title = "Every claim, and what came out"
+    parts = [f"<h1>{title}</h1>", '<ol class="contents">'] + contents + ["</ol>"] + articles
+    return fill_template(title, "\n".join(parts), None)
+
+
+def article(folder):
+    """(title, body as HTML) of one experiment: its verdict, its figure, its table; or its report.md."""
+    if not (folder / "table.md").exists():
+        title, _, markdown = (folder / "report.md").read_text().partition("\n")
+        return title.removeprefix("# "), to_html(markdown, folder, level=1)
+    # Earlier results have no claim in them.
+    title = read_json_object(folder / "results.json").get("claim", folder.name.replace("_", " "))
+    lines = (folder / "table.md").read_text().splitlines()
+    lines += [f"![figure]({path.name})" for path in folder.glob("figure.*")]
+    order = {"verdict": 0, "figure": 1}  # and then the table
+    lines.sort(key=lambda line: order.get(kind_of(line), 2))
+    return title, to_html("\n".join(lines), folder, level=1)
+
+
+def fill_template(title, body, routes):
+    """The template with its three gaps filled. title is text, body HTML, routes as routes.json has them."""
+    data = {"routes": routes, "names": NAMES, "roads": NEIGHBOURS, "places": PLACE, "coast": COAST}
+    # In a script element nothing is escaped, but no `<` may be there, which could end it.
+    as_json = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    gaps = {"title": html.escape(title), "body": body, "data": as_json}
+    return re.sub(r"\{\{(\w+)\}\}", lambda gap: gaps[gap[1]], TEMPLATE.read_text(encoding="utf-8"))
+
+
+# ---------------------------------------------------------------- from Markdown to HTML
+
+
+def to_html(markdown: str, folder: Path, level: int = 0) -> str:
+    """The Markdown that our reports are written in, as HTML, all text escaped.
+
+    folder: where its figures lie. level: how much lower the headings become."""
+    parts = []
+    for kind, lines in groupby(markdown.splitlines(), kind_of):
+        lines = list(lines)
+        if kind == "table":
+            parts.append(table(lines))
+        elif kind == "text":
+            parts.append(f"<p>{inline(' '.join(lines))}</p>")
+        elif kind != "blank":
+            for line in lines:
+                fields = re.match(KINDS[kind], line).groups()
+                if kind == "figure":
+                    parts.append(figure_to_html(folder / fields[1], html.escape(fields[0])))
+                elif kind == "heading":
+                    tag = f"h{len(fields[0]) + level}"
+                    parts.append(f"<{tag}>{inline(fields[1])}</{tag}>")
+                else:
+                    parts.append(HTML[kind].format(*map(inline, fields)))
+    return "\n".join(parts)
+
+
+def kind_of(line):
+    """What a line of Markdown belongs to: one of KINDS, or "text"."""
+    kinds = [kind for kind, form in KINDS.items() if re.match(form, line)]
+    return kinds[0] if kinds else "text"
+
+
+def inline(text):
+    """A line's text as HTML: escaped, `code` as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+
+def table(lines):
+    """A Markdown table; one of very many rows begins closed."""
+    head, _, *rows = [line.strip()[1:-1].split("|") for line in lines]
+    parts = []
+    for tag, row in [("th", head)] + [("td", row) for row in rows]:
+        cells = ""
+        for column, cell in enumerate(row):
+            # Numbers stand at the right, and so does the head of a column that begins with one.
+            looked_at = rows[0][column] if tag == "th" and rows else cell
+            kind = ' class="number"' if re.match(r"\s*[-+−]?[\d.]", looked_at) else ""
+            cells += f"<{tag}{kind}>{inline(cell.strip())}</{tag}>"
+        parts.append(f"<tr>{cells}</tr>")
+    text = '<div class="wide"><table>\n' + "\n".join(parts) + "\n</table></div>"
+    if len(rows) > LONG:
+        text = f"<details><summary>{len(rows)} rows</summary>{text}</details>"
+    return text
+
+
+def figure_to_html(path, alt):
+    """A figure: an SVG as part of the page, whose colours it then has; any other as data."""
+    if path.suffix != ".svg":
+        data = base64.b64encode(path.read_bytes()).decode()
+        return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"></figure>'
+    svg = path.read_text(encoding="utf-8")
+    # What it says of itself for programs, and a style that would be the whole page's.
+    svg = re.sub(r"^.*?(?=<svg)|<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
+    # Figures have the same ids, and in a page they have to differ.
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{path.parent.name}-{path.stem}-", svg)
+    for colour, variable in ON_ANY_GROUND.items():
+        svg = svg.replace(colour, variable)
+    # As wide as it was drawn where there is room. Where there is little, it is to be scrolled, not small.
+    width = float(re.search(r'width="([\d.]+)pt"', svg)[1])
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    label = f'role="img" aria-label="{alt}" style="width: {width:.0f}pt; min-width: {0.6 * width:.0f}pt"'
+    return f"<figure>{svg.replace('<svg', f'<svg {label}', 1)}</figure>"
+
+
+def main(argv=None):
+    """Write the page of a folder of experiments."""
+    parser = Parser(description=__doc__)
+    add = parser.add_argument_group("the page").add_argument
+    add("--folder", type=Path, default=Path("experiments"), help="of the results (default: %(default)s)")
+    args = parser.parse_args(argv)
+    path = args.folder / "report.html"
+    if path.exists() and MARK not in path.read_text(errors="replace"):
+        raise InputError(f"{path}: exists, and is no page of this command; move it away")
+    write_text(path, experiments_page(args.folder))
+    print(path)
+
+
+if __name__ == "__main__":
+    run_script(main, resumes=False, less_memory=None)
