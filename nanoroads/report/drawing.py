@@ -51,5 +51,6 @@ def new_figure(width, height, **subplots):
 
 
 def save(fig, path):
-    """Write a figure as SVG on a clear ground. The same drawing gives the same bytes."""
-    fig.savefig(path, transparent=True, metadata={"Date": None})
+    """Write a figure as SVG on a white ground, which a dark page needs. The same drawing gives the same
+    bytes."""
+    fig.savefig(path, metadata={"Date": None})
