@@ -215,7 +215,8 @@ def measure_seed(folder, seed):
 
 
 def verdict(seeds, verifies_above=0.8, generates_below=0.05):
-    """A line for each claim. The two bounds were set before the first run."""
+    """A line for each claim. The two bounds were set before the first run; the line from three moves on and
+    the row of imitation were added after seed 100 had been seen, before the reported seeds."""
     lines = []
     for group, words in (("all", "whatever the goal"), (FAR, "three moves from the goal or more")):
         accuracy = evidence.over_seeds(seeds, "dpo", "accuracy", group)
