@@ -150,6 +150,7 @@ MAKE_IT_FAIL = [  # line, policy, measure, what is added
     (6, named(ON_POLICY, 0.1), "accuracy_own", -0.4),
     (7, "on-policy, 30 rounds, beta 0.3", "reward", -0.2),
     (7, "on-policy, 30 rounds, beta 0.3", "reward", 0.2),
+    (8, "on-policy, 30 rounds, beta 0.3", "greedy_reward", -0.06),
     (8, "on-policy, 30 rounds, beta 0.3", "greedy_reward", -0.2),
     (9, "on-policy, 30 rounds, beta 0.1", "reward", 0.2),
     (10, "on-policy, 30 rounds, beta 0.1", "greedy_reward", -0.2),
