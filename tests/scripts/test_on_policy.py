@@ -37,7 +37,8 @@ def test_one_round_is_dpo(folder):
 
 def test_more_rounds_have_the_same_budget(folder, monkeypatch):
     """One optimizer, one schedule, as many pairs and steps; all pairs but the first are the policy's own."""
-    steps, drawn, optimizers = [], [], []
+    steps, within, drawn, optimizers = [], [], [], []
+    real_indices = on_policy.batch_indices
     real_rate, real_draw, real_adamw = on_policy.learning_rate, on_policy.draw_labelled, on_policy.adamw
     reference = load_policy(folder / "sft").state_dict()
 
@@ -51,18 +52,24 @@ def test_more_rounds_have_the_same_budget(folder, monkeypatch):
         drawn.append((n, len(steps), moved, rest))
         return real_draw(policy, n, *rest)
 
+    def indices(n, size, step, seed):
+        within.append(step)
+        return real_indices(n, size, step, seed)
+
     def adamw(*args):
         optimizers.append(real_adamw(*args))
         return optimizers[-1]
 
-    for name, function in {"learning_rate": rate, "draw_labelled": draw, "adamw": adamw}.items():
+    replaced = {"learning_rate": rate, "draw_labelled": draw, "adamw": adamw, "batch_indices": indices}
+    for name, function in replaced.items():
         monkeypatch.setattr(on_policy, name, function)
     _, used = on_policy.train_on_policy(folder, 7, 3, "dpo")
-    assert steps == list(range(30)) and len(optimizers) == 1
+    assert steps == list(range(30)) and within == 3 * list(range(10)) and len(optimizers) == 1
     assert len(used) == 200 and used[:66] == read_jsonl(folder / "sft/pairs.jsonl")[:66]
     assert [(n, done) for n, done, _, _ in drawn] == [(67, 10), (67, 20)]
     assert 0 < drawn[0][2] < drawn[1][2]
     assert drawn[0][3] != drawn[1][3]  # other random numbers
+    assert drawn[0][3][0] == drawn[1][3][0] == "train"
 
 
 def test_labels_are_those_of_the_true_reward(folder, monkeypatch):
