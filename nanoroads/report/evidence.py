@@ -59,20 +59,54 @@ def shared_phases(folder: Path, seed: int, *names: str) -> list[Phase]:
     return phases
 
 
+def dpo_run(beta: float) -> str:
+    """The name of DPO's run at a beta; at .3 it is the shared one."""
+    return "dpo" if beta == 0.3 else f"dpo_beta_{beta}"
+
+
+def rlhf_run(kl: float) -> str:
+    """The name of RL's run at a kl; at .5 it is the shared one, whose reward model the others climb."""
+    return "rlhf_global" if kl == 0.5 else f"rlhf_kl_{kl}"
+
+
+def regularised_phases(folder: Path, seed: int, betas: list[float], kls: list[float]) -> list[Phase]:
+    """Both roads with weak and strong regularisers: DPO at each of `betas`, RL at each of `kls`.
+
+    And what they start from: sft, its pairs, dpo, and rlhf_global with its reward model."""
+    phases = shared_phases(folder, seed, "dpo", "rlhf_global")
+    from_sft = ["--seed", seed, "--data", "roadmap", "--init", folder / "sft"]
+    for beta in betas:
+        if dpo_run(beta) != "dpo":
+            dpo = ["train_dpo.py"] + from_sft + DPO + ["--beta", beta]
+            phases.append(new_phase(folder, dpo_run(beta), dpo, ["sft/pairs.jsonl", "sft/pairs_test.jsonl"]))
+    for kl in kls:
+        if rlhf_run(kl) != "rlhf_global":
+            rl = ["train_rlhf.py"] + from_sft + ["--reward", folder / "rlhf_global/reward"]
+            if kl <= 0.1:
+                rl += ["--steps", 150]  # on seed 100 true reward and KL stand still from step 80 on
+            phases.append(new_phase(folder, rlhf_run(kl), rl + RLHF + ["--kl", kl], ["rlhf_global"]))
+    return phases
+
+
 # ---------------------------------------------------------------- several seeds
 
 
-def over_seeds(by_seed: list[dict], *path: str) -> dict[str, float]:
+def over_seeds(by_seed: list[dict], *path: str | int) -> dict[str, float]:
     """{"mean", "se"} over seeds of by_seed[i][path[0]][path[1]]..."""
     return mean_se(values_of(by_seed, *path))
 
 
-def values_of(by_seed: list[dict], *path: str) -> list[float]:
+def values_of(by_seed: list[dict], *path: str | int) -> list[float]:
     """by_seed[i][path[0]][path[1]]... for each seed i."""
     values = list(by_seed)
     for name in path:
         values = [value[name] for value in values]
     return values
+
+
+def means_with_errors(by_seed: list[dict], path: tuple, names: tuple, digits: int = 3) -> list[str]:
+    """`0.512 ± 0.008` for each of `names`, over seeds of by_seed[i][path[0]]...[name]."""
+    return [plus_minus(over_seeds(by_seed, *path, name), digits) for name in names]
 
 
 def differences(one: list[float], other: list[float]) -> dict[str, float]:
@@ -91,6 +125,11 @@ def with_errors(cell: dict[str, float], digits: int = 3) -> str:
 def is_above(cell: dict[str, float], bound: float = 0.0) -> bool:
     """Whether a mean is above `bound` by more than two standard errors; of one seed, above it at all."""
     return cell["mean"] - 2 * cell["se"] > bound
+
+
+def is_below(cell: dict[str, float], bound: float = 0.0) -> bool:
+    """Whether a mean is below `bound` by more than two standard errors; of one seed, below it at all."""
+    return cell["mean"] + 2 * cell["se"] < bound
 
 
 def claim(holds: bool, text: str) -> str:

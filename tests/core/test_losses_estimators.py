@@ -135,3 +135,20 @@ def test_the_kl_of_best_of_n_is_below_its_formula_where_responses_have_mass(n):
         else:
             high = tilt
     assert tilted @ REWARD > best @ REWARD
+
+
+@pytest.mark.parametrize("theta", [t(1, -2, 0.5, 0), t(-3, 0.4, 2, 1)])
+def test_the_chosen_change_by_half_the_margin_less_the_kl_from_the_reference(theta):
+    """For any policy, whatever trained it, on pairs of the reference's samples with Bradley-Terry labels."""
+    beta = 0.3
+    ref_logp, logp = torch.log_softmax(THETA, 0), torch.log_softmax(theta, 0)
+    chosen, rejected = torch.cartesian_prod(torch.arange(4), torch.arange(4)).unbind(1)  # (16,) each
+    wins = 2 * torch.sigmoid(REWARD[chosen] - REWARD[rejected])  # drawn in either order
+    chance = (ref_logp[chosen] + ref_logp[rejected]).exp() * wins  # (16,)
+    assert chance.sum().item() == pytest.approx(1)
+    change = losses.kl_k1(logp, ref_logp)
+    margin = losses.margin(logp[chosen], logp[rejected], ref_logp[chosen], ref_logp[rejected], beta)
+    kl = ref_logp.exp() @ losses.kl_k1(ref_logp, logp)
+    half = chance @ margin / (2 * beta)
+    torch.testing.assert_close(chance @ change[chosen], half - kl, rtol=0, atol=1e-14)
+    torch.testing.assert_close(chance @ change[rejected], -half - kl, rtol=0, atol=1e-14)

@@ -26,6 +26,16 @@ def test_shared_phases(tmp_path):
         assert all(need.startswith(str(tmp_path)) for need in phase.needs)
 
 
+def test_regularised_phases(tmp_path):
+    phases = {}
+    for phase in evidence.regularised_phases(tmp_path, 3, [0.3, 0.05], [0.5, 1]):
+        phases[str(phase.result.relative_to(tmp_path))] = phase.command
+    shared = ["sft", "sft/pairs.jsonl", "sft/pairs_test.jsonl", "dpo", "rlhf_global"]
+    assert list(phases) == [*shared, "dpo_beta_0.05", "rlhf_kl_1"]  # .3 and .5 are the shared ones
+    assert "--beta 0.05" in " ".join(phases["dpo_beta_0.05"])
+    assert f"--reward {tmp_path}/rlhf_global/reward --kl 1" in " ".join(phases["rlhf_kl_1"])
+
+
 def test_statistics_over_seeds():
     rows = [{"dpo": {"reward": 1.0}}, {"dpo": {"reward": 2.0}}, {"dpo": {"reward": 6.0}}]
     cell = evidence.over_seeds(rows, "dpo", "reward")
@@ -37,6 +47,9 @@ def test_statistics_over_seeds():
     assert evidence.with_errors({"mean": -0.5, "se": 0.25}, 2) == "-0.50 ± 0.25, 2.0 standard errors"
     assert evidence.with_errors({"mean": 0.25, "se": 0.0}) == "+0.250, one seed"
     assert evidence.is_above(cell) and evidence.is_above(cell, 0.38) and not evidence.is_above(cell, 0.39)
+    assert not evidence.is_below(cell, 0.6) and evidence.is_below(cell, 0.62)
+    rows = [{"rl": [{"kl": 1.0, "gold": 3.0}]}, {"rl": [{"kl": 2.0, "gold": 5.0}]}]
+    assert evidence.means_with_errors(rows, ("rl", 0), ("gold", "kl"), 1) == ["4.0 ± 1.0", "1.5 ± 0.5"]
     assert evidence.claim(False, "x") == "NO: x" and evidence.claim(True, "x") == "yes: x"
 
 
