@@ -1,0 +1,155 @@
+"""Over-optimisation: best of n by brute force, fits of known curves, verdicts, and the command."""
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+
+from experiments import overoptimisation
+from experiments.overoptimisation import BEST_OF, BETAS, KLS, ROADS
+from nanoroads.report import evidence
+from nanoroads.world import roadmap
+from nanoroads.world.roadmap import World, prompts
+from tests.helpers.in_process import run_phases
+
+# ---------------------------------------------------------------- exact parts
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_best_of_n_is_the_mean_over_all_choices(n):
+    generator = torch.Generator().manual_seed(0)
+    proxy = torch.randn(2, 5, generator=generator, dtype=torch.float64)
+    value = torch.randn(2, 5, generator=generator, dtype=torch.float64)
+    best = []
+    for prompt in range(2):
+        for choice in itertools.combinations(range(5), n):
+            favourite = max(choice, key=lambda i: proxy[prompt, i])
+            best.append(value[prompt, favourite].item())
+    assert overoptimisation.best_of_n(proxy, value, n) == pytest.approx(sum(best) / len(best), abs=1e-12)
+
+
+@pytest.mark.parametrize("form, falls", [("d", lambda d: d), ("ln d", math.log)])
+def test_a_fit_finds_the_curve_it_is_of(form, falls):
+    rows = []
+    for kl in (0.25, 1.0, 4.0, 9.0):
+        d = math.sqrt(kl)
+        rows.append({"kl": kl, "gold": d * (0.5 - 0.2 * falls(d))})
+    fit = overoptimisation.fit(rows, "gold", form)
+    assert fit == pytest.approx({"a": 0.5, "b": 0.2, "r2": 1.0}, abs=1e-9)
+
+
+def test_r2_of_what_does_not_fit():
+    rows = [
+        {"kl": 1.0, "gold": height} for height in (0.0, 2.0, 2.0, 0.0)
+    ]  # of one d: no better than the mean
+    assert overoptimisation.fit(rows, "gold", "ln d")["r2"] == pytest.approx(0, abs=1e-9)
+
+
+def test_best_of_n_beside_rl_at_equal_kl():
+    seed = {"rl": [{}, {"kl": 1.0, "gold": 0.3}]}
+    seed["best of n"] = [{"kl": 0.5, "gold": 0.2}, {"kl": 1.5, "gold": 0.6}]
+    assert overoptimisation.ahead_at_equal_kl(seed) == pytest.approx(0.1)
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def seeds_that_agree():
+    """Two seeds for which every claim holds: gold rises, then falls; the proxy rises."""
+    settings = {"best of n": BEST_OF, "rl": KLS, "dpo": BETAS}
+    seeds = []
+    for shift in (0.0, 0.001):
+        seed = {"dpo_loss": [0.65 + shift] * len(BETAS), "along rl": []}
+        for road, values in settings.items():
+            seed[road] = []
+            for place, setting in enumerate(values):
+                gold = 0.1 + shift if place == len(values) - 1 else 0.3
+                if road == "best of n":
+                    gold *= 2
+                row = {"setting": setting, "kl": 1.0 + place, "gold": gold, "proxy": place + shift}
+                seed[road].append(row)
+            good = {"a": 1.0, "b": 0.1, "r2": 0.95 + shift}
+            seed[f"{road}, fits"] = {"gold": good, "proxy": dict(good)}
+        seeds.append(seed)
+    return seeds
+
+
+def test_every_claim_can_hold():
+    lines = overoptimisation.verdict(seeds_that_agree())
+    assert [line[:4] for line in lines] == ["yes:"] * 7
+
+
+@pytest.mark.parametrize("line, road", list(enumerate(["rl", "dpo", "best of n"])))
+def test_gold_may_not_fall_and_the_proxy_may(line, road):
+    for measure, value in (("gold", 0.9), ("proxy", -1.0)):
+        seeds = seeds_that_agree()
+        for seed in seeds:
+            seed[road][-1][measure] = value
+        verdict = overoptimisation.verdict(seeds)
+        assert verdict[line].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 6
+        assert ("still at its largest" in verdict[line]) == (measure == "gold")
+
+
+@pytest.mark.parametrize("line, road", list(enumerate(["rl", "dpo", "best of n"])))
+def test_a_fall_within_two_standard_errors_is_none(line, road):
+    seeds = seeds_that_agree()
+    top = seeds[0][road][0]["gold"]
+    for seed, gold in zip(seeds, (top - 0.3, top + 0.2), strict=True):
+        seed[road][-1]["gold"] = gold
+    verdict = overoptimisation.verdict(seeds)
+    assert verdict[line].startswith("NO: ") and "still at its largest" not in verdict[line]
+
+
+@pytest.mark.parametrize("line, road", list(enumerate(ROADS)))
+def test_fits_may_be_bad(line, road):
+    for measure in ("gold", "proxy"):
+        seeds = seeds_that_agree()
+        for seed in seeds:
+            seed[f"{road}, fits"][measure]["r2"] = 0.8
+        verdict = overoptimisation.verdict(seeds)
+        assert verdict[4 + line].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 6
+
+
+def test_rl_may_have_more_gold_at_equal_kl():
+    seeds = seeds_that_agree()
+    for seed in seeds:
+        seed["rl"][1]["gold"] = 0.8
+    verdict = overoptimisation.verdict(seeds)
+    assert verdict[3].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 6
+
+
+# ---------------------------------------------------------------- the command
+
+
+class Counting(World):
+    """Its reward is the number of letters: a tiny SFT's true reward may be zero."""
+
+    def reward(self, prompt, response):
+        return float(len(response))
+
+
+def few_prompts(world, split):
+    return prompts(world, split)[:12]
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(roadmap, "prompts", few_prompts)
+    model = ["--n-layer", 1, "--n-embd", 16, "--rows", 200, "--steps", 30, "--lr", 2e-2]
+    small = {"PAIRS": 40, "TEST_PAIRS": 30, "SFT": model, "DPO": ["--steps", 2], "RLHF": ["--steps", 2]}
+    for name, value in small.items():
+        monkeypatch.setattr(evidence, name, value)
+    monkeypatch.setattr(overoptimisation, "WORLD", Counting(**vars(overoptimisation.WORLD)))
+    small = {"prompts": few_prompts, "run_phases": run_phases, "BEST_OF": [1, 2, 4, 8], "BETAS": [0.3, 0.1]}
+    for name, value in {**small, "KLS": [0.5, 0.1]}.items():
+        monkeypatch.setattr(overoptimisation, name, value)
+    overoptimisation.main(["--seeds", "0", "--out", str(tmp_path / "out")])
+    folder = tmp_path / "out/overoptimisation"
+    assert (folder / "table.md").read_text() in capsys.readouterr().out
+    (row,) = json.loads((folder / "results.json").read_text())["by_seed"]
+    one, two, four, eight = row["best of n"]
+    assert one["gold"] == pytest.approx(0, abs=1e-9) and one["proxy"] == pytest.approx(0, abs=1e-6)
+    assert 0 < two["proxy"] < four["proxy"] < eight["proxy"] and eight["kl"] == math.log(8) - 7 / 8
+    assert abs(row["rl"][0]["proxy"]) < eight["proxy"]  # two steps do not lead far
+    assert [point["setting"] for point in row["along rl"]] == [2] and len(row["dpo_loss"]) == 2
