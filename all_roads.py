@@ -36,7 +36,7 @@ from nanoroads.world.roadmap import WORLDS
 DPO = {
     "roadmap": [],
     "roadmap-short": FEW_MOVES["dpo"] + ["--lr", 3e-4],
-    "roadmap-2": FEW_MOVES["dpo"] + ["--lr", 1e-4],
+    "roadmap-2": FEW_MOVES["dpo"] + ["--lr", 3e-4],
     "roadmap-hidden": ["--lr", 1e-3],
 }
 few_moves_rlhf = FEW_MOVES["rl"] + FEW_MOVES["reward"]
