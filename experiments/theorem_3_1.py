@@ -14,18 +14,18 @@ contest. "roads": the same without the goal; it does not contain it. Beside them
 unrestricted DPO, RLHF with a GPT as its reward model, and stage 2 by RLOO on the reward of
 "checks" that 1,000 pairs give.
 
-Rates were chosen on seed 100 at 20,000 pairs, three each: DPO 3e-4 (of 1e-4, 3e-4, 1e-3) and
+Rates were chosen on seed 100 at 20,000 pairs of 500 prompts, three each: DPO 3e-4 (of 1e-4, 3e-4, 1e-3) and
 RLOO 2e-3 (of 1e-3, 2e-3, 4e-3) by true reward, the lowest within .005 of the best; the GPT
 reward model 3e-4 (of 3e-4, 1e-3, 2e-3) by held-out likelihood. DPO and reward models take 625
 steps of 32 pairs, RL 300.
 
-The roads over R_sim are one: parameters and log-probs 3e-7 apart on 20,000 pairs, a KL of 8e-16
+The roads over R_sim are one: parameters and log-probs 4e-7 apart on 20,000 pairs, a KL of 2e-14
 nats already on 30, where the pairs do not determine the parameters yet (log Z cancels in DPO's
 loss, so the two losses are one function of phi, and what differs is the way to its least
 value). With the true reward in R_sim 30 pairs are enough for 95 % of the optimum's reward; with
-20,000 pairs unrestricted DPO has .544 +- .026 and RLHF with a GPT reward model .445 +- .049
-(SFT .305, optimum .966), so here RLHF does not lead DPO. Without the goal in R_sim both roads
-stay at .337 +- .006, below unrestricted DPO. RLOO loses .068 +- .006 of the exact projection's
+20,000 pairs unrestricted DPO has .580 +- .025 and RLHF with a GPT reward model .494 +- .044
+(SFT .328, optimum .967), so here RLHF does not lead DPO. Without the goal in R_sim both roads
+stay at .358 +- .007, below unrestricted DPO. RLOO loses .048 +- .012 of the exact projection's
 reward: it is not lossless. Few pairs and few steps are not told apart here.
 """
 
