@@ -96,9 +96,9 @@ def over_seeds(by_seed: list[dict], *path: str | int) -> dict[str, float]:
     return mean_se(values_of(by_seed, *path))
 
 
-def values_of(by_seed: list[dict], *path: str | int) -> list[float]:
-    """by_seed[i][path[0]][path[1]]... for each seed i."""
-    values = list(by_seed)
+def values_of(rows: list[dict], *path: str | int) -> list[float]:
+    """rows[i][path[0]][path[1]]... for each i. rows: one for each seed, or any others."""
+    values = list(rows)
     for name in path:
         values = [value[name] for value in values]
     return values

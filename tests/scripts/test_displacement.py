@@ -56,10 +56,7 @@ def test_the_better_and_the_ties():
 
 
 def test_which_is_better():
-    pair = {"prompt": "WA>CA:", "chosen": ">OR>CA", "rejected": ">ID>OR>CA"}
-    swapped = {**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]}
-    tie = {**pair, "chosen": ">TX", "rejected": ">ID"}
-    assert displacement.better_of([pair, swapped, tie]).tolist() == [0, 1, -1]
+    assert displacement.better_of(torch.tensor([0.5, -0.2, 0.0])).tolist() == [0, 1, -1]
 
 
 def test_dpo_at_the_kl_of_another_policy():
@@ -83,8 +80,8 @@ def seeds_that_agree():
     seeds = []
     for shift in (0, 0.001):
         seed = {"SFT": {"kl": 0.0, "illegal": 0.1, "unseen": 0.0}}
-        for place, name in enumerate([*displacement.DPO, *displacement.RLHF]):
-            share = 0.5 if name in displacement.DPO else 0.2
+        for place, name in enumerate(displacement.RUNS):
+            share = 0.5 if name in displacement.DPO_RUNS else 0.2
             kl = 1.0 + place % 4
             seed[name] = {"kl": kl, "illegal": share + shift, "unseen": share - shift, "chosen": -1 + shift}
             seed[name] |= {"both": {"mean": -2 + shift, "se": 0.1}, "kl_from_ref": {"mean": 2.0, "se": 0.1}}

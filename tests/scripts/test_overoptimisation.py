@@ -50,7 +50,7 @@ def test_r2_of_what_does_not_fit():
 def test_best_of_n_beside_rl_at_equal_kl():
     seed = {"rl": [{}, {"kl": 1.0, "gold": 0.3}]}
     seed["best of n"] = [{"kl": 0.5, "gold": 0.2}, {"kl": 1.5, "gold": 0.6}]
-    assert overoptimisation.ahead_at_equal_kl(seed) == pytest.approx(0.1)
+    assert overoptimisation.lead_at_equal_kl(seed) == pytest.approx(0.1)
 
 
 # ---------------------------------------------------------------- the verdict
