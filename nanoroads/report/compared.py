@@ -1,7 +1,7 @@
 """Policies of the main world beside each other: measures, differences, a table and a figure.
 
-`labels`, {run's folder in a seed's folder: what it is called}, says which, in their order. Those
-whose names begin with `sft`, `dpo` and `rlhf` have the colours of these roads."""
+labels: {run: what it is called}, in their order; a run is a folder in a seed's folder. Its name begins
+with sft, dpo or rlhf, the road whose colour it has. by_seed: of each seed {run: its `policy_row`}."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from nanoroads.weights.checkpoint import load_policy
 from nanoroads.world.roadmap import WORLDS, prompts
 
 WORLD = WORLDS["roadmap"]
-MEASURES = {
+MEASURES = {  # the columns
     "reward": "true reward",
     "greedy_reward": "greedy",
     "kl_to_ref": "KL to SFT, nats",
@@ -33,7 +33,7 @@ def policy_rows(folder: Path, labels: dict[str, str]) -> dict[str, dict]:
 
 
 def lead(by_seed: list[dict], one: str, other: str, measure: str = "reward") -> dict[str, float]:
-    """{"mean", "se"} over seeds of one policy's true reward minus another's, seed by seed."""
+    """{"mean", "se"} over seeds of how far one policy is ahead of another in a measure, seed by seed."""
     ours = values_of(by_seed, one, measure, "mean")
     return differences(ours, values_of(by_seed, other, measure, "mean"))
 
@@ -51,7 +51,9 @@ def colour_of(name):
     """The colour of the road that a run's name begins with."""
     if name.startswith("rlhf"):
         return COLOURS["rlhf_global"]
-    return COLOURS["dpo"] if name.startswith("dpo") else COLOURS["sft"]
+    if name.startswith("dpo"):
+        return COLOURS["dpo"]
+    return COLOURS["sft"]
 
 
 def policies_figure(by_seed: list[dict], labels: dict[str, str], title: str) -> Figure:

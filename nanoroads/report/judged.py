@@ -1,4 +1,6 @@
-"""What rewards are judged by in the main world: held-out pairs, and SFT's samples for best of N."""
+"""What rewards are judged by in the main world: held-out pairs, and SFT's samples for best of N.
+
+r* is the true reward."""
 
 import json
 from pathlib import Path
@@ -16,19 +18,42 @@ from nanoroads.world.roadmap import WORLDS, prompts
 from nanoroads.world.task import sample_routes
 
 WORLD = WORLDS["roadmap"]
-SCALES = torch.logspace(-2, 1.5, 141)
+SCALES = torch.logspace(-2, 1.5, 141)  # that are tried for nll_rescaled
+
+
+def read_pairs(path: Path) -> list[dict[str, str]]:
+    """A file of pairs as rows {"prompt", "chosen", "rejected"}."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def true_margins(pairs: list[dict[str, str]]) -> torch.Tensor:
+    """r* of the chosen minus r* of the rejected response, (P,) fp64."""
+    margins = []
+    for pair in pairs:
+        chosen = WORLD.reward(pair["prompt"], pair["chosen"])
+        margins.append(chosen - WORLD.reward(pair["prompt"], pair["rejected"]))
+    return torch.tensor(margins, dtype=torch.float64)
+
+
+def pairs_as_tokens(pairs: list[dict[str, str]]) -> tuple[list, list]:
+    """P pairs -> (prompts, [chosen, rejected] of each), as `pack` takes them."""
+    eos = tokenizer.eos_id(ENCODING)
+    prompts = []
+    responses = []
+    for pair in pairs:
+        prompts.append(tokenizer.encode(ENCODING, pair["prompt"]))
+        chosen = tokenizer.encode(ENCODING, pair["chosen"]) + [eos]
+        rejected = tokenizer.encode(ENCODING, pair["rejected"]) + [eos]
+        responses.append([chosen, rejected])
+    return prompts, responses
 
 
 def pairs_of(path: Path, context: int) -> tuple[Rows, torch.Tensor]:
-    """A file of pairs as data Rows, and r* of the chosen minus r* of the rejected response, (P,).
+    """A file of pairs as data Rows, and their true margins (P,) in fp32.
 
     context: of the models."""
-    margins = []
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        chosen = WORLD.reward(row["prompt"], row["chosen"])
-        margins.append(chosen - WORLD.reward(row["prompt"], row["rejected"]))
-    return load(path, preference_texts, ENCODING, Limits(context=context)), torch.tensor(margins)
+    rows = load(path, preference_texts, ENCODING, Limits(context=context))
+    return rows, true_margins(read_pairs(path)).float()
 
 
 def samples_of(policy, k: int, seed: int):

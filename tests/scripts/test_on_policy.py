@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from experiments import on_policy
-from experiments.on_policy import BETAS, ON_POLICY, RLHFS, SAME, SFTS, named
-from nanoroads.report import evidence
+from experiments.on_policy import BETAS, OFFLINE, ON_POLICY, RLHF_SAMPLES, SFT_SAMPLES, named
+from nanoroads.report import evidence, judged
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.world import pairs, roadmap
 from tests.helpers.in_process import run_phases
@@ -77,7 +77,7 @@ def test_labels_are_those_of_the_true_reward(folder, monkeypatch):
     certain = dataclasses.replace(on_policy.WORLD, bt_scale=500.0)
     monkeypatch.setattr(on_policy, "WORLD", certain)
     rows = on_policy.draw_labelled(policy, 100, "test", "labels")
-    gaps = on_policy.reward_gaps(rows)
+    gaps = judged.true_margins(rows)
     assert gaps.min() >= 0 and gaps.max() > 0
     assert {row["prompt"] for row in rows} <= set(roadmap.prompts(certain, "test"))
     assert on_policy.draw_labelled(policy, 100, "test", "labels") == rows
@@ -90,8 +90,8 @@ def test_true_order(monkeypatch):
         {"prompt": "WA>OR:", "chosen": ">ID>OR", "rejected": ">OR"},
         {"prompt": "WA>OR:", "chosen": ">ID", "rejected": ">CA"},
     ]
-    assert on_policy.reward_gaps(rows).tolist() == pytest.approx([1, -0.05, 0])
-    _, ((first, second), _, _) = on_policy.as_tokens(rows)
+    assert judged.true_margins(rows).tolist() == pytest.approx([1, -0.05, 0])
+    _, ((first, second), _, _) = judged.pairs_as_tokens(rows)
     assert first[-1] == second[-1] == roadmap.encoding().n_vocab - 1 and len(first) == len(second) == 2
 
     def accuracy(policy, reference):
@@ -120,11 +120,11 @@ def seeds_that_agree():
                 row[name] = {"accuracy_sft": 0.8, "accuracy_own": 0.5, "kl_to_ref": 1.0, "legal": 0.9}
                 row[name]["reward"] = 0.4 + 0.02 * height + more * (height + 1)
                 row[name]["greedy_reward"] = 0.6 + 0.02 * height + more * (height + 1)
-            row[named(SAME, beta)] = dict(row[named(ON_POLICY, beta)])
-            row[named(SAME, beta)]["reward"] += 0.01 - more
-            row[named(SAME, beta)]["greedy_reward"] += 0.01 - more
-            row[named(RLHFS, beta)] = dict(row["RLHF"])
-        row[named(SFTS, 0.3)]["accuracy_sft"] += 0.05 + more
+            row[named(OFFLINE, beta)] = dict(row[named(ON_POLICY, beta)])
+            row[named(OFFLINE, beta)]["reward"] += 0.01 - more
+            row[named(OFFLINE, beta)]["greedy_reward"] += 0.01 - more
+            row[named(RLHF_SAMPLES, beta)] = dict(row["RLHF"])
+        row[named(SFT_SAMPLES, 0.3)]["accuracy_sft"] += 0.05 + more
         row[named(ON_POLICY, 0.1)]["accuracy_own"] += 0.2 + more
         row["SFT"] = dict(row["RLHF"])
         by_seed.append(row)
@@ -146,12 +146,12 @@ def test_slope_is_of_ten_times_as_many_rounds():
 
 
 MAKE_IT_FAIL = [  # line, policy, measure, what is added
-    (0, named(SFTS, 0.3), "reward", 0.05),
-    (1, named(SFTS, 0.3), "greedy_reward", 0.05),
-    (2, named(SAME, 0.3), "reward", -0.1),
-    (2, named(SAME, 0.3), "greedy_reward", -0.1),
-    (3, named(SAME, 0.1), "reward", -0.1),
-    (4, named(RLHFS, 0.1), "reward", -0.2),
+    (0, named(SFT_SAMPLES, 0.3), "reward", 0.05),
+    (1, named(SFT_SAMPLES, 0.3), "greedy_reward", 0.05),
+    (2, named(OFFLINE, 0.3), "reward", -0.1),
+    (2, named(OFFLINE, 0.3), "greedy_reward", -0.1),
+    (3, named(OFFLINE, 0.1), "reward", -0.1),
+    (4, named(RLHF_SAMPLES, 0.1), "reward", -0.2),
     (5, named(ON_POLICY, 0.1), "accuracy_sft", 0.1),
     (5, "RLHF", "accuracy_sft", 0.1),
     (6, named(ON_POLICY, 0.1), "accuracy_own", -0.4),
@@ -200,15 +200,15 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert (out / "on_policy/table.md").read_text() in capsys.readouterr().out
     (row,) = written["by_seed"]
     assert row["SFT"]["kl_to_ref"] == 0 and row["RLHF"]["kl_to_ref"] != 0 and len(row) == 14
-    for beta, run in BETAS.items():
-        assert row[named(ON_POLICY, beta)]["informative"] == row[named(SAME, beta)]["informative"]
+    for beta in BETAS:
+        assert row[named(ON_POLICY, beta)]["informative"] == row[named(OFFLINE, beta)]["informative"]
         same = out / f"seed0/on_policy_pairs_beta_{beta}.jsonl"
         used = read_jsonl(same)
         assert len(used) == 60 and used[:6] == read_jsonl(out / "seed0/sft/pairs.jsonl")[:6]
-        data = {run: "roadmap", f"dpo_on_policy_pairs_beta_{beta}": str(same)}
+        data = {evidence.dpo_run(beta): "roadmap", f"dpo_on_policy_pairs_beta_{beta}": str(same)}
         data[f"dpo_rlhf_pairs_beta_{beta}"] = str(out / "seed0/rlhf_global/pairs.jsonl")
         for name, path in data.items():
             flags = json.loads((out / f"seed0/{name}/config.json").read_text())["args"]
             assert flags["data"] == path and flags["beta"] == beta
-    _, again = on_policy.train_on_policy(out / "seed0", 0, 10, BETAS[0.1])
+    _, again = on_policy.train_on_policy(out / "seed0", 0, 10, "dpo_beta_0.1")
     assert used == again  # of the last beta
