@@ -1,20 +1,20 @@
-"""Local rewards lead global ones in best of N because they keep log pi_ref, their prior.
+"""A prior, log pi_ref, helps a global reward in best of N, by about a third of local's lead.
 
     python experiments/prior_of_local.py --seeds 0 1 2    about 70 seconds a seed on two cores
 
-A hypothesis of ours beside H5 of Swamy et al., 2503.01067: beta log pi is trained from pi_ref
-on, so it prefers what pi_ref finds likely; a scalar head knows nothing of that. The test: w log
-pi_ref is added to the global reward, with the w that is best on one half of the held-out
-prompts, measured on the other half, and the other way round. The same is done to the local
-reward, where w = -beta takes the prior away. Best of 16, with 64 samples of SFT for each of 256
-held-out prompts.
+A hypothesis of ours beside H5 of Swamy et al., 2503.01067: local rewards lead global ones because
+of their prior. beta log pi is trained from pi_ref on, so it prefers what pi_ref finds likely; a
+scalar head knows nothing of that. The test: w log pi_ref is added to the global reward, with the w
+that is best on one half of the held-out prompts, measured on the other half, and the other way
+round. The same is done to the local reward, where w = -beta takes the prior away. Best of 16, with
+64 samples of SFT for each of 256 held-out prompts.
 
-Both rewards are the main job's, with the scripts' defaults: global at the best of three rates on
-seed 100 (sweep.md), local as DPO has it, beta .3 and rate 1e-4.
+Both rewards have the scripts' defaults, which sweep.md chose on seed 100; local has DPO's.
 
-Result, three seeds: the prior helps global (+.017 ± .007; w .05 or .1), but less than half of
-local's lead of .055 ± .033 is that: .038 ± .026 are left. Local itself carries too much of it,
-and gains from a w of -.1 or -.05 (.544 to .560); without any it falls to .190.
+Result, three seeds: the prior helps global (+.017 ± .007; w .05 or .1) and leaves .038 ± .026 of
+local's lead, .055 ± .033, which is not sure itself. So the prior may be a part of the reason; that
+it is less than half is not sure either. Local carries a little too much of it and gains from a w of
+-.1 or -.05 (+.016 ± .005); without any it falls from .544 to .190.
 """
 
 from nanoroads.report import evidence
@@ -22,7 +22,8 @@ from nanoroads.report.drawing import COLOURS, new_figure
 from nanoroads.report.evidence import differences, is_above, over_seeds, values_of, with_errors
 from nanoroads.report.judged import samples_of
 from nanoroads.report.measures import best_of_n
-from nanoroads.report.phases import claim, new_phase, run_phases
+from nanoroads.report.phases import claim as claim_folder
+from nanoroads.report.phases import new_phase, run_phases
 from nanoroads.report.write import plus_minus, table
 from nanoroads.run.flags import run_script
 from nanoroads.score import rewards, sequence_logps
@@ -30,7 +31,7 @@ from nanoroads.weights.checkpoint import load_policy, load_reward_model
 
 BETA = 0.3  # of the local reward
 WEIGHTS = [-0.3, -0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0]  # of log pi_ref
-SAMPLES = 64
+SAMPLES = 64  # of the SFT policy for each held-out prompt
 SCORES = {  # where a seed's row has them
     "log pi_ref": ["reference"],
     "global": ["global", "curve", "0.0"],
@@ -40,7 +41,6 @@ SCORES = {  # where a seed's row has them
     "local - beta log pi_ref": ["local", "curve", "-0.3"],
     "true reward": ["truth"],
 }
-GROUPS = 64  # prompts with their responses in a forward pass
 
 
 def phases_of(folder, seed):
@@ -54,13 +54,15 @@ def phases_of(folder, seed):
 def with_prior(reward, ref_logp, truth):
     """Best of 16 by reward + w log pi_ref -> {"curve": {w: value on all prompts}, "weights", "value"}.
 
-    All (prompts, samples). value: w is chosen on every other prompt and measured on those between."""
+    All (prompts, samples). value: w is chosen on every other prompt and measured on those between,
+    then the other way round; the mean of the two."""
 
     def best_of_16(weight, first, step=2):
         score = reward + weight * ref_logp
         return best_of_n(score[first::step], truth[first::step])["16"]
 
-    chosen, values = [], []
+    chosen = []
+    values = []
     for choosing, measuring in ((0, 1), (1, 0)):
         weight = max(WEIGHTS, key=lambda weight: best_of_16(weight, choosing))
         chosen.append(weight)
@@ -73,10 +75,11 @@ def measure(folder, seed):
     """Both rewards with and without the prior, on SFT's samples."""
     sft = load_policy(folder / "sft")
     prompts, samples, truth = samples_of(sft, SAMPLES, seed)
-    ref_logp = sequence_logps(sft, prompts, samples, GROUPS)  # (256, SAMPLES)
+    ref_logp = sequence_logps(sft, prompts, samples)  # (256, SAMPLES)
     row = {"truth": best_of_n(truth, truth)["16"], "reference": best_of_n(ref_logp, truth)["16"]}
     for name, run in (("global", folder / "rlhf_global/reward"), ("local", folder / "local")):
-        reward = rewards(load_reward_model(run), None, prompts, samples, groups_per_pass=GROUPS)
+        # Without a reference: a scalar head's reward, or log pi.
+        reward = rewards(load_reward_model(run), None, prompts, samples)
         if name == "local":
             reward = BETA * reward
         row[name] = with_prior(reward, ref_logp, truth)
@@ -89,19 +92,21 @@ def verdict(by_seed):
     helped = values_of(by_seed, "global", "value")
     local = values_of(by_seed, "local", "curve", "0.0")
     bare = values_of(by_seed, "local", "curve", str(-BETA))
-    lead, lifts = differences(local, plain), differences(helped, plain)
-    left, loss = differences(local, helped), differences(plain, bare)
+    lead = differences(local, plain)
+    gain = differences(helped, plain)
+    left = differences(local, helped)
+    below = differences(plain, bare)
     halfway = [(one + other) / 2 for one, other in zip(plain, local, strict=True)]
-    beyond = differences(helped, halfway)
+    beyond_half = differences(helped, halfway)
     return [
         evidence.claim(is_above(lead), f"local leads global in best of 16, by {with_errors(lead)}."),
-        evidence.claim(is_above(lifts), f"log pi_ref lifts global, by {with_errors(lifts)}."),
+        evidence.claim(is_above(gain), f"log pi_ref lifts global, by {with_errors(gain)}."),
         evidence.claim(
-            is_above(beyond),
-            f"with it global is more than half way to local, by {with_errors(beyond)}; what is left of "
+            is_above(beyond_half),
+            f"with it global is more than half way to local, by {with_errors(beyond_half)}; what is left of "
             f"local's lead is {with_errors(left)}.",
         ),
-        evidence.claim(is_above(loss), f"local without its prior is below global, by {with_errors(loss)}."),
+        evidence.claim(is_above(below), f"local without its prior is below global, by {with_errors(below)}."),
     ]
 
 
@@ -121,11 +126,9 @@ def figure_of(by_seed):
     """Best of 16 against the weight."""
     fig, ax = new_figure(7, 4)
     for name, road in (("global", "rlhf_global"), ("local", "rlhf_local")):
-        means, errors = [], []
-        for weight in WEIGHTS:
-            cell = over_seeds(by_seed, name, "curve", str(weight))
-            means.append(cell["mean"])
-            errors.append(cell["se"])
+        cells = [over_seeds(by_seed, name, "curve", str(weight)) for weight in WEIGHTS]
+        means = [cell["mean"] for cell in cells]
+        errors = [cell["se"] for cell in cells]
         ax.errorbar(WEIGHTS, means, errors, fmt="o-", ms=3, color=COLOURS[road], capsize=3, label=name)
     ax.set(xlabel="w, the weight of log pi_ref beside the reward", ylabel="true reward of the best of 16")
     ax.set_title("A prior beside the reward")
@@ -136,7 +139,7 @@ def figure_of(by_seed):
 def main(argv=None):
     """All seeds, then the table, the figure and the verdict."""
     args = evidence.parse_flags(__doc__, argv)
-    lock = claim(args.out)
+    lock = claim_folder(args.out)
     by_seed = []
     for seed in args.seeds:
         folder = args.out / f"seed{seed}"
