@@ -1,0 +1,143 @@
+"""DPO catches up with RLHF as pairs are added: H6 is a statement about samples.
+
+    python experiments/data_size.py --seeds 0 1 2    SECONDS seconds a seed on two CPU cores
+
+Swamy et al., 2503.01067, hypothesis H6: a verifier is learnt from fewer samples than a generator,
+so with pairs enough DPO should be as good. World: roadmap-2, routes of at most two moves, 200
+prompts; 1,000, 5,000, 20,000 and 80,000 pairs (the smaller sets are the first rows of the largest)
+at EQUAL optimizer steps: 625 of 32 pairs for DPO and for the reward model (640 at 1,000 pairs,
+where an epoch's last batch is small), from 20 epochs down to a quarter; RL 150 steps of 32
+prompts x 8.
+Both roads have beta = kl = .5, hence one soft optimum; true rewards and log Z are exact, by
+enumeration of all routes that earn a reward.
+
+Twice, as in experiments/horizon.py: with any token, by the scripts; and with legal moves only
+(nanoroads/world/legal.py). Nothing was tuned here: rates are those that horizon.py chose on seed
+100 with 20,000 pairs, which may not be the best ones at 1,000, for either road.
+
+RESULT
+"""
+
+from nanoroads.report import evidence
+from nanoroads.report.evidence import differences, is_above, with_errors
+from nanoroads.report.phases import claim, new_phase, run_phases
+from nanoroads.report.to_optimum import (
+    KINDS,
+    distance,
+    figure_of,
+    lead,
+    leads_of,
+    rewards_of,
+    rows_of,
+    table_of,
+)
+from nanoroads.run.flags import run_script
+from nanoroads.weights.files import read_json_object, write_text
+
+SIZES = [1000, 5000, 20_000, 80_000]  # pairs, the smaller sets the first rows of the largest
+STEPS, RL_STEPS = 625, 150  # of 32 pairs, of 32 prompts x 8, whatever the number of pairs
+WORLD = "roadmap-2"
+BETA = 0.5  # of DPO and of RL's KL term, hence the same pi*
+SFT = ["--rows", 10_000, "--steps", 150, "--lr", 1e-3]
+DPO_LR, REWARD_LR, RL_LR = 1e-4, 3e-4, 1e-3
+LEGAL_LRS = ["--lr", 1e-3, "--reward-lr", 1e-3, "--rl-lr", 1e-3]
+
+
+def pair_phases(out, seed):
+    """The reference, the largest set of pairs, and pairs to watch the training on."""
+    here = f"data_size/seed{seed}"
+    sft = out / here / "sft"
+    train_sft = ["train_sft.py", "--seed", seed, "--data", WORLD, "--init", out / f"seed{seed}/sft"] + SFT
+    draw = ["-m", "nanoroads.world.pairs", "--policy", sft, "--seed", seed]
+    return [
+        evidence.shared_phases(out / f"seed{seed}", seed)[0],  # the main world's SFT
+        new_phase(out, f"{here}/sft", train_sft, [f"seed{seed}/sft"]),
+        new_phase(out, f"{here}/pairs.jsonl", draw + ["--n", SIZES[-1]], [f"{here}/sft"]),
+        new_phase(out, f"{here}/pairs_test.jsonl", draw + ["--n", 1000, "--split", "test"], [f"{here}/sft"]),
+    ]
+
+
+def write_subsets(folder):
+    """The first n pairs as a file of their own."""
+    rows = (folder / "pairs.jsonl").read_text().splitlines(keepends=True)
+    for n in SIZES:
+        write_text(folder / f"pairs_{n}.jsonl", "".join(rows[:n]))
+
+
+def road_phases(out, seed):
+    """Both roads on the first n pairs; and with masked logits, where each n draws its own."""
+    here = f"data_size/seed{seed}"
+    folder = out / here
+    phases = []
+    for n in SIZES:
+        pairs, test = f"{here}/pairs_{n}.jsonl", f"{here}/pairs_test.jsonl"
+        epochs = 32 * STEPS / n
+        common = ["--init", folder / "sft", "--seed", seed]
+        files = ["--data", out / pairs, "--eval-data", out / test, "--eval-every", 1000]  # at the end only
+        dpo = ["train_dpo.py"] + common + files + ["--beta", BETA, "--lr", DPO_LR, "--epochs", epochs]
+        rlhf = ["train_rlhf.py"] + common + files + ["--kl", BETA, "--lr", RL_LR, "--steps", RL_STEPS]
+        rlhf += ["--reward-lr", REWARD_LR, "--reward-epochs", epochs, "--max-new-tokens", 3]
+        legal = ["-m", "nanoroads.world.legal"] + common + ["--n", n, "--beta", BETA] + LEGAL_LRS
+        legal += ["--steps", STEPS, "--rl-steps", RL_STEPS]
+        needs = [f"{here}/sft", pairs, test]
+        phases.append(new_phase(out, f"{here}/dpo_{n}", dpo, needs))
+        phases.append(new_phase(out, f"{here}/rlhf_{n}", rlhf, needs))
+        phases.append(new_phase(out, f"{here}/legal_{n}.json", legal, [f"{here}/sft"]))
+    return phases
+
+
+def measure(out, seed):
+    """{kind: {pairs: {policy: its measures}}}."""
+    folder = out / f"data_size/seed{seed}"
+    runs = {}
+    for n in SIZES:
+        runs[f"dpo_{n}"] = folder / f"dpo_{n}"
+        runs[f"rlhf_{n}"] = folder / f"rlhf_{n}"
+    free = rows_of(WORLD, folder / "sft", runs, BETA)
+    rows = {"any": {}, "legal": {}}
+    for n in SIZES:
+        roads = {"dpo": free[f"dpo_{n}"], "rlhf": free[f"rlhf_{n}"]}
+        rows["any"][str(n)] = {"sft": free["sft"], "optimum": free["optimum"], **roads}
+        rows["legal"][str(n)] = read_json_object(folder / f"legal_{n}.json")
+    return rows
+
+
+def verdict(by_seed, usual=5000):
+    """Three lines for each kind of response. usual: pairs of the main world."""
+    lines = []
+    most = SIZES[-1]
+    for kind, name in KINDS.items():
+        gain = differences(rewards_of(by_seed, kind, most, "dpo"), rewards_of(by_seed, kind, usual, "dpo"))
+        text = f"{name}: at equal steps DPO gains from {usual:,} to {most:,} pairs ({with_errors(gain)})."
+        lines.append(evidence.claim(is_above(gain), text))
+        shrinks = differences(leads_of(by_seed, kind, usual), leads_of(by_seed, kind, most))
+        text = f"{name}: RLHF's lead shrinks from {usual:,} to {most:,} pairs (by {with_errors(shrinks)})."
+        lines.append(evidence.claim(is_above(shrinks), text))
+        left = lead(by_seed, kind, most)
+        dpo_nats, rlhf_nats = [distance(by_seed, kind, most, road)["mean"] for road in ("dpo", "rlhf")]
+        text = f"{name}: with {most:,} pairs DPO is within .02 of RLHF (RLHF's lead {with_errors(left)}; to "
+        text += f"the optimum DPO has {dpo_nats:.2f} nats, RLHF {rlhf_nats:.2f})."
+        lines.append(evidence.claim(left["mean"] < 0.02, text))
+    return lines
+
+
+def main(argv=None):
+    """All numbers of pairs of all seeds, then the table, the figure and the verdict."""
+    args = evidence.parse_flags(__doc__, argv)
+    lock = claim(args.out)
+    phases = []
+    for seed in args.seeds:
+        phases += pair_phases(args.out, seed)
+    run_phases(phases, args.out, args.jobs, lock)
+    for seed in args.seeds:
+        write_subsets(args.out / f"data_size/seed{seed}")
+        phases += road_phases(args.out, seed)
+    run_phases(phases, args.out, args.jobs, lock)
+    by_seed = [measure(args.out, seed) for seed in args.seeds]
+    table = table_of(by_seed, SIZES, "pairs")
+    figure = figure_of(by_seed, SIZES, f"pairs, {STEPS} steps of 32 whatever their number", "log")
+    evidence.write_results(args, "data_size", __doc__, by_seed, table, verdict(by_seed), figure)
+
+
+if __name__ == "__main__":
+    run_script(main, resumes="the same command goes on from there", less_memory=None)

@@ -1,0 +1,104 @@
+"""experiments/data_size.py: verdicts that can come out either way, and the script at a tiny size."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import data_size
+from nanoroads.report import evidence, to_optimum
+from nanoroads.run.optim import total_steps
+from nanoroads.world import distance, roadmap
+from nanoroads.world.roadmap import prompts
+from tests.helpers.in_process import run_phases
+
+DPO = {1000: 0.5, 5000: 0.6, 20_000: 0.8, 80_000: 0.94}
+
+
+def seeds_that_agree():
+    """Two seeds for which every claim holds."""
+    rows = {}
+    for kind in data_size.KINDS:
+        rows[kind] = {}
+        for n, reward in DPO.items():
+            rows[kind][str(n)] = {
+                "sft": {"reward": 0.3},
+                "optimum": {"reward": 0.97},
+                "dpo": {"reward": reward, "kl_to_optimum": 0.5},
+                "rlhf": {"reward": 0.95, "kl_to_optimum": 0.2},
+            }
+    return [rows, copy.deepcopy(rows)]
+
+
+def test_every_claim_can_hold():
+    lines = data_size.verdict(seeds_that_agree())
+    assert [line[:4] for line in lines] == ["yes:"] * 6
+    assert "+0.340" in lines[0] and "+0.340" in lines[1] and "DPO has 0.50 nats, RLHF 0.20" in lines[2]
+
+
+@pytest.mark.parametrize("kind", data_size.KINDS)
+@pytest.mark.parametrize("line", range(3))
+def test_every_claim_can_fail(kind, line):
+    seeds = seeds_that_agree()
+    for row in seeds:
+        if line == 0:  # DPO stays where it was, and RLHF falls to it
+            row[kind]["5000"]["dpo"]["reward"] = 0.94
+            row[kind]["5000"]["rlhf"]["reward"] = 1.2
+        if line == 1:  # both gain
+            row[kind]["5000"]["rlhf"]["reward"] = 0.6
+        if line == 2:
+            row[kind]["80000"]["rlhf"]["reward"] = 1.0
+    verdict = data_size.verdict(seeds)
+    place = line + 3 * list(data_size.KINDS).index(kind)
+    assert verdict[place].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 5
+
+
+def test_the_smaller_sets_are_the_first_pairs(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_size, "SIZES", [2, 3])
+    (tmp_path / "pairs.jsonl").write_text("a\nb\nc\n")
+    data_size.write_subsets(tmp_path)
+    assert (tmp_path / "pairs_2.jsonl").read_text() == "a\nb\n"
+    assert (tmp_path / "pairs_3.jsonl").read_text() == "a\nb\nc\n"
+
+
+def test_steps_are_equal():
+    """Whatever the number of pairs, as the scripts count: epochs x batches of 32."""
+    for n, phases in zip(data_size.SIZES, batched(data_size.road_phases(Path("o"), 0)), strict=True):
+        dpo, rlhf, legal = [phase.command for phase in phases]
+        epochs = dpo[dpo.index("--epochs") + 1]
+        assert epochs == rlhf[rlhf.index("--reward-epochs") + 1]
+        assert 625 <= total_steps(n, 32, float(epochs)) <= 640  # an epoch's last batch may be small
+        assert legal[legal.index("--steps") + 1] == "625"
+
+
+def batched(phases):
+    return [phases[i : i + 3] for i in range(0, len(phases), 3)]
+
+
+TINY = ["--rows", "500", "--steps", "30", "--lr", "2e-2"]
+
+
+def few_prompts(world, split):
+    return prompts(world, split)[:40]
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    for module in (roadmap, distance, to_optimum):
+        monkeypatch.setattr(module, "prompts", few_prompts)
+    monkeypatch.setattr(evidence, "SFT", [*TINY, "--n-layer", "1", "--n-embd", "16"])
+    small = {"SFT": TINY, "SIZES": [40, 64], "STEPS": 2, "RL_STEPS": 2, "run_phases": run_phases}
+    verdict = data_size.verdict
+    monkeypatch.setattr(data_size, "verdict", lambda by_seed: verdict(by_seed, usual=40))
+    for name, value in small.items():
+        monkeypatch.setattr(data_size, name, value)
+    out = tmp_path / "out"
+    data_size.main(["--seeds", "3", "--out", str(out)])
+    written = json.loads((out / "data_size/results.json").read_text())
+    assert written["seeds"] == [3] and len(written["verdict"]) == 6
+    assert "<svg" in (out / "data_size/figure.svg").read_text()
+    assert (out / "data_size/table.md").read_text() in capsys.readouterr().out
+    (row,) = written["by_seed"]
+    assert row["any"]["40"]["dpo"] != row["any"]["64"]["dpo"]
+    assert row["any"]["40"]["sft"] == row["any"]["64"]["sft"]
+    assert row["legal"]["40"]["rlhf"]["reward"] < row["legal"]["40"]["optimum"]["reward"] <= 1
