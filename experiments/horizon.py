@@ -2,12 +2,13 @@
 
     python experiments/horizon.py --seeds 0 1 2    SECONDS seconds a seed on two CPU cores
 
-Swamy et al., 2503.01067, hypothesis H6: generating is harder than verifying, and RLHF's lead is that
-gap; with responses of two words there is none. Worlds: routes of at most 1, 2, 3, 5, 8 and 11 moves, 200 prompts each, the same
-for pairs, RL and measures, so nothing here is about new prompts. Reference: the main world's SFT
-policy, trained 150 more steps on the world's own demonstrations, since a policy of routes of 11
-moves hardly ever stops after one. Both roads have beta = kl = .5, hence one soft optimum, and 625
-steps of 32 of the same 20,000 pairs; RL 150 steps of 32 prompts x 8.
+Swamy et al., 2503.01067, hypothesis H6: generating is harder than verifying, and RLHF's lead is
+that gap; with responses of two words there is none. Worlds: routes of at most 1, 2, 3, 5, 8 and 11
+moves, 200 prompts each, the same for pairs, RL and measures, so nothing here is about new prompts.
+Reference: the main world's SFT policy, trained 150 more steps on the world's own demonstrations,
+since a policy of routes of 11 moves hardly ever stops after one. Both roads have beta = kl = .5,
+hence one soft optimum, and 625 steps of 32 of the same 20,000 pairs; RL 150 steps of 32 prompts x
+8.
 
 Twice: with any token, by the scripts; and with legal moves only (nanoroads/world/legal.py: logits
 masked to roads and EOS, the reference too, with pairs of its own), where no mass can go to texts
