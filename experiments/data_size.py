@@ -1,6 +1,6 @@
-"""DPO catches up with RLHF as pairs are added: H6 is a statement about samples.
+"""Does DPO catch up with RLHF as pairs are added? H6 is a statement about samples.
 
-    python experiments/data_size.py --seeds 0 1 2    SECONDS seconds a seed on two CPU cores
+    python experiments/data_size.py --seeds 0 1 2    not timed yet
 
 Swamy et al., 2503.01067, hypothesis H6: a verifier is learnt from fewer samples than a generator,
 so with pairs enough DPO should be as good. World: roadmap-2, routes of at most two moves, 200
@@ -15,22 +15,13 @@ Twice, as in experiments/horizon.py: with any token, by the scripts; and with le
 (nanoroads/world/legal.py). Nothing was tuned here: rates are those that horizon.py chose on seed
 100 with 20,000 pairs, which may not be the best ones at 1,000, for either road.
 
-RESULT
+NO RESULT YET: the script is tested at a small size, and was not run on the reported seeds.
 """
 
 from nanoroads.report import evidence
 from nanoroads.report.evidence import differences, is_above, with_errors
 from nanoroads.report.phases import claim, new_phase, run_phases
-from nanoroads.report.to_optimum import (
-    KINDS,
-    distance,
-    figure_of,
-    lead,
-    leads_of,
-    rewards_of,
-    rows_of,
-    table_of,
-)
+from nanoroads.report.to_optimum import KINDS, distance, figure_of, lead, leads_of, rows_of, table_of
 from nanoroads.run.flags import run_script
 from nanoroads.weights.files import read_json_object, write_text
 
@@ -102,17 +93,17 @@ def measure(out, seed):
     return rows
 
 
-def verdict(by_seed, usual=5000):
-    """Three lines for each kind of response. usual: pairs of the main world."""
+def verdict(by_seed):
+    """Three lines for each kind of response."""
     lines = []
-    most = SIZES[-1]
+    fewest, most = SIZES[0], SIZES[-1]
     for kind, name in KINDS.items():
-        gain = differences(rewards_of(by_seed, kind, most, "dpo"), rewards_of(by_seed, kind, usual, "dpo"))
-        text = f"{name}: at equal steps DPO gains from {usual:,} to {most:,} pairs ({with_errors(gain)})."
-        lines.append(evidence.claim(is_above(gain), text))
-        shrinks = differences(leads_of(by_seed, kind, usual), leads_of(by_seed, kind, most))
-        text = f"{name}: RLHF's lead shrinks from {usual:,} to {most:,} pairs (by {with_errors(shrinks)})."
-        lines.append(evidence.claim(is_above(shrinks), text))
+        first = lead(by_seed, kind, fewest)
+        text = f"{name}: RLHF needs fewer pairs: it leads DPO on {fewest:,} ({with_errors(first)})."
+        lines.append(evidence.claim(is_above(first), text))
+        shrinks = differences(leads_of(by_seed, kind, fewest), leads_of(by_seed, kind, most))
+        text = f"{name}: at equal steps its lead shrinks from {fewest:,} to {most:,} pairs"
+        lines.append(evidence.claim(is_above(shrinks), f"{text} (by {with_errors(shrinks)})."))
         left = lead(by_seed, kind, most)
         dpo_nats, rlhf_nats = [distance(by_seed, kind, most, road)["mean"] for road in ("dpo", "rlhf")]
         text = f"{name}: with {most:,} pairs DPO is within .02 of RLHF (RLHF's lead {with_errors(left)}; to "

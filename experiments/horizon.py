@@ -1,6 +1,6 @@
-"""RLHF leads DPO as soon as a state in between has to be planned, and not where one move is enough.
+"""Does RLHF lead DPO as soon as a state in between has to be planned, and not at one move?
 
-    python experiments/horizon.py --seeds 0 1 2    SECONDS seconds a seed on two CPU cores
+    python experiments/horizon.py --seeds 0 1 2    not timed yet
 
 Swamy et al., 2503.01067, hypothesis H6: generating is harder than verifying, and RLHF's lead is
 that gap; with responses of two words there is none. Worlds: routes of at most 1, 2, 3, 5, 8 and 11
@@ -24,7 +24,7 @@ are the same at all of them. Any token: DPO 1e-4 (.540; 3e-4: .522, which at one
 and to .87 with all prompts among its pairs), reward model 3e-4 (.674; 1e-3: .666). Legal moves: DPO
 1e-3 (of 3e-4), reward model 1e-3 (of 3e-4). RL 1e-3, untuned.
 
-RESULT
+NO RESULT YET: the script is tested at a small size, and was not run on the reported seeds.
 """
 
 from nanoroads.report import evidence

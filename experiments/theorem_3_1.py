@@ -1,6 +1,6 @@
 """Theorem 3.1: DPO over the policies that are optimal for simple rewards is RLHF over those rewards.
 
-    python experiments/theorem_3_1.py --seeds 0 1 2    97 seconds a seed on two CPU cores
+    python experiments/theorem_3_1.py --seeds 0 1 2    about 100 seconds a seed on two CPU cores
 
 Swamy et al., 2503.01067, Theorem 3.1. R_sim is r(x, y) = phi . f(x, y). DPO searches only the
 policies pi_ref e^(r / beta) / Z, with log Z by enumeration of all legal routes; RLHF fits r by
@@ -14,9 +14,9 @@ contest. "roads": the same without the goal; it does not contain it. Beside them
 unrestricted DPO, RLHF with a GPT as its reward model, and stage 2 by RLOO on the reward of
 "checks" that 1,000 pairs give.
 
-Rates were chosen on seed 100 at 20,000 pairs of 500 prompts, three each: DPO 3e-4 (of 1e-4, 3e-4, 1e-3) and
-RLOO 2e-3 (of 1e-3, 2e-3, 4e-3) by true reward, the lowest within .005 of the best; the GPT
-reward model 3e-4 (of 3e-4, 1e-3, 2e-3) by held-out likelihood. DPO and reward models take 625
+Rates were chosen on seed 100 at 20,000 pairs of 500 prompts, three each: DPO 3e-4 (of 1e-4, 3e-4,
+1e-3) and RLOO 2e-3 (of 1e-3, 2e-3, 4e-3) by true reward, the lowest within .005 of the best; the
+GPT reward model 3e-4 (of 3e-4, 1e-3, 2e-3) by held-out likelihood. DPO and reward models take 625
 steps of 32 pairs, RL 300.
 
 The roads over R_sim are one: parameters and log-probs 4e-7 apart on 20,000 pairs, a KL of 2e-14

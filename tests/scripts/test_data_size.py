@@ -34,7 +34,8 @@ def seeds_that_agree():
 def test_every_claim_can_hold():
     lines = data_size.verdict(seeds_that_agree())
     assert [line[:4] for line in lines] == ["yes:"] * 6
-    assert "+0.340" in lines[0] and "+0.340" in lines[1] and "DPO has 0.50 nats, RLHF 0.20" in lines[2]
+    assert "on 1,000 (+0.450" in lines[0] and "(by +0.440" in lines[1]
+    assert "RLHF's lead +0.010" in lines[2] and "DPO has 0.50 nats, RLHF 0.20" in lines[2]
 
 
 @pytest.mark.parametrize("kind", data_size.KINDS)
@@ -42,11 +43,11 @@ def test_every_claim_can_hold():
 def test_every_claim_can_fail(kind, line):
     seeds = seeds_that_agree()
     for row in seeds:
-        if line == 0:  # DPO stays where it was, and RLHF falls to it
-            row[kind]["5000"]["dpo"]["reward"] = 0.94
-            row[kind]["5000"]["rlhf"]["reward"] = 1.2
-        if line == 1:  # both gain
-            row[kind]["5000"]["rlhf"]["reward"] = 0.6
+        if line == 0:  # DPO leads on few pairs, and by more on many
+            row[kind]["1000"]["dpo"]["reward"] = 0.96
+            row[kind]["80000"]["dpo"]["reward"] = 0.98
+        if line == 1:  # the lead on few pairs is as small as the one on many
+            row[kind]["1000"]["rlhf"]["reward"] = 0.51
         if line == 2:
             row[kind]["80000"]["rlhf"]["reward"] = 1.0
     verdict = data_size.verdict(seeds)
@@ -88,8 +89,6 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(module, "prompts", few_prompts)
     monkeypatch.setattr(evidence, "SFT", [*TINY, "--n-layer", "1", "--n-embd", "16"])
     small = {"SFT": TINY, "SIZES": [40, 64], "STEPS": 2, "RL_STEPS": 2, "run_phases": run_phases}
-    verdict = data_size.verdict
-    monkeypatch.setattr(data_size, "verdict", lambda by_seed: verdict(by_seed, usual=40))
     for name, value in small.items():
         monkeypatch.setattr(data_size, name, value)
     out = tmp_path / "out"
