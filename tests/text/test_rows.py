@@ -113,7 +113,7 @@ def numbers(path):
 def test_blank_lines_are_passed_over(content, expected, tmp_path, encoding):
     path, zipped = tmp_path / "rows.jsonl", tmp_path / "rows.jsonl.gz"
     path.write_bytes(content)
-    zipped.write_bytes(gzip.compress(content))
+    zipped.write_bytes(gzip.compress(content, mtime=0))
     for each in (path, zipped):
         assert numbers(each) == expected
         assert everything(each, encoding)[2] == ["Q"] * len(expected)
@@ -136,7 +136,7 @@ def test_an_error_names_the_line_of_the_file(encoding, tmp_path):
         ("a.csv", b"prompt,chosen,rejected\nQ,a,b\n", "a table; pandas.read_csv"),
         ("a.tsv", b"prompt\tchosen\n", "a table"),
         ("a.jsonl", b"PAR1\0\0", "a parquet file; name it .parquet"),
-        ("a.jsonl", gzip.compress(LINE), "a gzip file; name it .jsonl.gz"),
+        ("a.jsonl", gzip.compress(LINE, mtime=0), "a gzip file; name it .jsonl.gz"),
         ("a.jsonl", LINE.decode().encode("utf-16"), "UTF-16"),
         ("a.jsonl", b"PK\x03\x04abc", "a zip file"),
         ("a.arrow", b"\xff\xff\xff\xff\x10", "an Arrow file"),
@@ -144,7 +144,7 @@ def test_an_error_names_the_line_of_the_file(encoding, tmp_path):
         ("a.jsonl", b"", "holds no rows"),
         ("a.jsonl", b"\n \n\0\0\n", "holds no rows"),
         ("a.jsonl", b"\xef\xbb\xbf", "holds no rows"),
-        ("a.jsonl.gz", gzip.compress(b"\n"), "holds no rows"),
+        ("a.jsonl.gz", gzip.compress(b"\n", mtime=0), "holds no rows"),
     ],
 )
 def test_files_of_other_kinds_are_named(name, content, says, encoding, tmp_path):
