@@ -219,7 +219,7 @@ class FullDisk:
 @pytest.mark.parametrize(
     "left, content",
     [("trace.json.tmp", b"{}"), ("trace.json", b'{"a": '), ("trace.json", b""),
-     ("trace.json.gz", gzip.compress(b"")), ("trace.json.gz", gzip.compress(b"{}")[:-8])],
+     ("trace.json.gz", gzip.compress(b"", mtime=0)), ("trace.json.gz", gzip.compress(b"{}", mtime=0)[:-8])],
 )  # fmt: skip
 @pytest.mark.parametrize("free, message", [(0, "No space left on device"), (1 << 40, "Input/output error")])
 def test_a_trace_that_does_not_appear(free, message, left, content, tmp_path, monkeypatch):
