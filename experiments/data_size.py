@@ -1,6 +1,6 @@
 """Does DPO catch up with RLHF as pairs are added? H6 is a statement about samples.
 
-    python experiments/data_size.py --seeds 0 1 2    not timed yet
+    python experiments/data_size.py --seeds 0 1 2    about 155 seconds a seed on two CPU cores
 
 Swamy et al., 2503.01067, hypothesis H6: a verifier is learnt from fewer samples than a generator,
 so with pairs enough DPO should be as good. World: roadmap-2, routes of at most two moves, 200
@@ -15,7 +15,11 @@ Twice, as in experiments/horizon.py: with any token, by the scripts; and with le
 (nanoroads/world/legal.py). Nothing was tuned here: rates are those that horizon.py chose on seed
 100 with 20,000 pairs, which may not be the best ones at 1,000, for either road.
 
-NO RESULT YET: the script is tested at a small size, and was not run on the reported seeds.
+With any token RLHF leads by .254 +- .029 on 1,000 pairs and by .163 +- .092 on 80,000: no catching up
+that three seeds could tell (one of them has a weak reward model). With legal moves only the lead
+falls from .308 +- .023 to .105 +- .016 at 5,000 pairs, and stays there (.089 +- .009 at 80,000).
+So RLHF needs fewer pairs, and at equal steps more pairs do not make DPO as good. More steps were
+not tried.
 """
 
 from nanoroads.report import evidence
