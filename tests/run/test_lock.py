@@ -25,6 +25,8 @@ from nanoroads.weights.files import read_safetensors, write_safetensors
 if sys.platform == "win32":
     pytest.skip("needs fork and flock", allow_module_level=True)
 
+pytestmark = pytest.mark.alone  # processes that get a signal after so many seconds
+
 
 @pytest.fixture
 def in_a_child():
