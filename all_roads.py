@@ -22,7 +22,7 @@ from pathlib import Path
 from nanoroads.report.gap_closed import FEW_MOVES, RL_STEPS, world_folder
 from nanoroads.report.ledger import Ledger
 from nanoroads.report.measures import combine, measures_file
-from nanoroads.report.phases import claim, new_phase, run_phases
+from nanoroads.report.phases import claim_folder, new_phase, run_phases
 from nanoroads.report.write import report_files, verdict
 from nanoroads.run.commands import print_next
 from nanoroads.run.flags import SEED, Parser, positive, run_script
@@ -151,7 +151,7 @@ def main(argv=None):
     for seed, folder in folders.items():
         for world in worlds:
             phases += plan(folder, seed, world, args.quick, machine_flags)
-    lock = claim(args.out)  # held to the end
+    lock = claim_folder(args.out)  # held to the end
     seconds = run_phases(phases, args.out, args.jobs, lock)
 
     # 2. The measures of each seed. They are kept in its folder as long as its runs are what they were.

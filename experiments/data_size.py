@@ -24,7 +24,7 @@ not tried.
 
 from nanoroads.report import evidence
 from nanoroads.report.evidence import differences, is_above, with_errors
-from nanoroads.report.phases import claim, new_phase, run_phases
+from nanoroads.report.phases import claim_folder, new_phase, run_phases
 from nanoroads.report.to_optimum import KINDS, distance, figure_of, lead, leads_of, rows_of, table_of
 from nanoroads.run.flags import run_script
 from nanoroads.weights.files import read_json_object, write_text
@@ -119,7 +119,7 @@ def verdict(by_seed):
 def main(argv=None):
     """All numbers of pairs of all seeds, then the table, the figure and the verdict."""
     args = evidence.parse_flags(__doc__, argv)
-    lock = claim(args.out)
+    lock = claim_folder(args.out)
     phases = []
     for seed in args.seeds:
         phases += pair_phases(args.out, seed)

@@ -49,8 +49,7 @@ from nanoroads.report.evidence import (
 )
 from nanoroads.report.judged import WORLD, pairs_of
 from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS
-from nanoroads.report.phases import claim as claim_folder
-from nanoroads.report.phases import run_phases
+from nanoroads.report.phases import claim_folder, run_phases
 from nanoroads.report.write import plus_minus, table
 from nanoroads.run.flags import run_script
 from nanoroads.run.folder import read_metrics

@@ -29,7 +29,7 @@ NO RESULT YET: the script is tested at a small size, and was not run on the repo
 
 from nanoroads.report import evidence
 from nanoroads.report.evidence import differences, is_above, with_errors
-from nanoroads.report.phases import claim, new_phase, run_phases
+from nanoroads.report.phases import claim_folder, new_phase, run_phases
 from nanoroads.report.to_optimum import KINDS, distance, figure_of, lead, leads_of, rows_of, table_of
 from nanoroads.run.flags import run_script
 from nanoroads.weights.files import read_json_object
@@ -131,7 +131,7 @@ def still_rising(by_seed, kind, name):
 def main(argv=None):
     """All horizons of all seeds, then the table, the figure and the verdict."""
     args = evidence.parse_flags(__doc__, argv)
-    lock = claim(args.out)
+    lock = claim_folder(args.out)
     phases = []
     for seed in args.seeds:
         phases.append(evidence.shared_phases(args.out / f"seed{seed}", seed)[0])  # the main world's SFT

@@ -25,8 +25,7 @@ wider_data.py, H5 is reward_classes.py.
 from nanoroads.report import evidence
 from nanoroads.report.compared import lead, policies_figure, policies_table, policy_rows
 from nanoroads.report.evidence import is_above, over_seeds, with_errors
-from nanoroads.report.phases import claim as claim_folder
-from nanoroads.report.phases import new_phase, run_phases
+from nanoroads.report.phases import claim_folder, new_phase, run_phases
 from nanoroads.report.write import plus_minus
 from nanoroads.run.flags import run_script
 from nanoroads.run.folder import read_metrics
@@ -55,7 +54,7 @@ LABELS = {
 def phases_of(folder, seed):
     """The shared runs, DPO's other budgets, and two more runs of RL."""
     flags = ["--seed", seed, "--data", "roadmap", "--init", folder / "sft"]
-    pairs = ["sft/pairs.jsonl", "sft/pairs_test.jsonl"]
+    pairs = ["sft/pairs.jsonl"]
     phases = evidence.shared_phases(folder, seed, "dpo", "rlhf_global")
     for name, changed in BUDGETS.items():
         phases.append(new_phase(folder, name, ["train_dpo.py"] + flags + evidence.DPO + changed, pairs))

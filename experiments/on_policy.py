@@ -41,8 +41,7 @@ from nanoroads.report.drawing import COLOURS, INK, new_figure
 from nanoroads.report.evidence import PAIRS, dpo_run, is_above, over_seeds, with_errors
 from nanoroads.report.judged import pairs_as_tokens, read_pairs, true_margins
 from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS, policy_row
-from nanoroads.report.phases import claim as claim_folder
-from nanoroads.report.phases import new_phase, run_phases
+from nanoroads.report.phases import claim_folder, new_phase, run_phases
 from nanoroads.report.write import plus_minus, table
 from nanoroads.run.flags import run_script
 from nanoroads.run.optim import adamw, batch_indices, learning_rate, total_steps, update
@@ -195,7 +194,7 @@ def run_seed(args, seed, lock):
         for source in (OFFLINE, RLHF_SAMPLES):
             run, file = in_files(beta)[source]
             command = dpo + [folder / file] + held_out + ["--beta", beta]
-            offline.append(new_phase(folder, run, command, ["sft", "sft/pairs_test.jsonl", file]))
+            offline.append(new_phase(folder, run, command, ["sft", "sft/pairs.jsonl", file]))
     run_phases(offline, args.out, args.jobs, lock)
 
     # All policies are measured in the same way.

@@ -50,14 +50,12 @@ from nanoroads.report.evidence import (
     values_of,
     with_errors,
 )
-from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS
-from nanoroads.report.phases import claim as claim_folder
-from nanoroads.report.phases import run_phases
+from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS, true_rewards
+from nanoroads.report.phases import claim_folder, run_phases
 from nanoroads.report.write import plus_minus, table
 from nanoroads.run.flags import run_script
 from nanoroads.run.folder import read_metrics
 from nanoroads.score import mean_se, scalar_rewards, sequence_logps
-from nanoroads.text import tokenizer
 from nanoroads.weights.checkpoint import load_policy, load_reward_model
 from nanoroads.world.roadmap import WORLDS, prompts
 from nanoroads.world.task import sample_routes
@@ -76,13 +74,11 @@ def sample(policy, reference, proxy_model, k, key):
     """k samples for each held-out prompt -> log pi/pi_ref, gold, proxy: (256, k) each."""
     held_out = prompts(WORLD, "test")
     ids, responses = sample_routes(policy, WORLD, ENCODING, held_out, k, seed=key)
-    gold = []
-    for prompt, group in zip(held_out, responses, strict=True):
-        gold.append([WORLD.reward(prompt, text) for text in tokenizer.decode_all(ENCODING, group)])
+    gold = true_rewards(WORLD, held_out, responses)
     logp = sequence_logps(policy, ids, responses, GROUPS_PER_PASS)
     ref_logp = sequence_logps(reference, ids, responses, GROUPS_PER_PASS)
     proxy = scalar_rewards(proxy_model, ids, responses, GROUPS_PER_PASS)
-    return kl_k1(logp, ref_logp).double(), torch.tensor(gold).double(), proxy.double()
+    return kl_k1(logp, ref_logp).double(), gold.double(), proxy.double()
 
 
 def best_of_n(proxy, value, n):

@@ -22,8 +22,7 @@ from nanoroads.report.drawing import COLOURS, new_figure
 from nanoroads.report.evidence import differences, is_above, over_seeds, values_of, with_errors
 from nanoroads.report.judged import samples_of
 from nanoroads.report.measures import best_of_n
-from nanoroads.report.phases import claim as claim_folder
-from nanoroads.report.phases import new_phase, run_phases
+from nanoroads.report.phases import claim_folder, new_phase, run_phases
 from nanoroads.report.write import plus_minus, table
 from nanoroads.run.flags import run_script
 from nanoroads.score import rewards, sequence_logps
@@ -48,7 +47,7 @@ def phases_of(folder, seed):
     local = ["train_dpo.py", "--seed", seed, "--data", "roadmap", "--init", folder / "sft"] + evidence.DPO
     local += ["--loss", "reference-free", "--beta", BETA]
     shared = evidence.shared_phases(folder, seed, "rlhf_global")
-    return shared + [new_phase(folder, "local", local, ["sft/pairs.jsonl", "sft/pairs_test.jsonl"])]
+    return shared + [new_phase(folder, "local", local, ["sft/pairs.jsonl"])]
 
 
 def with_prior(reward, ref_logp, truth):

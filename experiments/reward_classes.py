@@ -34,8 +34,7 @@ from nanoroads.report.evidence import differences, is_above, over_seeds, values_
 from nanoroads.report.figures import label_ends
 from nanoroads.report.judged import WORLD, pair_measures, pairs_of, samples_of
 from nanoroads.report.measures import BEST_OF, best_of_n
-from nanoroads.report.phases import claim as claim_folder
-from nanoroads.report.phases import new_phase, run_phases
+from nanoroads.report.phases import claim_folder, new_phase, run_phases
 from nanoroads.report.write import plus_minus, table
 from nanoroads.run.flags import run_script
 from nanoroads.run.optim import adamw, batch_indices, learning_rate, total_steps, update
@@ -57,7 +56,7 @@ COLUMNS = {  # of the table, and where a class's row has them
 }
 for n in BEST_OF:
     COLUMNS[f"best of {n}"] = ["best_of_n", str(n)]
-COLOURS = ["#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#0072b2"]  # of the ladder
+LADDER_COLOURS = ["#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#0072b2"]
 
 
 def phases_of(folder, seed):
@@ -65,7 +64,7 @@ def phases_of(folder, seed):
     train = ["train_dpo.py", "--seed", seed, "--data", "roadmap", "--init", folder / "sft"] + evidence.DPO
     local = train + ["--loss", "reference-free", "--beta", BETA["local"]]
     length = train + ["--loss", "simpo", "--gamma", 0, "--beta", BETA["length"]]
-    pairs = ["sft/pairs.jsonl", "sft/pairs_test.jsonl"]
+    pairs = ["sft/pairs.jsonl"]
     return evidence.shared_phases(folder, seed, "dpo", "rlhf_global") + [
         new_phase(folder, "local_beta_0.1", local, pairs),
         new_phase(folder, "length_beta_2", length, pairs),
@@ -185,7 +184,7 @@ def figure_of(by_seed):
     """The ladder's accuracies, and best of N."""
     fig, (ladder, best) = new_figure(11, 4.2, ncols=2)
     ends = {}  # {class: (where its line ends, colour)}
-    for name, colour in zip(LADDER + ["truth"], COLOURS + [INK], strict=True):
+    for name, colour in zip(LADDER + ["truth"], LADDER_COLOURS + [INK], strict=True):
         means = [over_seeds(by_seed, name, "best_of_n", str(n))["mean"] for n in BEST_OF]
         best.plot(BEST_OF, means, "o-", ms=3, color=colour)
         ends[name] = (means[-1], colour)

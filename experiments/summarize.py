@@ -45,7 +45,7 @@ from nanoroads.generate import generate
 from nanoroads.losses import kl_k1
 from nanoroads.progress import tracked
 from nanoroads.report.ledger import Ledger, Phase
-from nanoroads.report.phases import claim, run_phases, short_name
+from nanoroads.report.phases import claim_folder, run_phases, short_name
 from nanoroads.report.summaries import summaries_report, with_error
 from nanoroads.run.flags import SEED, Parser, run_script
 from nanoroads.run.folder import read_metrics
@@ -128,7 +128,7 @@ def main(argv=None):
     """Run the settings. OUT/results.json and OUT/report.md hold what is known after each one."""
     args, size = flags(argv)
     documents = read_documents(args.data, size, args.seed)
-    lock = claim(args.out)  # held to the end
+    lock = claim_folder(args.out)  # held to the end
     check_settings(args, size, documents)
     results = {"seed": args.seed, "size": asdict(size)}
     results.update(total_seconds=0.0, peak_gib=0.0, seconds={}, settings={})

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nanoroads.errors import InputError
 from nanoroads.report.gap_closed import FEW_MOVES, RL_STEPS, gap_closed_row
-from nanoroads.report.phases import claim, new_phase, run_phases
+from nanoroads.report.phases import claim_folder, new_phase, run_phases
 from nanoroads.report.write import plus_minus, table
 from nanoroads.run.flags import Parser, run_script
 from nanoroads.run.folder import read_metrics
@@ -78,7 +78,7 @@ def sweep(folder, world):
     """Run one world's settings in `folder` -> the parts of its section in the report.
 
     What is finished is not run again, unless it was made from something that has changed since."""
-    lock = claim(folder)
+    lock = claim_folder(folder)
     sft = folder / "sft"
     data = ["--data", world, "--seed", SEED]  # another seed has other pairs and samples
     pairs = ["sft/pairs.jsonl"]
@@ -151,7 +151,7 @@ def few_moves_sweep(out, world):
     for lr in REWARD_RATES:
         reward = FEW_MOVES["reward"] + ["--reward-lr", lr]
         add(f"rlhf_{lr}", train_rlhf + reward + ["--lr", FEW_MOVES_RL_RATE], pairs)
-    lock = claim(out / "few_moves")
+    lock = claim_folder(out / "few_moves")
     run_phases(phases, out / "few_moves", JOBS, lock)
     lock.release()  # the next world needs it
 

@@ -38,7 +38,7 @@ from nanoroads import losses, randomness
 from nanoroads.report import evidence
 from nanoroads.report.drawing import COLOURS, INK, new_figure
 from nanoroads.report.on_map import route_logps
-from nanoroads.report.phases import claim, new_phase, run_phases
+from nanoroads.report.phases import claim_folder, new_phase, run_phases
 from nanoroads.report.write import plus_minus, table
 from nanoroads.run.flags import run_script
 from nanoroads.weights.checkpoint import load_policy
@@ -354,7 +354,7 @@ NAMES = {
 def main(argv=None):
     """All seeds, then the table, the figure and the verdict."""
     args = evidence.parse_flags(__doc__, argv)
-    lock = claim(args.out)
+    lock = claim_folder(args.out)
     seeds = [run_seed(args, seed, lock) for seed in args.seeds]
     lines = verdict(seeds)
     evidence.write_results(args, "theorem_3_1", __doc__, seeds, table_of(seeds), lines, figure_of(seeds))

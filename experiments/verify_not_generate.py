@@ -39,8 +39,7 @@ from nanoroads.report import evidence
 from nanoroads.report.drawing import COLOURS, INK, new_figure
 from nanoroads.report.evidence import differences, is_above, is_below, over_seeds, values_of, with_errors
 from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS
-from nanoroads.report.phases import claim as claim_folder
-from nanoroads.report.phases import new_phase, run_phases
+from nanoroads.report.phases import claim_folder, new_phase, run_phases
 from nanoroads.report.write import plus_minus, table
 from nanoroads.run.flags import run_script
 from nanoroads.score import ranked_right, rewards

@@ -28,8 +28,7 @@ from nanoroads.report.compared import WORLD, lead, policies_figure, policies_tab
 from nanoroads.report.evidence import is_above, is_below, over_seeds, with_errors
 from nanoroads.report.judged import read_pairs
 from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS
-from nanoroads.report.phases import claim as claim_folder
-from nanoroads.report.phases import new_phase, run_phases
+from nanoroads.report.phases import claim_folder, new_phase, run_phases
 from nanoroads.report.write import plus_minus
 from nanoroads.run.flags import run_script
 from nanoroads.run.folder import read_metrics
@@ -103,7 +102,7 @@ def run_seed(args, seed, lock):
     augmented = ["--data", folder / "all_prompts.jsonl", "--reward", folder / "rlhf_half/reward"]
     dpo = ["train_dpo.py"] + flags + evidence.DPO
     rlhf = ["train_rlhf.py"] + flags + evidence.RLHF + MAP
-    files = ["half_pairs.jsonl", "all_prompts.jsonl", "relabelled_pairs.jsonl", "sft/pairs_test.jsonl"]
+    files = ["half_pairs.jsonl", "all_prompts.jsonl", "relabelled_pairs.jsonl", "sft/pairs.jsonl"]
     phases = [
         new_phase(folder, "rlhf_half", rlhf + half, files),
         new_phase(folder, "rlhf_augmented", rlhf + augmented, ["rlhf_half"] + files),

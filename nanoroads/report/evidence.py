@@ -40,22 +40,20 @@ def parse_flags(doc: str, argv: list[str] | None = None) -> Namespace:
 def shared_phases(folder: Path, seed: int, *names: str) -> list[Phase]:
     """The runs of the main world that most experiments start from, with the scripts' defaults.
 
-    sft, sft/pairs.jsonl and sft/pairs_test.jsonl always; `names`: which of dpo and rlhf_global."""
+    sft and sft/pairs.jsonl, with sft/pairs_test.jsonl, always; `names`: which of dpo and rlhf_global."""
     sft = folder / "sft"
     flags = ["--seed", seed, "--data", "roadmap"]
     train_sft = ["train_sft.py"] + flags + SFT
-    sample_pairs = ["-m", "nanoroads.world.pairs", "--policy", sft, "--seed", seed]
-    train_pairs = sample_pairs + ["--n", PAIRS]
-    test_pairs = sample_pairs + ["--n", TEST_PAIRS, "--split", "test"]
+    sample_pairs = ["-m", "nanoroads.world.pairs", "--policy", sft, "--seed", seed, "--n", PAIRS]
+    sample_pairs += ["--test-out", sft / "pairs_test.jsonl", "--test-n", TEST_PAIRS]
     from_sft = flags + ["--init", sft]  # whose pairs lie beside it
     roads = {"dpo": ["train_dpo.py"] + from_sft + DPO, "rlhf_global": ["train_rlhf.py"] + from_sft + RLHF}
     phases = [
         new_phase(folder, "sft", train_sft),
-        new_phase(folder, "sft/pairs.jsonl", train_pairs, ["sft"]),
-        new_phase(folder, "sft/pairs_test.jsonl", test_pairs, ["sft"]),
+        new_phase(folder, "sft/pairs.jsonl", sample_pairs, ["sft"]),
     ]
     for name in names:
-        phases.append(new_phase(folder, name, roads[name], ["sft/pairs.jsonl", "sft/pairs_test.jsonl"]))
+        phases.append(new_phase(folder, name, roads[name], ["sft/pairs.jsonl"]))
     return phases
 
 
@@ -78,7 +76,7 @@ def regularised_phases(folder: Path, seed: int, betas: list[float], kls: list[fl
     for beta in betas:
         if dpo_run(beta) != "dpo":
             dpo = ["train_dpo.py"] + from_sft + DPO + ["--beta", beta]
-            phases.append(new_phase(folder, dpo_run(beta), dpo, ["sft/pairs.jsonl", "sft/pairs_test.jsonl"]))
+            phases.append(new_phase(folder, dpo_run(beta), dpo, ["sft/pairs.jsonl"]))
     for kl in kls:
         if rlhf_run(kl) != "rlhf_global":
             rl = ["train_rlhf.py"] + from_sft + ["--reward", folder / "rlhf_global/reward"]

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from nanoroads.randomness import stream_key
-from nanoroads.report.on_map import ENCODING
+from nanoroads.report.on_map import ENCODING, true_rewards
 from nanoroads.score import ranked_right
 from nanoroads.text import tokenizer
 from nanoroads.text.data import Limits, Rows, load
@@ -61,10 +61,7 @@ def samples_of(policy, k: int, seed: int):
     held_out = prompts(WORLD, "test")
     key = stream_key("samples to judge", seed)
     ids, samples = sample_routes(policy, WORLD, ENCODING, held_out, k, seed=key)
-    truth = []
-    for prompt, group in zip(held_out, samples, strict=True):
-        truth.append([WORLD.reward(prompt, text) for text in tokenizer.decode_all(ENCODING, group)])
-    return ids, samples, torch.tensor(truth)
+    return ids, samples, true_rewards(WORLD, held_out, samples)
 
 
 def pair_measures(margin: torch.Tensor, true_margin: torch.Tensor) -> dict[str, float]:

@@ -14,7 +14,7 @@ import torch
 from nanoroads.losses import bradley_terry
 from nanoroads.randomness import stream_key
 from nanoroads.report.gap_closed import SETTINGS, gap_closed_row, world_folder
-from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS, policy_row, route_logps
+from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS, policy_row, route_logps, true_rewards
 from nanoroads.score import mean_se, ranked_right, rewards, sequence_logps
 from nanoroads.text import tokenizer
 from nanoroads.text.data import Limits, load
@@ -161,11 +161,7 @@ def reward_model_rows(folder, prompts):
     limits = Limits(context=sft.config.block_size)
     pairs = load(folder / "sft/pairs_test.jsonl", preference_texts, ENCODING, limits)
     ids, samples = sample_routes(sft, WORLD, ENCODING, prompts, BEST_OF[-1], seed=stream_key("best of n"))
-    true_rewards = []
-    for prompt, group in zip(prompts, samples, strict=True):
-        answers = tokenizer.decode_all(ENCODING, group)
-        true_rewards.append([WORLD.reward(prompt, answer) for answer in answers])
-    true_reward = torch.tensor(true_rewards)  # (prompts, 16)
+    true_reward = true_rewards(WORLD, prompts, samples)  # (prompts, 16)
 
     runs = {
         "dpo": folder / "dpo",  # its reward is beta log pi/pi_ref

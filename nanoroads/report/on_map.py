@@ -22,6 +22,14 @@ def policy_row(policy, reference, world, prompts):
     }
 
 
+def true_rewards(world, prompts, responses):
+    """The true reward (P, K) of K responses, as tokens, to each of P prompts, strings."""
+    rewards = []
+    for prompt, group in zip(prompts, responses, strict=True):
+        rewards.append([world.reward(prompt, text) for text in tokenizer.decode_all(ENCODING, group)])
+    return torch.tensor(rewards)
+
+
 def over_prompts(values, prompts):
     """{"mean", "se"} over prompts. values: V for the first prompt, V for the second, and so on.
 

@@ -44,7 +44,7 @@ def new_phase(folder: Path, name: str, command: list, needs=()) -> Phase:
 def run_phases(phases: list[Phase], out: Path, jobs: int, lock: Lock | None = None) -> dict[str, float]:
     """Run the commands, `jobs` at a time, each one when those it needs are done.
 
-    What an earlier run in `out` has finished is not run again, see ledger.py. lock: of `claim`, for
+    What an earlier run in `out` has finished is not run again, see ledger.py. lock: of `claim_folder`, for
     a caller that goes on to write in `out`. Returns {short name: seconds}. Raises InputError where a
     command fails or a result has been changed, and ends the other commands."""
     if lock is None:
@@ -99,7 +99,7 @@ def run_phases(phases: list[Phase], out: Path, jobs: int, lock: Lock | None = No
 # ---------------------------------------------------------------- the folder
 
 
-def claim(out: Path) -> Lock:
+def claim_folder(out: Path) -> Lock:
     """Take the folder of results: make it, or refuse one that holds something else, and lock it.
 
     Returns the lock, to be kept as long as `out` is written to."""

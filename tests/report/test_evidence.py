@@ -19,7 +19,9 @@ def test_flags(capsys):
 
 def test_shared_phases(tmp_path):
     phases = evidence.shared_phases(tmp_path, 3, "rlhf_global")
-    made = [str(phase.result.relative_to(tmp_path)) for phase in phases]
+    made = []
+    for phase in phases:
+        made += [str(path.relative_to(tmp_path)) for path in phase.results]
     assert made == ["sft", "sft/pairs.jsonl", "sft/pairs_test.jsonl", "rlhf_global"]
     for phase in phases:
         assert phase.command[phase.command.index("--seed") + 1] == "3"
@@ -30,7 +32,7 @@ def test_regularised_phases(tmp_path):
     phases = {}
     for phase in evidence.regularised_phases(tmp_path, 3, [0.3, 0.05], [0.5, 1]):
         phases[str(phase.result.relative_to(tmp_path))] = phase.command
-    shared = ["sft", "sft/pairs.jsonl", "sft/pairs_test.jsonl", "dpo", "rlhf_global"]
+    shared = ["sft", "sft/pairs.jsonl", "dpo", "rlhf_global"]
     assert list(phases) == [*shared, "dpo_beta_0.05", "rlhf_kl_1"]  # .3 and .5 are the shared ones
     assert "--beta 0.05" in " ".join(phases["dpo_beta_0.05"])
     assert f"--reward {tmp_path}/rlhf_global/reward --kl 1" in " ".join(phases["rlhf_kl_1"])

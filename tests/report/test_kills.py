@@ -11,7 +11,7 @@ from helpers.tiny_plan import Process, results, seconds, start_plan, tiny_plan, 
 
 from nanoroads.errors import InputError
 from nanoroads.report import phases
-from nanoroads.report.phases import claim, lock_folder, run_phases
+from nanoroads.report.phases import claim_folder, lock_folder, run_phases
 from nanoroads.run import made_from
 from nanoroads.run.commands import how_it_failed
 
@@ -108,7 +108,7 @@ def test_a_second_start_waits_for_the_first(folder, monkeypatch, tmp_path):
 
 
 def claim_and_run(folder, sign):
-    lock = claim(folder)
+    lock = claim_folder(folder)
     run_phases(tiny_plan(folder), folder, 2, lock)
     sign.touch()
     time.sleep(0.5)
@@ -173,7 +173,7 @@ def full_disk(*arguments):
 
 def test_what_a_start_that_was_killed_at_once_leaves_is_ours(tmp_path):
     (tmp_path / "out/.nanoroads-half-written-abc").mkdir(parents=True)
-    claim(tmp_path / "out")
+    claim_folder(tmp_path / "out")
 
 
 def test_a_clock_that_is_set_back_gives_no_negative_seconds(tmp_path, monkeypatch):

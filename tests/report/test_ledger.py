@@ -11,7 +11,7 @@ from helpers.tiny_plan import results, seconds, tiny_plan
 from nanoroads.errors import InputError
 from nanoroads.report import phases
 from nanoroads.report.ledger import Ledger, Phase
-from nanoroads.report.phases import claim, run_phases
+from nanoroads.report.phases import claim_folder, run_phases
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def test_a_folder_in_the_place_of_a_ledger(name, tmp_path):
 def test_a_folder_with_something_else_is_refused(tmp_path):
     (tmp_path / "report.md").write_text("mine")
     with pytest.raises(InputError, match="holds report.md"):
-        claim(tmp_path)
+        claim_folder(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
 
 
@@ -231,9 +231,9 @@ def test_a_folder_with_something_else_is_refused(tmp_path):
 def test_what_a_run_leaves_that_was_killed_at_once_is_ours(left, tmp_path):
     for name in left:
         (tmp_path / name).touch()
-    claim(tmp_path).release()
+    claim_folder(tmp_path).release()
     (tmp_path / "report.md").write_text("a later one")
-    claim(tmp_path).release()
+    claim_folder(tmp_path).release()
 
 
 @pytest.mark.parametrize("kind", ["a file", "a link that leads nowhere"])
@@ -244,7 +244,7 @@ def test_what_is_no_folder_is_refused(kind, tmp_path):
     else:
         out.symlink_to(tmp_path / "nowhere/at/all")
     with pytest.raises(InputError, match=f"--out {out}: is there, and is no folder"):
-        claim(out)
+        claim_folder(out)
 
 
 # ---------------------------------------------------------------- other kinds of files
