@@ -1,4 +1,4 @@
-"""report.html: every verdict and number of the report, nothing from outside, and a map to click on."""
+"""report.html as text: every verdict and number of the report, nothing from outside, what its map is of."""
 
 import json
 import re
@@ -8,95 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.browser import CHROMIUM, Browser
+from helpers.made_up_report import HOSTILE, MARKDOWN, draw_figure, made_up_routes
 
 from nanoroads.errors import InputError
 from nanoroads.model import GPT, GPTConfig
 from nanoroads.report import measures, page
-from nanoroads.report.drawing import COLOURS, INK, new_figure, save
+from nanoroads.report.drawing import COLOURS, INK
 from nanoroads.text import tokenizer
-from nanoroads.world.optimum import optimal_reward
-from nanoroads.world.roadmap import NEIGHBOURS, true_reward
-
-HOSTILE = "<img src=x onerror='hacked=1'></script><script>hacked=1</script>&{{data}}\""
-MARKDOWN = """# All roads
-
-Seeds [0], `code`, ± is one standard error.
-
-- yes: RLHF is ahead (by +0.100 ± 0.014).
-- NO: the gap is closed (by +0.020).
-- Best first: global, dpo.
-
-## Policies
-
-| policy | reward | note |
-| --- | --- | --- |
-| sft | 0.186 ± 0.003 | |
-| dpo | -0.402 | a cell that is so long that a phone has no room for it |
-
-![rewards](rewards.svg)
-
-![routes](routes.svg)
-
-## Seconds
-
-1705 in all.
-
-> What somebody wrote.
-
-| phase | s |
-| --- | --- |
-"""
-MARKDOWN += "".join(f"| seed{i}/sft | {100 + i} |\n" for i in range(20))
-
-
-def answers(greedy, samples, choosing, prompt):
-    """What routes.json says of a policy and a prompt. samples: {route: how often}."""
-    routes = [route for route, times in samples.items() for _ in range(times)]
-    return {
-        "greedy": [greedy, true_reward(prompt, greedy)],
-        "samples": [[route, true_reward(prompt, route)] for route in routes],
-        "choosing": choosing,
-    }
-
-
-def made_up_routes():
-    """Three prompts; on WA>CA: SFT fails, on ME>FL: DPO is ahead, on WA>NV: there is no difference."""
-    table = {
-        "WA>CA:": [(">NV", {">NV>CA": 7, ">OR>OR>CA": 1}, 0.1), (">OR>CA", {">OR>CA": 8}, 0.2)],
-        "ME>FL:": [("", {">NH": 8}, 0.1), (">NH>MA", {">NH>MA": 8}, 0.9)],
-        "WA>NV:": [(">OR>NV", {">OR>NV": 8}, 0.5), (">OR>NV", {">OR>NV": 8}, 0.5)],
-    }
-    rlhf = {
-        "WA>CA:": (">OR>CA", {">OR>CA": 2, ">OR>NV>CA": 5, ">ID>TX": 1}, 1.0),
-        "ME>FL:": ("", {">NH": 8}, 0.3),
-        "WA>NV:": (">OR>NV", {">OR>NV": 8}, 0.5),
-    }
-    rows = []
-    for prompt, of_policies in table.items():
-        policies = {}
-        for name, values in zip(measures.ROADS, [*of_policies, rlhf[prompt]], strict=True):
-            policies[name] = answers(*values, prompt)
-        rows.append({"prompt": prompt, "best": optimal_reward(prompt), "policies": policies})
-    return {"rule": f"A rule {HOSTILE}", "prompts": rows}
-
-
-def draw(path, text="a line"):
-    fig, ax = new_figure(3, 2)
-    ax.plot([0, 1], [0, 1], "o-", label=text, color=COLOURS["dpo"])
-    ax.text(0.5, 0.2, "black", color="black")  # Matplotlib writes no colour for black
-    ax.legend()
-    save(fig, path)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder with figures."""
-    path = tmp_path_factory.mktemp("figures")
-    for name in ("rewards", "routes"):
-        draw(path / f"{name}.svg", name)
-    (path / "figure.png").write_bytes(b"\x89PNG")
-    return path
+from nanoroads.world.roadmap import true_reward
 
 
 class Elements(HTMLParser):
@@ -122,8 +41,8 @@ class Elements(HTMLParser):
 
 
 @pytest.mark.parametrize("routes", [None, made_up_routes()])
-def test_every_verdict_and_every_cell_is_on_the_page(routes, folder):
-    text = page.report_page(MARKDOWN, folder, routes)
+def test_every_verdict_and_every_cell_is_on_the_page(routes, figures_folder):
+    text = page.report_page(MARKDOWN, figures_folder, routes)
     assert "<title>All roads</title>" in text and "<h1>All roads</h1>" in text
     assert '<p class="verdict yes"><b class="yes">yes</b> RLHF is ahead (by +0.100 ± 0.014).</p>' in text
     assert '<p class="verdict NO"><b class="NO">NO</b> the gap is closed (by +0.020).</p>' in text
@@ -137,11 +56,11 @@ def test_every_verdict_and_every_cell_is_on_the_page(routes, folder):
     # The map shows what the figure of the routes shows.
     assert (">routes</text>" in text) == (routes is None) and ">rewards</text>" in text
     assert ('<section id="map">' in text) == (routes is not None)
-    assert text == page.report_page(MARKDOWN, folder, routes)
+    assert text == page.report_page(MARKDOWN, figures_folder, routes)
 
 
-def test_nothing_comes_from_outside(folder):
-    text = page.report_page(MARKDOWN + "\n![a](figure.png)\n", folder, made_up_routes())
+def test_nothing_comes_from_outside(figures_folder):
+    text = page.report_page(MARKDOWN + "\n![a](figure.png)\n", figures_folder, made_up_routes())
     links = []
     for tag, attributes in Elements(text).found:
         assert tag not in ("link", "iframe", "object", "embed", "base", "form")
@@ -179,8 +98,8 @@ def test_what_comes_from_data_is_text(tmp_path):
     assert json.loads(data)["routes"] == routes
 
 
-def test_figures_have_the_colours_of_the_page_and_ids_of_their_own(folder):
-    text = page.report_page(MARKDOWN, folder, None)
+def test_figures_have_the_colours_of_the_page_and_ids_of_their_own(figures_folder):
+    text = page.report_page(MARKDOWN, figures_folder, None)
     figures = "".join(re.findall(r"<figure>.*?</figure>", text, flags=re.DOTALL))
     assert figures.count("<svg") == 2 and INK not in figures and COLOURS["dpo"] not in figures
     assert "currentColor" in figures and "var(--dpo)" in figures
@@ -218,7 +137,7 @@ def experiments(tmp_path):
         (tmp_path / name / "table.md").write_text(f"| a |\n| --- |\n| of {name} |\n\nNO: not {name}\n")
         results = {"seeds": [0]} if claim is None else {"claim": claim}
         (tmp_path / name / "results.json").write_text(json.dumps(results))
-    draw(tmp_path / "first/figure.svg")
+    draw_figure(tmp_path / "first/figure.svg")
     (tmp_path / "second_try/figure.png").write_bytes(b"\x89PNG")
     (tmp_path / "whole").mkdir()
     (tmp_path / "whole/report.md").write_text("# A whole report\n\n## Part\n\n- yes: so\n")
@@ -298,180 +217,3 @@ def test_routes_are_what_the_policies_do_and_earn(monkeypatch):
     for name, times in right.items():
         assert row[name]["samples"] == [[">NH", 1.0]] * times + [[">VT", 0.0]] * (8 - times)
         assert row[name]["choosing"] == times / 8
-
-
-# ---------------------------------------------------------------- in a browser
-
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
-CARD = {name: f"document.querySelector('.card.{name}')" for name in measures.ROADS}
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("browser")) as opened:
-        yield opened
-
-
-@pytest.fixture
-def show(browser, folder):
-    """show(width=1200): the page of made-up results in a browser, which is then asked and clicked."""
-    path = folder / "report.html"
-    path.write_text(page.report_page(MARKDOWN, folder, made_up_routes()))
-
-    def open_page(width=1200, **options):
-        browser.open(path, width, **options)
-        return browser
-
-    browser.errors.clear()
-    browser.requests.clear()
-    yield open_page
-    assert browser.errors == []  # nothing in the console, nothing raised
-    assert set(browser.requests) == {path.as_uri()}
-
-
-def hops(browser, name):
-    """What a policy's map shows: [(kind, "legal" or "illegal")] of its hops, as often as they are drawn."""
-    lines = f"[...{CARD[name]}.querySelectorAll('.hop')]"
-    return browser.ask(f"{lines}.map(hop => [hop.classList[1], hop.firstChild.className.baseVal])")
-
-
-def dashes(browser, name):
-    """Whether each line of a policy's map is dashed, as it is drawn."""
-    lines = f"[...{CARD[name]}.querySelectorAll('.hop line')]"
-    return browser.ask(f"{lines}.map(line => getComputedStyle(line).strokeDasharray !== 'none')")
-
-
-def heading(browser):
-    return browser.ask("document.querySelector('.bar strong').textContent")
-
-
-def listed(browser):
-    return browser.ask("[...document.querySelectorAll('.prompts button')].map(b => b.value)")
-
-
-@needs_chromium
-def test_the_map_shows_each_road_of_each_route(show):
-    browser = show()
-    assert heading(browser) == "WA → CA"  # the policies differ most there
-    # SFT: greedy WA>NV, no road; seven times WA>NV>CA; once WA>OR>OR>CA, whose second hop has no length.
-    expected = [["fails", "illegal"], ["fails", "legal"], ["fails", "legal"], ["fails", "legal"]]
-    assert sorted(hops(browser, "sft")) == sorted([*expected, ["greedy", "illegal"]])
-    assert dashes(browser, "sft") == [kind == "illegal" for _, kind in hops(browser, "sft")]
-    assert hops(browser, "dpo") == [["earns", "legal"]] * 2 + [["greedy", "legal"]] * 2
-    # RLHF: >OR>CA twice, >OR>NV>CA five times, so three hops from and to OR; WA>ID>TX fails.
-    kinds = Counter(map(tuple, hops(browser, "rlhf_global")))
-    assert kinds == {
-        ("earns", "legal"): 4,
-        ("greedy", "legal"): 2,
-        ("fails", "legal"): 1,
-        ("fails", "illegal"): 1,
-    }
-    widths = (
-        "[...document.querySelectorAll('.rlhf_global .earns line')].map(l => l.getAttribute('stroke-width'))"
-    )
-    wide = [0.14 + 0.7 * count / 8 for count in (7, 5, 5, 2)]
-    assert sorted(map(float, browser.ask(widths)), reverse=True) == pytest.approx(wide)
-    numbers = browser.ask(f"{CARD['rlhf_global']}.querySelector('p').textContent")
-    assert numbers == "samples earn 0.80, greedy 0.95, at best 0.95"  # (2 * .95 + 5 * .9) / 8
-    rows = browser.ask(
-        f"[...{CARD['rlhf_global']}.querySelectorAll('.routes button')].map(b => b.textContent)"
-    )
-    assert rows == [
-        "greedy0.95WA → OR → CA",
-        "2 ×0.95WA → OR → CA",
-        "5 ×0.90WA → OR → NV → CA",
-        "0.00WA → ID ⇢ TX (no road)",
-    ]
-    roads = browser.ask("document.querySelectorAll('.card.dpo line.road').length")
-    assert roads == sum(map(len, NEIGHBOURS.values())) / 2 == 105
-
-
-@needs_chromium
-def test_a_click_on_the_list_changes_the_routes(show):
-    browser = show()
-    before = hops(browser, "dpo")
-    browser.click("document.querySelector('.prompts button[value=\"ME>FL:\"]')")
-    assert heading(browser) == "ME → FL" and browser.ask("location.hash") == "#ME-FL"
-    assert hops(browser, "dpo") != before and len(hops(browser, "sft")) == 1
-    why = browser.ask(f"[...{CARD['dpo']}.querySelectorAll('.why')].map(e => e.textContent)")
-    assert why == [" (does not arrive)"] * 2
-    browser.click("document.querySelector('[aria-label=\"the next prompt\"]')")
-    assert heading(browser) == "WA → NV"
-
-
-@needs_chromium
-def test_two_clicks_on_a_map_choose_a_start_and_a_goal(show):
-    browser = show(width=360, mobile=True)
-    state = "document.querySelector('.card.dpo [data-state={}]')"
-    browser.click(state.format("WA"))
-    assert heading(browser) == "WA → ? (2 goals among these prompts)"
-    goals = "[...document.querySelectorAll('.card.sft .candidate')].map(g => g.dataset.state)"
-    assert browser.ask(goals) == ["CA", "NV"]
-    browser.click(state.format("NV"))
-    assert heading(browser) == "WA → NV"
-    classes = browser.ask(f"[...{state.format('NV')}.classList, ...{state.format('WA')}.classList]")
-    assert "goal" in classes and "start" in classes and browser.ask(goals) == []
-
-
-@needs_chromium
-def test_the_list_is_ordered_by_how_far_the_roads_are_apart(show):
-    browser = show()
-    orders = browser.ask("[...document.querySelectorAll('option')].map(o => o.textContent)")
-
-    def order(text):
-        choose = f"s.value = {orders.index(text)}; s.dispatchEvent(new Event('change'))"
-        browser.ask(f"(s => {{{choose}}})(document.querySelector('select'))")
-        return listed(browser)
-
-    assert order("where the three differ most") == ["WA>CA:", "ME>FL:", "WA>NV:"]
-    assert order("where DPO is furthest ahead of RLHF") == ["ME>FL:", "WA>NV:", "WA>CA:"]
-    assert heading(browser) == "ME → FL"
-    assert order("where RLHF is furthest ahead of DPO") == ["WA>CA:", "WA>NV:", "ME>FL:"]
-    assert order("shortest ways first") == ["WA>CA:", "WA>NV:", "ME>FL:"]
-    assert order("by name") == ["ME>FL:", "WA>CA:", "WA>NV:"]
-
-
-@needs_chromium
-def test_a_route_that_is_pointed_at_is_shown_alone(show):
-    browser = show()
-    everything = hops(browser, "rlhf_global")
-    row = CARD["rlhf_global"] + ".querySelectorAll('.routes button')[2]"
-    browser.point_at(row)
-    assert hops(browser, "rlhf_global") == [["earns", "legal"]] * 3
-    browser.point_at("document.querySelector('h1')")
-    assert hops(browser, "rlhf_global") == everything
-    browser.click(row)
-    browser.point_at("document.querySelector('h1')")
-    assert hops(browser, "rlhf_global") == [["earns", "legal"]] * 3  # a click keeps it
-    browser.click(row)
-    browser.point_at("document.querySelector('h1')")
-    assert hops(browser, "rlhf_global") == everything
-
-
-@needs_chromium
-@pytest.mark.parametrize("dark", [False, True])
-def test_it_is_readable_on_a_phone_by_day_and_by_night(dark, show):
-    browser = show(width=360, mobile=True, dark=dark)
-    assert browser.ask("document.documentElement.scrollWidth") == 360
-    colours = browser.ask(
-        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,"
-        " getComputedStyle([...document.querySelectorAll('text')].find(t => t.textContent === 'black')).fill]"
-    )
-    ground, ink, figure_ink = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours)
-    assert (ground < 150 and ink > 600) if dark else (ground > 700 and ink < 200)
-    assert figure_ink == ink
-
-
-@needs_chromium
-def test_hostile_text_is_shown_and_not_run(browser, tmp_path):
-    routes = made_up_routes()
-    for answer in (HOSTILE, ">constructor>__proto__>toString", ">" + HOSTILE):
-        routes["prompts"][0]["policies"]["sft"]["samples"][0] = [answer, 0.0]
-        path = tmp_path / "report.html"
-        path.write_text(page.report_page(f"# {HOSTILE}\n", tmp_path, routes))
-        browser.errors.clear()
-        browser.open(path, 1200)
-        assert browser.errors == [] and browser.ask("window.hacked") is None
-        assert browser.ask("document.querySelectorAll('img').length") == 0
-        assert HOSTILE in browser.ask("document.body.textContent")
-        assert browser.ask("document.querySelectorAll('.card').length") == 3
