@@ -22,9 +22,10 @@ unseen      Xu et al., 2404.10719, and Razin et al., 2410.08847: DPO may move ma
 
 All three hold. DPO is below the reference once .908 of the pairs are (y1, y2), while RLHF stays
 where it was; but with no other pair at all its reward model knows nothing of y3 either (its
-search starts at zero), and it falls below the reference, too. Each road wins one row of Shi's
-table. After 1,000 steps DPO has .9995 on y3 where responses share features, and RLHF the same as
-soon as its reward model has these features (Theorem 2.2 of 2503.01067).
+reward of y3 stays at zero, where the search starts), and RLHF falls below the reference, too. Each
+road wins one row of Shi's table. After 1,000 steps DPO has .9995 on y3 where responses share
+features, and RLHF the same as soon as its reward model has these features (Theorem 2.2 of
+2503.01067).
 
 Writes OUT/table.md, OUT/figure.svg and OUT/results.json.
 """
@@ -90,7 +91,7 @@ def beside_zero(size):
 
 def dpo(reward, weights, features, beta):
     """Road 1, in expectation over pairs drawn with weights (3,) and over their labels -> log pi, (3,)."""
-    second_wins = torch.sigmoid(reward[SECOND] - reward[FIRST])  # how often
+    second_wins = torch.sigmoid(reward[SECOND] - reward[FIRST])  # how often: label smoothing of each pair
 
     def loss_of(theta):
         logp = log_policy(theta, features)
@@ -102,13 +103,14 @@ def dpo(reward, weights, features, beta):
 
 def fit_reward(reward, weights, features):
     """Stage 1 of road 2, a Bradley-Terry fit within the class features @ w -> reward model, (3,)."""
-    right = torch.sigmoid(reward[FIRST] - reward[SECOND])
+    first_wins = torch.sigmoid(reward[FIRST] - reward[SECOND])  # how often
 
     def loss_of(w):
         score = features @ w
-        first_wins = losses.bradley_terry(score[FIRST], score[SECOND])
-        second_wins = losses.bradley_terry(score[SECOND], score[FIRST])
-        return (weights * (right * first_wins + (1 - right) * second_wins)).sum()
+        loss_if_first = losses.bradley_terry(score[FIRST], score[SECOND])
+        loss_if_second = losses.bradley_terry(score[SECOND], score[FIRST])
+        loss = first_wins * loss_if_first + (1 - first_wins) * loss_if_second
+        return (weights * loss).sum()
 
     return features @ minimise(loss_of, features.shape[1])
 
@@ -184,7 +186,8 @@ def compare_unseen(steps=1000, lr=0.2):
     (Theorem 2.2), and the same descent gives a reward model and a policy."""
     reward = fp64(1, 0, -1)
     shared = torch.stack([fp64(1, 0.2), fp64(1, 0), fp64(0, 1)])  # (3, 2): y1 and y2 are alike
-    models, mass = {}, {}
+    models = {}
+    mass = {}
     for name, features in {"own": OWN_PARAMETERS, "shared": shared}.items():
         theta = torch.zeros(features.shape[1], dtype=torch.float64)
         mass[name] = []
@@ -196,12 +199,10 @@ def compare_unseen(steps=1000, lr=0.2):
             if step % 10 == 0:
                 mass[name].append(round(log_policy(theta, features)[2].exp().item(), 6))
         models[name] = features @ theta
+    # (whose class has shared features, the policy's features, the reward model's)
+    cases = [("nobody", "own", "own"), ("policy", "shared", "own"), ("both", "shared", "shared")]
     rows = {}
-    for case, policy, model in [
-        ("nobody", "own", "own"),
-        ("policy", "shared", "own"),
-        ("both", "shared", "shared"),
-    ]:
+    for case, policy, model in cases:
         policies = shared if policy == "shared" else OWN_PARAMETERS
         rows[case] = {
             "dpo": value(torch.log_softmax(REF_LOGP + models[policy], 0), reward).item(),

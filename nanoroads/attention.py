@@ -12,8 +12,8 @@ A batch's stream (batch.py) is attended to in one of four ways, which agree but 
     by_segment   a CPU: one call for each prompt and each response, exact in its sizes
     by_group     short groups on a CPU, for which so many calls take longer than some padding: one call
                  in which each group is a row
-    padded       short sequences in long groups on a CPU, and a GPU without Triton: two calls, of prompts
-                 and of responses
+    padded       short sequences in long groups on a CPU, a GPU without Triton, and what FlexAttention has
+                 no kernel for (fp64, fewer than 16 channels): two calls, of prompts and of responses
     by_blocks    CUDA: FlexAttention, one kernel that skips the blocks of 128 x 128 tokens in which
                  nobody sees anybody
 
@@ -22,7 +22,6 @@ channels each; P tokens of a prompt and m of a response. A prompt with one respo
 of P + m tokens, and has no rows or calls of its own; S counts the responses of the other prompts."""
 
 import functools
-import itertools
 
 import torch
 from torch.nn import functional as F
@@ -58,15 +57,16 @@ def of_groups(group_lengths, device):
 
 def attention(q, k, v, mask=None, is_causal=False):
     """scaled_dot_product_attention with the heads behind the tokens: q (B, T, H, C), k and v
-    (B, L, n_kv_head, C) -> (B, T, H, C). mask: bool, or 0 and -inf, (T, L)
-    or (B, 1, T, L)."""
+    (B, L, n_kv_head, C) -> (B, T, H, C). mask: bool, or 0 and -inf, (T, L) or (B, 1, T, L)."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]
     has_flash = mask is None and q.dtype in (torch.float16, torch.bfloat16)
     if grouped and q.is_cuda and not has_flash:
         # With grouped keys CUDA would compute the whole (T, L) matrix of scores. The memory-efficient
         # kernel does not, but wants a key for every query head.
-        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+        repeats = q.shape[1] // k.shape[1]
+        k = k.repeat_interleave(repeats, dim=1)
+        v = v.repeat_interleave(repeats, dim=1)
         grouped = False
     y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, enable_gqa=grouped)
     return y.transpose(1, 2)
@@ -77,14 +77,16 @@ def attention(q, k, v, mask=None, is_causal=False):
 
 def by_segment(group_lengths, device):
     """Attention to a stream in a plain loop over its groups."""
-    piece_sizes = []  # of the stream, in tokens: what is attended to in one call
+    piece_sizes = []  # of the stream, in tokens: the queries of one call
+    longest_prompt = 0
+    longest_response = 0
     for prompt_length, *response_lengths in group_lengths:
+        longest_prompt = max(longest_prompt, prompt_length)
+        longest_response = max([longest_response, *response_lengths])
         if len(response_lengths) == 1:  # a prompt and its only response are one causal sequence
             piece_sizes.append(prompt_length + response_lengths[0])
         else:
             piece_sizes += [prompt_length, *response_lengths]
-    longest_prompt = max(prompt_length for prompt_length, *_ in group_lengths)
-    longest_response = max(max(response_lengths, default=0) for _, *response_lengths in group_lengths)
 
     @functools.cache
     def whole_mask(dtype):
@@ -119,9 +121,13 @@ def by_segment(group_lengths, device):
 
 def by_group(group_lengths, device):
     """Attention to a stream of which each group becomes a row, T tokens long, with a mask of T x T."""
-    sizes = [sum(lengths) for lengths in group_lengths]
-    starts = [end - size for end, size in zip(itertools.accumulate(sizes), sizes, strict=True)]
-    index, is_token = rectangle(list(zip(starts, sizes, strict=True)))  # (G, T) each
+    rows = []  # (first token, number of tokens) of each group
+    start = 0
+    for lengths in group_lengths:
+        length = sum(lengths)
+        rows.append((start, length))
+        start += length
+    index, is_token = rectangle(rows)  # (G, T) each
     mask = None  # where each prompt has one response: all is causal
     if max(map(len, group_lengths)) > 2:
         mask = upload(group_mask(group_lengths, is_token), device)
@@ -129,7 +135,8 @@ def by_group(group_lengths, device):
 
         def attend_without_padding(layer_index, q, k, v):
             q_rows, k_rows, v_rows = (x.unflatten(0, index.shape) for x in (q, k, v))
-            return attention(q_rows, k_rows, v_rows, mask, is_causal=mask is None).flatten(0, 1)
+            out = attention(q_rows, k_rows, v_rows, mask, is_causal=mask is None)  # (G, T, H, C)
+            return out.flatten(0, 1)  # (N, H, C)
 
         return attend_without_padding
 
@@ -215,8 +222,11 @@ def rectangle(rows):
     """(start, length) of B rows -> (B, L) int64 places in the stream, and (B, L) bool: not padding.
 
     Padding repeats a row's last token."""
-    start, length = torch.tensor(rows, dtype=torch.int64).reshape(-1, 2).split(1, 1)  # (B, 1) each
-    column = torch.arange(max((length for _, length in rows), default=0))
+    table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)  # (B, 2), also where B is 0
+    start = table[:, :1]  # (B, 1)
+    length = table[:, 1:]  # (B, 1)
+    longest = max([row_length for _, row_length in rows], default=0)
+    column = torch.arange(longest)  # (L,)
     return start + column.minimum(length - 1), column < length
 
 
@@ -247,19 +257,22 @@ def by_blocks(group_lengths, device):
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
     prompt_start, prompt_end, own_start = [], [], []  # of each token; own: of its prompt or response
-    blocks = -(-sum(map(sum, group_lengths)) // BLOCK)  # rounded up
+    tokens = sum(map(sum, group_lengths))
+    blocks = (tokens + BLOCK - 1) // BLOCK  # rounded up
     is_seen = torch.zeros(blocks, blocks, dtype=torch.bool)  # (query blocks, key blocks)
     start = 0
     for lengths in group_lengths:
-        first = start  # token of the group
+        first = start  # token of the group, and of its prompt
+        after_prompt = first + lengths[0]
+        prompt_blocks = slice(first // BLOCK, (after_prompt - 1) // BLOCK + 1)
         for length in lengths:
             end = start + length
             prompt_start += [first] * length
-            prompt_end += [first + lengths[0]] * length
+            prompt_end += [after_prompt] * length
             own_start += [start] * length
-            queries = slice(start // BLOCK, (end - 1) // BLOCK + 1)
-            is_seen[queries, first // BLOCK : (first + lengths[0] - 1) // BLOCK + 1] = True
-            is_seen[queries, queries] = True
+            own_blocks = slice(start // BLOCK, (end - 1) // BLOCK + 1)
+            is_seen[own_blocks, prompt_blocks] = True
+            is_seen[own_blocks, own_blocks] = True
             start = end
     is_seen = is_seen.tril()
     count = is_seen.sum(1, dtype=torch.int32)  # (blocks,) key blocks of each query block

@@ -51,6 +51,7 @@ def new_figure(width, height, **subplots):
 
 
 def save(fig, path):
-    """Write a figure as SVG on a white ground, which a dark page needs. The same drawing gives the same
-    bytes."""
+    """Write a figure as the path's suffix says, on a white ground, so that its ink shows on a dark page.
+
+    The same drawing gives the same bytes."""
     fig.savefig(path, metadata={"Date": None})

@@ -159,8 +159,7 @@ def draw_state(ax, state, is_start, is_goal, is_named):
     if is_start:
         face = INK
         ink = "white"
-        if not is_goal:  # a start that is another route's goal stays a large star
-            size = 290
+        size = 290
     ax.scatter(x, y, size, face, marker=marker, edgecolors=edge, linewidths=1.1, zorder=4)
     ax.text(x, y - 0.03, state, color=ink, size=7.5, weight=weight, ha="center", va="center", zorder=5)
 

@@ -49,7 +49,7 @@ class Phase(NamedTuple):
 
     @property
     def results(self) -> list[Path]:
-        """The same, and the second file of a command that makes two."""
+        """The result alone, or both files of a command that makes two."""
         paths = [self.result]
         if "--test-out" in self.command:
             paths.append(Path(self.command[self.command.index("--test-out") + 1]))

@@ -31,7 +31,7 @@ SHOWN = 3  # prompts on the maps of the report
 CHOOSING = 16  # samples of a policy for each held-out prompt, by which those are chosen
 DRAWN = 64  # samples of a policy for each prompt that is shown
 ON_PAGE = 8  # samples of a policy for each held-out prompt on the map of the page
-ROADS = ("sft", "dpo", "rlhf_global")  # the policies whose routes are shown
+SHOWN_POLICIES = ("sft", "dpo", "rlhf_global")  # on those maps and on the page's
 
 
 def measure(folder: Path, quick: bool) -> dict:
@@ -88,7 +88,7 @@ def shown_routes(folder, prompts):
     "prompts": a row {"prompt", "samples": {policy: {route: how often it was drawn}}} for each of the
     prompts on which the policies differ most. They are chosen by other samples than those that are
     shown, since what is chosen because it is extreme is less so when it is drawn again."""
-    policies = {name: load_policy(folder / name) for name in ROADS}
+    policies = {name: load_policy(folder / name) for name in SHOWN_POLICIES}
     means = choosing_rewards(policies, prompts)  # (policies, prompts)
     spread = means.max(0).values - means.min(0).values  # (prompts,)
     chosen = [prompts[i] for i in spread.argsort(descending=True, stable=True)[:SHOWN]]
@@ -120,8 +120,8 @@ def map_routes(folder, prompts):
 
     "prompts": a row {"prompt", "best", "policies"} each; best: the largest true reward that there is.
     Of a policy "greedy": [route, true reward], "samples": a list of these, and "choosing": the mean
-    true reward of other samples, by which the page orders the prompts, for the reason given above."""
-    policies = {name: load_policy(folder / name) for name in ROADS}
+    true reward of other samples. The page orders the prompts by it; `shown_routes` says why."""
+    policies = {name: load_policy(folder / name) for name in SHOWN_POLICIES}
     means = choosing_rewards(policies, prompts).tolist()
     rows = [{"prompt": prompt, "best": optimal_reward(prompt), "policies": {}} for prompt in prompts]
     for (name, policy), choosing in zip(policies.items(), means, strict=True):

@@ -24,10 +24,10 @@ from nanoroads.world.roadmap import NEIGHBOURS
 TEMPLATE = Path(__file__).with_name("page.html")
 MARK = "<!-- nanoroads.report.page -->"  # in each page, so that nobody's file is written over
 LONG = 16  # a table of more rows begins closed
-# What colours of figures become in a page, since they are others on a dark ground.
+# What the colours of figures become in a page: colours of the page, which by night are others.
 ON_ANY_GROUND = {INK: "currentColor", "#ffffff": "var(--ground)", PALE: "var(--line)", LAND: "var(--land)"}
 ON_ANY_GROUND.update({COLOURS[road]: f"var(--{road})" for road in COLOURS if road != "optimum"})
-# How a line of our Markdown begins; one of none of these kinds is text. And what it becomes.
+# The kinds of lines in our Markdown, the first that fits; a line of no kind here is text.
 KINDS = {
     "blank": r"\s*$",
     "table": r"\|",
@@ -36,11 +36,6 @@ KINDS = {
     "heading": r"(#+) (.*)",
     "list": r"- (.*)",
     "quote": r"> (.*)",
-}
-HTML = {
-    "verdict": '<p class="verdict {0}"><b class="{0}">{0}</b> {1}</p>',
-    "list": "<ul><li>{0}</li></ul>",
-    "quote": "<blockquote>{0}</blockquote>",
 }
 
 
@@ -76,7 +71,7 @@ def experiments_page(folder: Path) -> str:
     for name in sorted({path.parent.name for path in tables}, key=place):
         title, body = article(folder / name)
         anchor = html.escape(name)
-        words = re.findall(r'<p class="verdict \w+">(<b .*?</b>)', body)
+        words = re.findall(r"<b .*?</b>", body)  # yes and NO, as its verdicts begin
         contents.append(f'<li><a href="#{anchor}">{inline(title)}</a> {" ".join(words)}</li>')
         articles.append(f'<article id="{anchor}">\n<h2>{inline(title)}</h2>\n{body}\n</article>')
     title = "Every claim, and what came out"
@@ -116,28 +111,38 @@ def to_html(markdown: str, folder: Path, level: int = 0) -> str:
     folder: where its figures lie. level: how much lower the headings become."""
     parts = []
     for kind, lines in groupby(markdown.splitlines(), kind_of):
-        lines = list(lines)
         if kind == "table":
-            parts.append(table(lines))
+            parts.append(table_to_html(list(lines)))
         elif kind == "text":
             parts.append(f"<p>{inline(' '.join(lines))}</p>")
         elif kind != "blank":
             for line in lines:
-                fields = re.match(KINDS[kind], line).groups()
-                if kind == "figure":
-                    parts.append(figure_to_html(folder / fields[1], html.escape(fields[0])))
-                elif kind == "heading":
-                    tag = f"h{len(fields[0]) + level}"
-                    parts.append(f"<{tag}>{inline(fields[1])}</{tag}>")
-                else:
-                    parts.append(HTML[kind].format(*map(inline, fields)))
+                parts.append(line_to_html(kind, line, folder, level))
     return "\n".join(parts)
+
+
+def line_to_html(kind, line, folder, level):
+    """A line of a kind whose lines each stand for themselves: a figure, a verdict, a heading, ..."""
+    fields = re.match(KINDS[kind], line)
+    if kind == "figure":
+        return figure_to_html(folder / fields[2], html.escape(fields[1]))
+    if kind == "verdict":
+        word = fields[1]
+        return f'<p class="verdict {word}"><b class="{word}">{word}</b> {inline(fields[2])}</p>'
+    if kind == "heading":
+        tag = f"h{len(fields[1]) + level}"
+        return f"<{tag}>{inline(fields[2])}</{tag}>"
+    if kind == "list":
+        return f"<ul><li>{inline(fields[1])}</li></ul>"
+    return f"<blockquote>{inline(fields[1])}</blockquote>"
 
 
 def kind_of(line):
     """What a line of Markdown belongs to: one of KINDS, or "text"."""
-    kinds = [kind for kind, form in KINDS.items() if re.match(form, line)]
-    return kinds[0] if kinds else "text"
+    for kind, form in KINDS.items():
+        if re.match(form, line):
+            return kind
+    return "text"
 
 
 def inline(text):
@@ -145,33 +150,43 @@ def inline(text):
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
-def table(lines):
-    """A Markdown table; one of very many rows begins closed."""
-    head, _, *rows = [line.strip()[1:-1].split("|") for line in lines]
-    parts = []
-    for tag, row in [("th", head)] + [("td", row) for row in rows]:
-        cells = ""
-        for column, cell in enumerate(row):
-            # Numbers stand at the right, and so does the head of a column that begins with one.
-            looked_at = rows[0][column] if tag == "th" and rows else cell
-            kind = ' class="number"' if re.match(r"\s*[-+−]?[\d.]", looked_at) else ""
-            cells += f"<{tag}{kind}>{inline(cell.strip())}</{tag}>"
-        parts.append(f"<tr>{cells}</tr>")
+def table_to_html(lines):
+    """A Markdown table; one of very many rows begins closed, one too wide for the window scrolls."""
+    rows = [line.strip()[1:-1].split("|") for line in lines]
+    head = rows[0]
+    rows = rows[2:]  # below the rule under the head
+    first = rows[0] if rows else head
+    parts = [row_to_html("th", head, first)]
+    for row in rows:
+        parts.append(row_to_html("td", row, row))
     text = '<div class="wide"><table>\n' + "\n".join(parts) + "\n</table></div>"
     if len(rows) > LONG:
         text = f"<details><summary>{len(rows)} rows</summary>{text}</details>"
     return text
 
 
+def row_to_html(tag, cells, samples):
+    """A row of a table. samples: of each column a cell, by which it is known to hold numbers.
+
+    Numbers stand at the right; for the head the samples are the first row's cells."""
+    text = ""
+    for column, cell in enumerate(cells):
+        is_number = re.match(r"\s*[-+−]?[\d.]", samples[column])
+        start = f'<{tag} class="number">' if is_number else f"<{tag}>"
+        text += f"{start}{inline(cell.strip())}</{tag}>"
+    return f"<tr>{text}</tr>"
+
+
 def figure_to_html(path, alt):
-    """A figure: an SVG as part of the page, whose colours it then has; any other as data."""
+    """A figure: an SVG as part of the page, whose colours it then has; any other, a PNG, as data."""
     if path.suffix != ".svg":
         data = base64.b64encode(path.read_bytes()).decode()
         return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"></figure>'
     svg = path.read_text(encoding="utf-8")
-    # What it says of itself for programs, and a style that would be the whole page's.
+    # Left out: what stands before the drawing, what it says of itself for programs, and its style,
+    # which would be the whole page's.
     svg = re.sub(r"^.*?(?=<svg)|<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
-    # Figures have the same ids, and in a page they have to differ.
+    # Different figures use the same ids, which in one page would be confused.
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{path.parent.name}-{path.stem}-", svg)
     for colour, variable in ON_ANY_GROUND.items():
         svg = svg.replace(colour, variable)
@@ -179,7 +194,8 @@ def figure_to_html(path, alt):
     width = float(re.search(r'width="([\d.]+)pt"', svg)[1])
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     label = f'role="img" aria-label="{alt}" style="width: {width:.0f}pt; min-width: {0.6 * width:.0f}pt"'
-    return f"<figure>{svg.replace('<svg', f'<svg {label}', 1)}</figure>"
+    svg = svg.replace("<svg", f"<svg {label}", 1)
+    return f"<figure>{svg}</figure>"
 
 
 def main(argv=None):

@@ -74,7 +74,7 @@ def check_same(steps, bound):
             continue
         for name, mine, theirs in zip(("loss", "gradient norm"), ours.outcome, step.outcome, strict=True):
             apart = abs(mine - theirs) / max(1.0, abs(mine))
-            if not apart <= bound:  # NaN is not
+            if not apart <= bound:  # nor is NaN
                 raise AssertionError(f"{step.name}: {name} {mine} by {ours.by}, {theirs} by {step.by}")
 
 
@@ -101,6 +101,7 @@ def row_of(step, peak):
 
 
 def steps_table(rows):
+    """Rows of `row_of` as a Markdown table."""
     cells = []
     for row in rows:
         figures = ["-" if row[column] is None else f"{row[column]:.4g}" for column in HEAD[2:]]
@@ -109,7 +110,7 @@ def steps_table(rows):
 
 
 def steps_verdict(rows):
-    """The pairs or samples per second of the first of each name, as a multiple of each other one's."""
+    """How many times the pairs or samples per second of another step the first of the same name makes."""
     first, lines = {}, []
     for row in rows:
         ours = first.setdefault(row["step"], row)

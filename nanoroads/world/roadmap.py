@@ -11,8 +11,8 @@ and generating on purpose:
                     else 0; 2,000 prompts to train on, and 256 held-out ones
     roadmap-short   the same, but the goal is one move away and a route has one move: there is nothing
                     to plan
-    roadmap-2       the steps between these two, also roadmap-3, -5, -8 and -11: routes have at most
-                    so many moves, and goals are at most so many away
+    roadmap-2       the same with two moves instead of one; roadmap-3, -5, -8 and -11 with as many as
+                    they are named after: of a route at most, and to a goal at most
     roadmap-hidden  r* = F1 of the states named against a hidden random walk: verifying is as hard
                     as generating
 

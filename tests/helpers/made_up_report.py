@@ -62,7 +62,7 @@ def made_up_routes():
     rows = []
     for prompt, of_policies in table.items():
         policies = {}
-        for name, values in zip(measures.ROADS, [*of_policies, rlhf[prompt]], strict=True):
+        for name, values in zip(measures.SHOWN_POLICIES, [*of_policies, rlhf[prompt]], strict=True):
             policies[name] = answers(*values, prompt)
         rows.append({"prompt": prompt, "best": optimal_reward(prompt), "policies": policies})
     return {"rule": f"A rule {HOSTILE}", "prompts": rows}

@@ -184,7 +184,7 @@ def test_a_folder_without_experiments_is_refused(tmp_path):
 def test_routes_are_what_the_policies_do_and_earn(monkeypatch):
     encoding = tokenizer.get("roadmap")
     policies = {}
-    for seed, name in enumerate(measures.ROADS):
+    for seed, name in enumerate(measures.SHOWN_POLICIES):
         torch.manual_seed(seed)
         config = GPTConfig(vocab_size=encoding.n_vocab, n_layer=1, n_embd=16, block_size=32, tied=False)
         policies[name] = GPT(config)

@@ -11,7 +11,7 @@ from nanoroads.report import measures, page
 from nanoroads.world.roadmap import NEIGHBOURS
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
-CARD = {name: f"document.querySelector('.card.{name}')" for name in measures.ROADS}
+CARD = {name: f"document.querySelector('.card.{name}')" for name in measures.SHOWN_POLICIES}
 
 
 @pytest.fixture(scope="module")
