@@ -44,6 +44,7 @@ class Elements(HTMLParser):
 def test_every_verdict_and_every_cell_is_on_the_page(routes, figures_folder):
     text = page.report_page(MARKDOWN, figures_folder, routes)
     assert "<title>All roads</title>" in text and "<h1>All roads</h1>" in text
+    assert re.findall("<h2>(.*?)</h2>", text) == ["Policies", "Seconds"]
     assert '<p class="verdict yes"><b class="yes">yes</b> RLHF is ahead (by +0.100 ± 0.014).</p>' in text
     assert '<p class="verdict NO"><b class="NO">NO</b> the gap is closed (by +0.020).</p>' in text
     assert "<li>Best first: global, dpo.</li>" in text and "<code>code</code>" in text
@@ -126,6 +127,23 @@ def test_the_template_is_installed_with_the_package():
     assert '"nanoroads.report" = ["page.html"]' in (Path(__file__).parents[2] / "pyproject.toml").read_text()
 
 
+def test_negative_numbers_stand_at_the_right_and_only_long_tables_begin_closed(tmp_path):
+    rows = "| -0.4 |\n" + "| none |\n" * 15
+    text = page.report_page("# a\n\n| gain |\n| --- |\n" + rows, tmp_path, None)
+    assert '<th class="number">gain</th>' in text and '<td class="number">-0.4</td>' in text
+    assert "<td>none</td>" in text and "<details>" not in text
+
+
+def test_figures_of_one_name_in_two_folders_have_ids_of_their_own(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.md").write_text(f"# {name}\n\n![a](figure.svg)\n\n## Part\n")
+        draw_figure(tmp_path / name / "figure.svg")
+    found = Elements(page.experiments_page(tmp_path)).found
+    ids = [attributes["id"] for _, attributes in found if "id" in attributes]
+    assert len(set(ids)) == len(ids) > 20
+
+
 # ---------------------------------------------------------------- the experiments
 
 
@@ -160,6 +178,17 @@ def test_the_experiments_stand_in_the_order_of_the_readme(experiments):
     # The verdict, the figure, the table.
     assert 0 < first.index("not first") < first.index("<svg") < first.index("of first") and "<h3>Part" in text
     assert "data:image/png" in text and "<section" not in text
+
+
+def test_a_verdict_that_is_neither_yes_nor_no_stands_below_the_table(experiments):
+    path = experiments / "first/table.md"
+    path.write_text(path.read_text() + "\nNot known: no claim.\n\nyes: it ends\n")
+    text = page.experiments_page(experiments)
+    first = text[text.index("<h2>One claim.") : text.index("<h2>second try")]
+    places = [
+        first.index(words) for words in ("not first", "it ends", "of first", "<p>Not known: no claim.</p>")
+    ]
+    assert places == sorted(places)
 
 
 def test_the_command(experiments, capsys):
@@ -217,3 +246,30 @@ def test_routes_are_what_the_policies_do_and_earn(monkeypatch):
     for name, times in right.items():
         assert row[name]["samples"] == [[">NH", 1.0]] * times + [[">VT", 0.0]] * (8 - times)
         assert row[name]["choosing"] == times / 8
+
+
+def test_each_prompt_and_each_policy_has_routes_of_its_own(monkeypatch):
+    """The greedy one is the likeliest, and the samples of the page are not those that order it."""
+    greedy = {"WA>CA:": ">OR>CA", "ME>NH:": ">NH"}
+    asked = set()
+
+    def drawn(policy, prompts, k, purpose):
+        asked.add((policy, k, purpose))
+        return [[f"{policy} {prompt} {purpose} {i}" for i in range(k)] for prompt in prompts]
+
+    def sample_routes(policy, world, encoding, prompts, k, temperature):
+        assert (k, temperature) == (1, 0)
+        return None, [[greedy[prompt]] for prompt in prompts]
+
+    monkeypatch.setattr(measures, "load_policy", lambda folder: folder.name)
+    monkeypatch.setattr(measures, "drawn", drawn)
+    monkeypatch.setattr(measures, "sample_routes", sample_routes)
+    monkeypatch.setattr(measures.tokenizer, "decode_all", lambda encoding, texts: texts)
+    for row in measures.map_routes(Path("x"), list(greedy))["prompts"]:
+        prompt = row["prompt"]
+        for name in measures.SHOWN_POLICIES:
+            found = row["policies"][name]
+            assert found["greedy"] == [greedy[prompt], {"WA>CA:": 0.95, "ME>NH:": 1.0}[prompt]]
+            assert found["samples"] == [[f"{name} {prompt} page {i}", 0.0] for i in range(8)]
+    purposes = {(16, "choosing"), (8, "page")}
+    assert asked == {(name, *purpose) for name in measures.SHOWN_POLICIES for purpose in purposes}

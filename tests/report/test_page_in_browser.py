@@ -8,6 +8,7 @@ from helpers.browser import CHROMIUM, Browser
 from helpers.made_up_report import HOSTILE, MARKDOWN, made_up_routes
 
 from nanoroads.report import measures, page
+from nanoroads.report.write import table
 from nanoroads.world.roadmap import NEIGHBOURS
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
@@ -168,6 +169,19 @@ def test_it_is_readable_on_a_phone_by_day_and_by_night(dark, show):
     ground, ink, figure_ink = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours)
     assert (ground < 150 and ink > 600) if dark else (ground > 700 and ink < 200)
     assert figure_ink == ink
+
+
+@needs_chromium
+def test_a_table_of_many_columns_scrolls_and_the_page_does_not(browser, tmp_path):
+    cells = [f"column {i}" for i in range(30)]
+    path = tmp_path / "report.html"
+    path.write_text(page.report_page("# Wide\n\n" + table(cells, [cells]), tmp_path, None))
+    browser.open(path, 360, mobile=True)
+    assert browser.ask("document.documentElement.scrollWidth") == 360
+    last = "document.querySelector('tr:last-child td:last-child')"
+    assert browser.ask(f"{last}.getBoundingClientRect().left") > 360
+    browser.ask(f"{last}.scrollIntoView({{inline: 'end'}})")
+    assert browser.ask(f"{last}.getBoundingClientRect().right") <= 360
 
 
 @needs_chromium

@@ -72,6 +72,17 @@ def test_each_draw_has_a_seed_of_its_own_and_room_for_the_longest_route(monkeypa
     assert len(seeds) == len(set(seeds)) == 118
 
 
+def test_the_splits_draw_other_prompts_even_from_the_same_ones(monkeypatch):
+    answers = [[5, EOS], [6, EOS]]  # good for a pair, so that no prompt is drawn again
+    monkeypatch.setattr(task, "generate", lambda model, ids, k, *a, **b: [answers] * len(ids))
+    drawn = {}
+    for split in ("train", "test"):
+        triples = pairs.draw_pairs(None, ENCODING, WORLD, PROMPTS, 300, seed=3, split=split)
+        drawn[split] = [prompt for prompt, _, _ in triples]
+    equal = sum(a == b for a, b in zip(drawn["train"], drawn["test"], strict=True))
+    assert equal < 10  # by luck, one in 200
+
+
 def save_run(folder, policy, world):
     """What a finished SFT run in a world leaves."""
     config = {"model": asdict(policy.config), "tokenizer": "roadmap", "args": {"data": world}}
@@ -124,3 +135,23 @@ def test_one_command_draws_both_splits_as_two_commands_do(policy, tmp_path):
     with pytest.raises(InputError, match="b exists"):
         pairs.main([*one, str(tmp_path / "e"), "--test-out", str(tmp_path / "b")])
     assert not (tmp_path / "e").exists()
+
+
+def test_pairs_are_of_the_prompts_of_their_split(policy, tmp_path, monkeypatch):
+    """Where the splits share no prompt; and as many pairs as the help says."""
+    save_run(tmp_path, policy, "roadmap")
+    asked = []
+
+    def draw_pairs(policy, encoding, world, prompts, n, seed, split):
+        asked.append((world.name, split, n, prompts))
+        return [(prompt, ">OR", ">ID") for prompt in prompts[:3]]
+
+    monkeypatch.setattr(pairs, "draw_pairs", draw_pairs)
+    command = ["--policy", tmp_path, "--out", tmp_path / "a", "--test-out", tmp_path / "b"]
+    pairs.main([str(word) for word in command])
+    main = roadmap.WORLDS["roadmap"]
+    train, test = roadmap.prompts(main, "train"), roadmap.prompts(main, "test")
+    assert asked == [("roadmap", "train", 5000, train), ("roadmap", "test", 1000, test)]
+    for name, prompts in (("a", train), ("b", test)):
+        rows = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        assert [row["prompt"] for row in rows] == prompts[:3]
