@@ -43,7 +43,7 @@ from nanoroads.report.write import plus_minus, table
 from nanoroads.run.flags import run_script
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.weights.files import write_text
-from nanoroads.world.optimum import rewarded_routes
+from nanoroads.world.distance import exact_reward, listed_routes
 from nanoroads.world.roadmap import NEIGHBOURS, WORLDS, ends, prompts, reward_parts, route
 
 WORLD = WORLDS["roadmap-2"]
@@ -72,7 +72,8 @@ def judge(prompt, response):
 
 
 def legal_routes(prompt):
-    """All routes of one or two moves by road, as text."""
+    """All routes of one or two moves by road, as text: those that may have a reward of R_sim, which are
+    more than those that have a true reward."""
     found = []
     for first in NEIGHBOURS[ends(prompt)[0]]:
         found.append(route([first]))
@@ -109,6 +110,11 @@ def enumerate_world(reference):
 def soft_optimum(ref_logp, reward):
     """log pi of pi_ref e^(r / beta) / Z, (P, R + 1)."""
     return torch.log_softmax(ref_logp + reward / BETA, -1)
+
+
+def mean_reward(logp, truth):
+    """The true reward of a policy over all prompts. logp, truth (P, R + 1): log pi and r*."""
+    return (logp.exp() * truth).sum(1).mean().item()
 
 
 def fit(loss_of, start):
@@ -162,8 +168,8 @@ def both_roads(world, rows, columns, seed):
         "parameters_apart": (dpo_phi - rlhf_phi).abs().max().item(),
         "logp_apart": (dpo - rlhf)[likely].abs().max().item(),
         "kl_apart": (dpo.exp() * (dpo - rlhf).masked_fill(~likely, 0)).sum(1).max().item(),
-        "dpo": (dpo.exp() * truth).sum(1).mean().item(),
-        "rlhf": (rlhf.exp() * truth).sum(1).mean().item(),
+        "dpo": mean_reward(dpo, truth),
+        "rlhf": mean_reward(rlhf, truth),
     }
 
 
@@ -197,12 +203,8 @@ def gpt_phases(folder, seed):
 
 def reward_of(folder):
     """The true reward of a GPT, exactly: over every route that has one."""
-    listed = {prompt: rewarded_routes(WORLD, prompt) for prompt in prompts(WORLD, "train")}
-    total = 0.0
-    for prompt, logp in route_logps(load_policy(folder), listed).items():
-        for text, probability in zip(listed[prompt], logp.exp().tolist(), strict=True):
-            total += probability * WORLD.reward(prompt, text)
-    return total / len(listed)
+    logps = route_logps(load_policy(folder), listed_routes(WORLD))
+    return exact_reward(WORLD, logps).mean().item()
 
 
 def run_seed(args, seed, lock):
@@ -223,8 +225,8 @@ def run_seed(args, seed, lock):
     _, ref_logp, _, truth = world
     optimum = soft_optimum(ref_logp, WORLD.bt_scale * truth)
     results = {
-        "sft": (ref_logp.exp() * truth).sum(1).mean().item(),
-        "optimum": (optimum.exp() * truth).sum(1).mean().item(),
+        "sft": mean_reward(ref_logp, truth),
+        "optimum": mean_reward(optimum, truth),
         "rloo": reward_of(folder / "rloo"),
         "simple": simple,
     }

@@ -7,17 +7,14 @@ verifying is as hard as planning, since the reward compares with a hidden walk.
 from pathlib import Path
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
-from nanoroads.losses import kl_k1
-from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS, over_prompts, route_logps
-from nanoroads.score import mean_se, sequence_logps
-from nanoroads.text import tokenizer
+from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS, route_logps
+from nanoroads.score import mean_se
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.weights.files import read_config
 from nanoroads.world import roadmap
-from nanoroads.world.optimum import exact_optimum, kl_to_optimum, rewarded_routes
-from nanoroads.world.task import MEASURES, sample_routes
+from nanoroads.world.distance import Optimum, exact_reward, listed_routes
+from nanoroads.world.task import measure_on_map
 
 SETTINGS = {"short_horizon": "roadmap-short", "two_moves": "roadmap-2", "hidden_reference": "roadmap-hidden"}
 STRENGTH = {"dpo": "beta", "rlhf_global": "kl"}  # the flag that weighs KL against reward
@@ -49,70 +46,41 @@ def gap_closed_row(folder: Path, world_name: str, roads: dict[str, str] = STRENG
     routes with a reward can be listed, rewards are exact, a road has "kl_to_optimum", {"mean",
     "se"} in nats, and there is "optimum". "rlhf_minus_dpo" is taken prompt by prompt."""
     world = roadmap.WORLDS[world_name]
-    prompts = roadmap.prompts(world, "test")
     reference = load_policy(folder / "sft")
     policies = {"sft": reference}
     for name in roads:
         policies[name] = load_policy(folder / name)
-    if world.hidden:
-        rewards = {name: sampled_rewards(policy, world, prompts) for name, policy in policies.items()}
-        result = {name: mean_se(reward) for name, reward in rewards.items()}
-    else:
-        rewards, result = rows_with_optimum(folder, world, prompts, policies, roads)
-    if "dpo" in rewards and "rlhf_global" in rewards:
-        result["rlhf_minus_dpo"] = mean_se(rewards["rlhf_global"] - rewards["dpo"])
-    return result
-
-
-def samples(policy, world, prompts):
-    """A policy's samples: prompts and responses as tokens, and the true rewards (P, SAMPLES)."""
-    ids, responses = sample_routes(policy, world, ENCODING, prompts, SAMPLES, seed=MEASURES)
-    rewards = []
-    for prompt, group in zip(prompts, responses, strict=True):
-        rewards.append([world.reward(prompt, text) for text in tokenizer.decode_all(ENCODING, group)])
-    return ids, responses, torch.tensor(rewards, dtype=torch.float64)
-
-
-def sampled_rewards(policy, world, prompts):
-    """The mean true reward of a policy's samples of each prompt, (P,)."""
-    _, _, reward = samples(policy, world, prompts)
-    return reward.mean(1)
-
-
-# ---------------------------------------------------------------- where the optimum is known
-
-
-def rows_with_optimum(folder, world, prompts, policies, roads):
-    """({policy: true reward of each prompt (P,)}, {policy or "optimum": its row}).
-
-    The optimum is that of the first road's strength; both have the same in the main job."""
-    routes = {prompt: rewarded_routes(world, prompt) for prompt in prompts}
-    true_rewards = []
-    for prompt, texts in routes.items():
-        true_rewards.append(torch.tensor([world.reward(prompt, text) for text in texts]).double())
-    true_reward = pad_sequence(true_rewards, batch_first=True)  # (P, R)
-    rewards = {}
-    logps = {}  # {policy: (P, R)}
+    samples = {}  # {policy: (true reward, log pi/pi_ref), (P, SAMPLES) each}
     for name, policy in policies.items():
-        logp = route_logps(policy, routes).values()
-        logps[name] = pad_sequence(list(logp), batch_first=True, padding_value=-torch.inf)
-        rewards[name] = (logps[name].exp() * true_reward).sum(1)
+        samples[name] = samples_of(policy, reference, world)
+
+    rewards = {}  # {policy: (P,)}
+    listed = listed_routes(world)
+    if listed is None:
+        for name, (reward, _) in samples.items():
+            rewards[name] = reward.mean(1)
+    else:
+        logps = {name: route_logps(policy, listed) for name, policy in policies.items()}
+        for name in policies:
+            rewards[name] = exact_reward(world, logps[name])
     rows = {name: mean_se(reward) for name, reward in rewards.items()}
+    if listed is not None:
+        for name, flag in roads.items():
+            optimum = Optimum(world, logps["sft"], beta=read_config(folder / name)[flag])
+            rows[name]["kl_to_optimum"] = mean_se(optimum.distance_of(*samples[name]))
+            # That of the first road's strength; both have the same in the main job.
+            rows.setdefault("optimum", mean_se(optimum.reward))
+    if "dpo" in rewards and "rlhf_global" in rewards:
+        rows["rlhf_minus_dpo"] = mean_se(rewards["rlhf_global"] - rewards["dpo"])
+    return rows
 
-    for name, flag in roads.items():
-        beta = read_config(folder / name)[flag]
-        # Labels are Bradley-Terry on bt_scale r*, so that is the reward whose optimum both roads aim at.
-        optimum = exact_optimum(logps["sft"], world.bt_scale * true_reward, beta)
-        rows.setdefault("optimum", mean_se(optimum["reward"] / world.bt_scale))
-        distance = distances(policies[name], policies["sft"], world, prompts, optimum["log_z"], beta)
-        rows[name]["kl_to_optimum"] = over_prompts(distance, prompts)
-    return rewards, rows
 
+def samples_of(policy, reference, world):
+    """True reward and log pi/pi_ref of a policy's samples, (P, SAMPLES) fp64 each.
 
-def distances(policy, reference, world, prompts, log_z, beta):
-    """log pi / pi* in nats of each sample of a policy; its mean is KL(pi || pi*). log_z (P,): exact."""
-    ids, responses, reward = samples(policy, world, prompts)
-    logp = sequence_logps(policy, ids, responses, GROUPS_PER_PASS)  # (P, SAMPLES)
-    ref_logp = sequence_logps(reference, ids, responses, GROUPS_PER_PASS)
-    log_ratio = kl_k1(logp, ref_logp).double()
-    return kl_to_optimum(log_ratio, world.bt_scale * reward, log_z[:, None], beta).flatten().tolist()
+    The prompts are those of both splits, which are the same in these worlds."""
+    prompts = roadmap.prompts(world, "train")
+    values = measure_on_map(policy, reference, world, ENCODING, prompts, GROUPS_PER_PASS, SAMPLES)
+    reward = torch.tensor(values["reward"], dtype=torch.float64)
+    log_ratio = torch.tensor(values["kl"], dtype=torch.float64)
+    return reward.view(-1, SAMPLES), log_ratio.view(-1, SAMPLES)

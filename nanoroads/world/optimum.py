@@ -5,6 +5,8 @@ import torch
 from nanoroads.errors import InputError
 from nanoroads.world.roadmap import INDEX, NEIGHBOURS, World, distances, ends, route, true_reward
 
+MOST_MOVES = 5  # of worlds whose routes with a reward can be listed
+
 # ---------------------------------------------------------------- routes
 
 
@@ -41,7 +43,7 @@ def rewarded_routes(world: World, prompt: str) -> list[str]:
     """All responses with r* > 0, as text.
 
     Raises InputError where they are too many to list: beyond 5 moves, or in the hidden world."""
-    if world.hidden or world.max_moves > 5:
+    if world.hidden or world.max_moves > MOST_MOVES:
         raise InputError(f"world {world.name}: the responses with a reward are too many to enumerate")
     start, goal = ends(prompt)
     return [route(states) for states in routes_within(start, goal, world.max_moves)]
@@ -79,5 +81,7 @@ def exact_optimum(ref_logp, reward, beta: float) -> dict[str, torch.Tensor]:
 
 
 def kl_to_optimum(kl_to_ref, reward, log_z, beta: float):
-    """KL(pi || pi*) = KL(pi || pi_ref) - E_pi[r] / beta + log Z, for any policy pi."""
+    """KL(pi || pi*) = KL(pi || pi_ref) - E_pi[r] / beta + log Z, for any policy pi.
+
+    Of a single sample it is log pi/pi*, from its log pi/pi_ref and its reward r."""
     return kl_to_ref - reward / beta + log_z

@@ -7,6 +7,7 @@ import torch
 
 from nanoroads.model import GPT, GPTConfig
 from nanoroads.report import gap_closed
+from nanoroads.report.on_map import policy_row
 from nanoroads.text import tokenizer
 from nanoroads.weights.checkpoint import save_model
 from nanoroads.weights.files import write_json
@@ -70,30 +71,31 @@ def test_rewards_are_exact_and_the_difference_is_prompt_by_prompt(folder):
 
 
 def test_the_distance_to_the_optimum_is_that_of_every_road_s_own_strength(folder, monkeypatch):
-    """log pi / pi* of given samples, from log pi / pi_ref, the reward and log Z, each by hand."""
+    """The mean of log pi/pi* of given samples, from log pi/pi_ref, the reward and log Z, by hand."""
     rewards = torch.zeros(len(PROMPTS), gap_closed.SAMPLES, dtype=torch.float64)
     rewards[:, 0] = 1.0
     log_ratio = torch.full_like(rewards, 0.25)
-
-    def given_logps(policy, *more):
-        return log_ratio if policy == "policy" else torch.zeros_like(log_ratio)
-
-    monkeypatch.setattr(gap_closed, "samples", lambda *given: (None, None, rewards))
-    monkeypatch.setattr(gap_closed, "sequence_logps", given_logps)
-    log_z = torch.full((len(PROMPTS),), 2.0, dtype=torch.float64)
-    world = roadmap.WORLDS["roadmap-short"]
-    found = gap_closed.distances("policy", "reference", world, PROMPTS, log_z, 0.5)
-    assert found[:2] == [0.25 - 6 / 0.5 + 2, 0.25 + 2]
-    monkeypatch.undo()
-
-    asked = []
-    monkeypatch.setattr(gap_closed, "distances", lambda *given: asked.append(given[-2:]) or [0.0] * 200)
-    gap_closed.gap_closed_row(folder, "roadmap-short")
+    given = {"reward": rewards.flatten().tolist(), "kl": log_ratio.flatten().tolist()}
+    monkeypatch.setattr(gap_closed, "measure_on_map", lambda *arguments: given)
+    row = gap_closed.gap_closed_row(folder, "roadmap-short")
     p = probabilities(0)
-    for (log_z, beta), strength in zip(asked, (0.5, 2.0), strict=True):
-        expected = (p * torch.tensor(6 / strength).exp() + 1 - p).log()
-        assert beta == strength
-        torch.testing.assert_close(log_z, expected, rtol=1e-4, atol=1e-6)
+    for name, strength in {"dpo": 0.5, "rlhf_global": 2.0}.items():
+        log_z = (p * torch.tensor(6 / strength).exp() + 1 - p).log()
+        expected = 0.25 - 6 / strength / gap_closed.SAMPLES + log_z  # one sample in 8 has r = 1
+        assert row[name]["kl_to_optimum"]["mean"] == pytest.approx(expected.mean().item(), rel=1e-4)
+        se = (expected.std() / len(expected) ** 0.5).item()
+        assert row[name]["kl_to_optimum"]["se"] == pytest.approx(se, rel=1e-3)
+
+
+def test_samples_are_those_of_the_main_world_s_measures(folder):
+    """The policy's own, not the reference's, and with the same random numbers."""
+    world = roadmap.WORLDS["roadmap-hidden"]
+    policy, reference = random_policy(1), random_policy(0)
+    reward, log_ratio = gap_closed.samples_of(policy, reference, world)
+    row = policy_row(policy, reference, world, roadmap.prompts(world, "test"))
+    assert reward.shape == log_ratio.shape == (100, 8) and row["kl_to_ref"]["mean"] > 1
+    assert log_ratio.mean().item() == pytest.approx(row["kl_to_ref"]["mean"])
+    assert reward.mean().item() == pytest.approx(row["reward"]["mean"]) and reward.sum() > 0
 
 
 def test_in_the_hidden_world_there_is_no_optimum(folder):

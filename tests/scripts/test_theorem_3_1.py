@@ -11,7 +11,7 @@ from experiments import theorem_3_1
 from experiments.theorem_3_1 import CLASSES, GPT_SIZES, SIMPLE_SIZES, WORLD
 from nanoroads.model import GPT, GPTConfig
 from nanoroads.text import tokenizer
-from nanoroads.world import roadmap
+from nanoroads.world import distance, roadmap
 from nanoroads.world.optimum import exact_optimum, rewarded_routes
 from nanoroads.world.roadmap import prompts
 
@@ -137,8 +137,8 @@ def few_prompts(world, split):
 
 @pytest.mark.slow
 def test_the_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(roadmap, "prompts", few_prompts)
-    monkeypatch.setattr(theorem_3_1, "prompts", few_prompts)
+    for module in (roadmap, distance, theorem_3_1):
+        monkeypatch.setattr(module, "prompts", few_prompts)
     small = {"SIMPLE_SIZES": [30, 100], "GPT_SIZES": [60, 100], "RLOO_PAIRS": 100, "STEPS": 2, "RL_STEPS": 2}
     model = ["--n-layer", "1", "--n-embd", "16", "--rows", "500", "--steps", "60", "--lr", "2e-2"]
     for name, value in {**small, "SFT": model, "run_phases": run_phases}.items():
