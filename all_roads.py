@@ -39,11 +39,11 @@ DPO = {
     "roadmap-2": FEW_MOVES["dpo"] + ["--lr", 3e-4],
     "roadmap-hidden": ["--lr", 1e-3],
 }
-few_moves_rlhf = FEW_MOVES["rl"] + FEW_MOVES["reward"]
+FEW_MOVES_RLHF = FEW_MOVES["rl"] + FEW_MOVES["reward"]
 RLHF = {
     "roadmap": [],
-    "roadmap-short": few_moves_rlhf + ["--reward-lr", 1e-3, "--steps", RL_STEPS["roadmap-short"]],
-    "roadmap-2": few_moves_rlhf + ["--reward-lr", 1e-3, "--steps", RL_STEPS["roadmap-2"]],
+    "roadmap-short": FEW_MOVES_RLHF + ["--reward-lr", 1e-3, "--steps", RL_STEPS["roadmap-short"]],
+    "roadmap-2": FEW_MOVES_RLHF + ["--reward-lr", 1e-3, "--steps", RL_STEPS["roadmap-2"]],
     "roadmap-hidden": ["--kl", 0.3, "--reward-lr", 1e-3],
 }
 

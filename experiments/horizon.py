@@ -12,7 +12,7 @@ hence one soft optimum, and 625 steps of 32 of the same 20,000 pairs; RL 150 ste
 
 Twice: with any token, by the scripts; and with legal moves only (nanoroads/world/legal.py: logits
 masked to roads and EOS, the reference too, with pairs of its own), where no mass can go to texts
-that no pair shows.
+that are no routes.
 
 Exact up to 5 moves: true rewards and log Z, over all routes that earn a reward; the KL inside a
 distance is a mean over 16 samples a prompt. Beyond that the routes are too many (2 million at 8
@@ -99,10 +99,8 @@ def verdict(by_seed):
                 behind.append(str(moves))
         furthest = max(distance(by_seed, kind, 1, "dpo")["mean"], distance(by_seed, kind, 1, "rlhf")["mean"])
         closed = abs(leads[1]["mean"]) < 0.01 and furthest < 0.3
-        text = (
-            f"{name}: at one move RLHF and DPO are within .01 of each other ({with_errors(leads[1])}), and "
-        )
-        text += f"within .3 nats of the soft optimum (the further one {furthest:.2f})."
+        text = f"{name}: at one move RLHF and DPO are within .01 of each other ({with_errors(leads[1])}), "
+        text += f"and within .3 nats of the soft optimum (the further one {furthest:.2f})."
         lines.append(evidence.claim(closed, text))
         text = f"{name}: at two moves, one state in between, RLHF leads by more than .05"
         lines.append(evidence.claim(is_above(leads[2], 0.05), f"{text} ({with_errors(leads[2])})."))

@@ -5,9 +5,9 @@
 
 Each road has the same number of settings to choose from, nine. DPO: beta x learning rate. RLHF:
 three learning rates of the reward model, by held-out likelihood, then kl x learning rate of RLOO on
-the best one. In the worlds of one and two moves, where both roads have the same beta = kl, it is
-three: the learning rates of DPO, and of the reward model. Policies are chosen by true reward at
-temperature 1. Writes experiments/sweep.md.
+the best one. In the worlds of one and two moves, where both roads have the same beta = kl, each has
+three: learning rates, of DPO and of the reward model. Policies are chosen by true reward at
+temperature 1, and by hand, from the tables in experiments/sweep.md that this writes.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ SEED = 100
 JOBS = 2  # commands at a time
 
 # The settings, nine for each road. The defaults of the scripts are those chosen in the main world;
-# all_roads.py holds what was chosen in the other two.
+# all_roads.py holds what was chosen in the others.
 DPO_BETAS = (0.1, 0.3, 1.0)
 DPO_RATES = ("1e-4", "3e-4", "1e-3")
 REWARD_RATES = ("3e-4", "1e-3", "2e-3")
@@ -127,7 +127,9 @@ def sweep(folder, world):
 
 
 def few_moves_sweep(out, world):
-    """The same for a world of one or two moves, whose runs begin at the main world's SFT policy."""
+    """The same for a world of one or two moves, whose runs begin at the main world's SFT policy.
+
+    The folder `few_moves` is of both worlds, which share that policy."""
     folder = out / f"few_moves/{world}"
     sft = folder / "sft"
     data = ["--data", world, "--seed", SEED, "--eval-every", 1000]  # at the end

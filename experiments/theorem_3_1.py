@@ -8,25 +8,25 @@ Bradley-Terry and projects exactly. Both are fitted by LBFGS in fp64 from differ
 starts. World: roadmap-2, its 200 prompts, true reward exact by enumeration; "optimum"
 is the soft optimum of the true reward at the same beta.
 
-R_sim is met twice. "checks": f = legal, arrives, two moves, both; it CONTAINS the true reward,
-and its features are the true checks, so what it needs is a lower bound, not a like-for-like
-contest. "roads": the same without the goal; it does not contain it. Beside them, with GPTs:
-unrestricted DPO, RLHF with a GPT as its reward model, and stage 2 by RLOO on the reward of
-"checks" that 1,000 pairs give.
+R_sim is one of two classes. "checks": f is whether the route is legal, arrives, has two moves, and
+arrives in two; it CONTAINS the true reward, and its features are the true checks, so the pairs it
+needs are a lower bound, not a like-for-like contest. "roads": f without the two that know the goal;
+it does not contain the true reward. Beside them, with GPTs: unrestricted DPO, RLHF with a GPT as
+its reward model, and stage 2 by RLOO on the reward of "checks" that 1,000 pairs give.
 
 Rates were chosen on seed 100 at 20,000 pairs of 500 prompts, three each: DPO 3e-4 (of 1e-4, 3e-4,
 1e-3) and RLOO 2e-3 (of 1e-3, 2e-3, 4e-3) by true reward, the lowest within .005 of the best; the
 GPT reward model 3e-4 (of 3e-4, 1e-3, 2e-3) by held-out likelihood. DPO and reward models take 625
 steps of 32 pairs, RL 300.
 
-The roads over R_sim are one: parameters and log-probs 4e-7 apart on 20,000 pairs, a KL of 2e-14
-nats already on 30, where the pairs do not determine the parameters yet (log Z cancels in DPO's
-loss, so the two losses are one function of phi, and what differs is the way to its least
-value). With the true reward in R_sim 30 pairs are enough for 95 % of the optimum's reward; with
-20,000 pairs unrestricted DPO has .580 +- .025 and RLHF with a GPT reward model .494 +- .044
-(SFT .328, optimum .967), so here RLHF does not lead DPO. Without the goal in R_sim both roads
-stay at .358 +- .007, below unrestricted DPO. RLOO loses .048 +- .012 of the exact projection's
-reward: it is not lossless. Few pairs and few steps are not told apart here.
+The roads over R_sim are one: parameters and log-probs 4e-7 apart on 20,000 pairs, a KL of at most
+2e-14 nats on fewer, where up to 5,000 pairs do not determine the parameters of "checks" (log Z
+cancels in DPO's loss, so the two losses are one function of phi, and what differs is the way to its
+least value). With the true reward in R_sim 30 pairs are enough for 95 % of the optimum's reward;
+with 20,000 pairs unrestricted DPO has .580 +- .025 and RLHF with a GPT reward model .494 +- .044
+(SFT .328, optimum .967), so here RLHF does not lead DPO. Without the goal in R_sim both roads stay
+at .358 +- .007, below unrestricted DPO. RLOO loses .048 +- .012 of the exact projection's reward:
+it is not lossless. Few pairs and few steps are not told apart here.
 """
 
 import json
@@ -56,6 +56,12 @@ GPT_SIZES = [1000, 5000, 20000]
 RLOO_PAIRS = 1000  # that RLOO's reward is fitted on
 CLASSES = {"checks": slice(0, 4), "roads": slice(0, 4, 2)}  # columns of `features`
 PHI = "NANOROADS_THEOREM_3_1_PHI"  # in the environment, JSON: the reward of `judge`
+NAMES = {  # of the curves
+    "checks": "both roads over R_sim, which has the true reward",
+    "roads": "both roads over R_sim without the goal",
+    "dpo": "DPO, unrestricted",
+    "rlhf": "RLHF, a GPT as its reward model",
+}
 
 
 def features(prompt, response):
@@ -118,8 +124,10 @@ def mean_reward(logp, truth):
 
 
 def fit(loss_of, start):
-    """The phi where loss_of(phi) is least, by LBFGS; on few pairs, which some phi may tell apart without
-    error, where its gradient is below 1e-11."""
+    """The phi where loss_of(phi) is least, by LBFGS.
+
+    On few pairs there may be no least value, since some phi may rank all of them right; then the phi
+    where the gradient is below 1e-11."""
     phi = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [phi], max_iter=500, tolerance_grad=1e-11, tolerance_change=0, line_search_fn="strong_wolfe"
@@ -145,7 +153,8 @@ def both_roads(world, rows, columns, seed):
     def place(row, name):
         return places.get((row["prompt"], row[name]), (index[row["prompt"]], elsewhere))
 
-    # Of a text that is no legal route nothing is known but f = 0, and so is the place of all such texts.
+    # Texts that are no legal routes share the last place. Which of them it is does not matter: f = 0 for
+    # all, so a policy of the class is pi_ref / Z on each.
     chosen = torch.tensor([place(row, "chosen") for row in rows]).unbind(1)  # (N,) prompts, (N,) routes
     rejected = torch.tensor([place(row, "rejected") for row in rows]).unbind(1)
 
@@ -185,19 +194,23 @@ def sft_phases(folder, seed):
 
 
 def gpt_phases(folder, seed):
-    """Unrestricted DPO and RLHF on the first n pairs, and RLOO on the reward in the environment, which
-    follows from the pairs, as the ledger knows them, and from this file."""
+    """Unrestricted DPO and RLHF on the first n pairs, and RLOO on the reward `judge`.
+
+    The environment says which reward that is. The ledger does not see it, but sees the pairs, from
+    which it follows."""
     common = ["--init", folder / "sft", "--seed", seed, "--lr"]
     phases = []
     for n in GPT_SIZES:
         pairs = ["--data", folder / f"pairs_{n}.jsonl"]
         epochs = STEPS * 32 / (0.95 * n)  # 5 % are held out
         dpo = ["train_dpo.py", *pairs, *common, "3e-4", "--beta", BETA, "--steps", STEPS]
-        rl = ["train_rlhf.py", *pairs, *common, "2e-3", "--kl", BETA, "--steps", RL_STEPS]
-        rl += ["--max-new-tokens", WORLD.max_moves + 1]
+        rlhf = ["train_rlhf.py", *pairs, *common, "2e-3", "--kl", BETA, "--steps", RL_STEPS]
+        rlhf += ["--max-new-tokens", WORLD.max_moves + 1]
         phases.append(new_phase(folder, f"dpo_{n}", dpo))
-        phases.append(new_phase(folder, f"rlhf_{n}", rl + ["--reward-epochs", epochs]))
-    phases.append(new_phase(folder, "rloo", rl + ["--reward", "experiments.theorem_3_1:judge"]))
+        phases.append(new_phase(folder, f"rlhf_{n}", rlhf + ["--reward-epochs", epochs]))
+    # RLOO has the prompts of all pairs, those of the last round of the loop.
+    rloo = rlhf + ["--reward", "experiments.theorem_3_1:judge"]
+    phases.append(new_phase(folder, "rloo", rloo))
     return phases
 
 
@@ -278,7 +291,7 @@ def verdict(seeds, close=1e-6):
     goalless = evidence.values_of(seeds, "simple", f"roads {most}", "dpo")
     lead = evidence.differences(unrestricted, goalless)
     exact = evidence.values_of(seeds, "simple", f"checks {RLOO_PAIRS}", "rlhf")
-    loss = evidence.differences(exact, evidence.values_of(seeds, "rloo"))
+    lost = evidence.differences(exact, evidence.values_of(seeds, "rloo"))  # in reward
     simple = evidence.values_of(seeds, "simple", f"checks {last}", "dpo")
     gap = evidence.differences(simple, evidence.values_of(seeds, f"rlhf {last}"))
     return [
@@ -299,9 +312,9 @@ def verdict(seeds, close=1e-6):
             f"{last:,} pairs is ahead by {evidence.with_errors(lead)}.",
         ),
         evidence.claim(
-            abs(loss["mean"]) < 0.01,
+            abs(lost["mean"]) < 0.01,
             "RLOO in place of the exact projection loses less than .01 of its reward (it loses "
-            f"{evidence.with_errors(loss)}).",
+            f"{evidence.with_errors(lost)}).",
         ),
     ]
 
@@ -343,14 +356,6 @@ def figure_of(seeds):
     ax.set(xscale="log", xlabel="pairs", ylabel="true reward", title="How many pairs each search needs")
     ax.legend()
     return fig
-
-
-NAMES = {
-    "checks": "both roads over R_sim, which has the true reward",
-    "roads": "both roads over R_sim without the goal",
-    "dpo": "DPO, unrestricted",
-    "rlhf": "RLHF, a GPT as its reward model",
-}
 
 
 def main(argv=None):

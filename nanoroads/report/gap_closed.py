@@ -16,6 +16,7 @@ from nanoroads.world import roadmap
 from nanoroads.world.distance import Optimum, exact_reward, listed_routes
 from nanoroads.world.task import measure_on_map
 
+# {its name in results.json: the world}
 SETTINGS = {"short_horizon": "roadmap-short", "two_moves": "roadmap-2", "hidden_reference": "roadmap-hidden"}
 STRENGTH = {"dpo": "beta", "rlhf_global": "kl"}  # the flag that weighs KL against reward
 SAMPLES = 8  # of a policy for each prompt

@@ -1,7 +1,7 @@
 """Both roads beside the soft optimum: what experiments/horizon.py and data_size.py measure and show.
 
-`by_seed` is a list of {kind: {case: {policy: its measures, see distance.row_of}}}, a row a seed;
-a case is a number of moves or of pairs.
+`by_seed` has of each seed {kind: {case: {policy: its measures}}}. A kind is one of KINDS, a case a
+number of moves or of pairs; the measures are those of world/distance.py's `row_of`.
 """
 
 from pathlib import Path
@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from nanoroads.report.drawing import COLOURS, INK, new_figure
-from nanoroads.report.evidence import differences, over_seeds, values_of
+from nanoroads.report.evidence import over_seeds, values_of
 from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS, route_logps
 from nanoroads.report.write import plus_minus, table
+from nanoroads.score import mean_se
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.world.distance import Optimum, listed_routes, row_of
 from nanoroads.world.roadmap import WORLDS, prompts
@@ -27,6 +28,7 @@ def rows_of(world_name: str, sft: Path, runs: dict[str, Path], beta: float) -> d
 
     And "optimum", where the routes with a reward can be listed: pi* of this reference and beta."""
     world = WORLDS[world_name]
+    everything = prompts(world, "train")
     reference = load_policy(sft)
     listed = listed_routes(world)
     optimum = None
@@ -36,7 +38,6 @@ def rows_of(world_name: str, sft: Path, runs: dict[str, Path], beta: float) -> d
         rows["optimum"] = optimum.row
     for name, folder in {"sft": sft, **runs}.items():
         policy = load_policy(folder)
-        everything = prompts(world, "train")
         values = measure_on_map(policy, reference, world, ENCODING, everything, GROUPS_PER_PASS, SAMPLES)
         reward = torch.tensor(values["reward"]).view(-1, SAMPLES)  # (P, 16)
         log_ratio = torch.tensor(values["kl"]).view(-1, SAMPLES)
@@ -51,19 +52,14 @@ def rows_of(world_name: str, sft: Path, runs: dict[str, Path], beta: float) -> d
 
 
 def lead(by_seed, kind, case):
-    """{"mean", "se"} of RLHF - DPO in true reward, seed by seed."""
-    return differences(rewards_of(by_seed, kind, case, "rlhf"), rewards_of(by_seed, kind, case, "dpo"))
-
-
-def rewards_of(by_seed, kind, case, policy):
-    """The true reward of each seed."""
-    return values_of(by_seed, kind, str(case), policy, "reward")
+    """{"mean", "se"} over seeds of RLHF's lead."""
+    return mean_se(leads_of(by_seed, kind, case))
 
 
 def leads_of(by_seed, kind, case):
     """RLHF - DPO in true reward, of each seed."""
-    rlhf = rewards_of(by_seed, kind, case, "rlhf")
-    dpo = rewards_of(by_seed, kind, case, "dpo")
+    rlhf = values_of(by_seed, kind, str(case), "rlhf", "reward")
+    dpo = values_of(by_seed, kind, str(case), "dpo", "reward")
     return [a - b for a, b in zip(rlhf, dpo, strict=True)]
 
 
@@ -73,7 +69,7 @@ def has_optimum(by_seed, kind, case):
 
 
 def distance(by_seed, kind, case, road):
-    """{"mean", "se"} of KL(pi || pi*), in nats."""
+    """{"mean", "se"} over seeds of a road's KL(pi || pi*), in nats."""
     return over_seeds(by_seed, kind, str(case), road, "kl_to_optimum")
 
 
@@ -81,7 +77,7 @@ def distance(by_seed, kind, case, road):
 
 
 def table_of(by_seed, cases, name):
-    """A row for each kind and case. name: of what a case is a number of."""
+    """A row for each kind and case. name: the column of the cases."""
     lines = []
     for kind, kind_name in KINDS.items():
         for case in cases:

@@ -1,14 +1,14 @@
-"""Both roads where every response is a legal route: logits are masked to the roads and EOS.
+"""Both roads, DPO and RLHF, where every response is a legal route: logits are masked to roads and EOS.
 
     python -m nanoroads.world.legal --init out/sft --out out/legal.json
 
-A policy held to legal routes still has to plan, but puts no mass on texts that no pair shows. The
-masked policy is another policy than the one whose weights it has: its samples, log-probs and
-reference are masked, and the scripts know no mask, so the loops of both roads stand here, with the
-scripts' own losses, batches and defaults.
+A policy held to legal routes still has to plan, but puts no mass on texts that are no routes. The
+masked policy is another one than the policy whose weights it has: pairs, samples, log-probs and the
+reference are masked too. The training scripts know no mask, so the loops of both roads stand here,
+with the scripts' losses and batches, and their optimizer, warmup and schedule.
 
-Routes are tensors here: at most `moves` arrows of a route, filled up with EOS. Behind EOS only EOS
-is allowed, and behind the last possible move too, so what fills up has probability 1.
+A route is a tensor here, of at most `moves` moves, filled up with EOS. After EOS only EOS is
+allowed, and nothing is asked after the last possible move, so what fills up has probability 1.
 """
 
 import copy
@@ -39,7 +39,9 @@ ROUTES_PER_PASS = 4096
 
 
 def allowed_tokens():
-    """(98, 98) bool: which token may follow which. The start of a prompt stands for no move made yet."""
+    """(98, 98) bool: which token (column) may follow which (row).
+
+    A prompt's start, a state without its arrow, is the row before the first move; EOS may not follow it."""
     allowed = torch.zeros(ENCODING.n_vocab, ENCODING.n_vocab, dtype=torch.bool)
     for state, neighbours in roadmap.NEIGHBOURS.items():
         start = ENCODING.encode_single_token(state)
@@ -73,7 +75,7 @@ def route_tokens(texts, moves):
 
 
 def route_texts(routes):
-    """The other way round."""
+    """(R, moves) -> R texts, without EOS."""
     texts = []
     for row in routes.tolist():
         texts.append(ENCODING.decode([token for token in row if token != EOS]))
@@ -133,7 +135,7 @@ def scalar_rewards(model, prompts, routes):
 
 
 def draw_pairs(policy, world, n, seed):
-    """n labelled pairs of the masked policy -> prompts (n, 3), chosen and rejected (n, moves)."""
+    """n labelled pairs of the masked policy's samples -> prompts (n, 3), chosen and rejected (n, moves)."""
     everything = roadmap.prompts(world, "train")
     rng = randomness.generator("legal pair prompts", seed)
     prompts = []
@@ -158,7 +160,9 @@ def draw_pairs(policy, world, n, seed):
 
 
 def train(model, lr, steps, name, loss_of):
-    """`steps` updates with the scripts' defaults. loss_of(step) -> the losses of a step, (N,)."""
+    """`steps` updates, with the warmup, schedule and clip that the scripts have by default.
+
+    loss_of(step) -> the losses of a step, (N,)."""
     optimizer = adamw(model, lr, weight_decay=0.0)
     for step in tracked(range(steps), name, "step"):
         loss_of(step).mean().backward()
@@ -256,8 +260,8 @@ def both_roads(args, reference, world):
     dpo = train_dpo(reference, pairs, args.beta, args.lr, args.steps, args.seed)
     reward_model = train_reward(args.init, pairs, args.reward_lr, args.steps, args.seed)
     prompts = prompt_tokens(roadmap.prompts(world, "train"))
-    rl = (args.beta, args.rl_lr, args.rl_steps, args.seed)
-    rlhf = train_rl(reference, reward_model, prompts, world.max_moves, *rl)
+    moves, kl = world.max_moves, args.beta  # both roads are held to the reference as strongly
+    rlhf = train_rl(reference, reward_model, prompts, moves, kl, args.rl_lr, args.rl_steps, args.seed)
     rows = {}
     for name, policy in {"sft": reference, "dpo": dpo, "rlhf": rlhf}.items():
         rows[name] = measure(policy, reference, world, optimum)
@@ -267,7 +271,7 @@ def both_roads(args, reference, world):
 
 
 def main(argv=None):
-    """A reference -> the measures of both roads, masked, as JSON."""
+    """A reference -> the measures of both masked roads, as JSON."""
     parser = Parser("--init DIR --out FILE", description=__doc__)
     add = parser.add_argument_group("both roads").add_argument
     add("--init", type=Path, required=True, help="run directory of the reference, a policy of the map")
