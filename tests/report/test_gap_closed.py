@@ -8,13 +8,15 @@ import torch
 from nanoroads.model import GPT, GPTConfig
 from nanoroads.report import gap_closed
 from nanoroads.report.on_map import policy_row
+from nanoroads.score import mean_se
 from nanoroads.text import tokenizer
 from nanoroads.weights.checkpoint import save_model
 from nanoroads.weights.files import write_json
 from nanoroads.world import roadmap
 
 ENCODING = tokenizer.get("roadmap")
-PROMPTS = roadmap.prompts(roadmap.WORLDS["roadmap-short"], "test")
+WORLD = roadmap.WORLDS["roadmap-short"]
+PROMPTS = roadmap.prompts(WORLD, "test")
 
 
 def random_policy(seed):
@@ -87,6 +89,18 @@ def test_the_distance_to_the_optimum_is_that_of_every_road_s_own_strength(folder
         assert row[name]["kl_to_optimum"]["se"] == pytest.approx(se, rel=1e-3)
 
 
+def test_each_road_s_distance_is_from_its_own_samples(folder):
+    """Which never arrive here, so that the reward is 0."""
+    row = gap_closed.gap_closed_row(folder, "roadmap-short")
+    p = probabilities(0)
+    for seed, name, strength in ((1, "dpo", 0.5), (2, "rlhf_global", 2.0)):
+        measures = policy_row(random_policy(seed), random_policy(0), WORLD, PROMPTS)
+        log_z = (p * torch.tensor(6 / strength).exp() + 1 - p).log()
+        expected = measures["kl_to_ref"]["mean"] + log_z.mean().item()
+        assert measures["reward"]["mean"] == 0
+        assert row[name]["kl_to_optimum"]["mean"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_samples_are_those_of_the_main_world_s_measures(folder):
     """The policy's own, not the reference's, and with the same random numbers."""
     world = roadmap.WORLDS["roadmap-hidden"]
@@ -94,8 +108,10 @@ def test_samples_are_those_of_the_main_world_s_measures(folder):
     reward, log_ratio = gap_closed.samples_of(policy, reference, world)
     row = policy_row(policy, reference, world, roadmap.prompts(world, "test"))
     assert reward.shape == log_ratio.shape == (100, 8) and row["kl_to_ref"]["mean"] > 1
-    assert log_ratio.mean().item() == pytest.approx(row["kl_to_ref"]["mean"])
-    assert reward.mean().item() == pytest.approx(row["reward"]["mean"]) and reward.sum() > 0
+    assert mean_se(log_ratio.mean(1)) == pytest.approx(row["kl_to_ref"])
+    assert mean_se(reward.mean(1)) == pytest.approx(row["reward"]) and reward.sum() > 0
+    hidden = gap_closed.gap_closed_row(folder, "roadmap-hidden")
+    assert hidden["dpo"] == pytest.approx(row["reward"])
 
 
 def test_in_the_hidden_world_there_is_no_optimum(folder):

@@ -44,6 +44,23 @@ def test_one_move_by_hand():
     assert row["kl_to_optimum"] == pytest.approx(math.log(z) - 0.25 * 6 / BETA)
 
 
+def test_two_moves_by_hand():
+    """Prompts differ in how many routes have a reward; a row has the exact reward, not the samples'."""
+    world = WORLDS["roadmap-2"]
+    rewards, log_z = [], []
+    for prompt, texts in distance.listed_routes(world).items():
+        share = 0.3 / len(texts)
+        true = [world.reward(prompt, text) for text in texts]
+        rewards.append(share * sum(true))
+        log_z.append(math.log(0.7 + share * sum(math.exp(6 * reward / BETA) for reward in true)))
+    logps = uniform_logps(world, 0.3)
+    assert distance.exact_reward(world, logps).tolist() == pytest.approx(rewards)
+    optimum = distance.Optimum(world, logps, BETA)
+    assert optimum.log_z.tolist() == pytest.approx(log_z)
+    row = distance.row_of(torch.ones(200, 4), torch.zeros(200, 4), optimum, logps)
+    assert row["reward"] == pytest.approx(sum(rewards) / 200)
+
+
 def test_the_optimum_is_no_distance_from_itself():
     """Whatever is drawn from it, its log-ratio is the scaled reward less log Z."""
     world = WORLDS["roadmap-2"]

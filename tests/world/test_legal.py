@@ -1,15 +1,17 @@
 """Masked log-probs, samples and losses, against the enumeration of all legal routes."""
 
 import json
+from argparse import Namespace
 
 import pytest
 import torch
 
 import train_sft
+from nanoroads import randomness
 from nanoroads.batch import pack
 from nanoroads.model import GPT, GPTConfig
 from nanoroads.world import legal
-from nanoroads.world.roadmap import NEIGHBOURS, WORLDS, ends, reward_parts, route
+from nanoroads.world.roadmap import NEIGHBOURS, WORLDS, ends, prompts, reward_parts, route
 
 WORLD = WORLDS["roadmap-3"]
 PROMPT = "ME>VT:"
@@ -108,6 +110,26 @@ def test_pairs_differ_and_favour_what_is_better():
     assert torch.equal(fewer, tokens[:100])  # fewer pairs are the first ones
 
 
+def test_every_draw_has_random_numbers_of_its_own(monkeypatch):
+    monkeypatch.setattr(legal, "ROUTES_PER_PASS", 64)
+    keys = []
+    drawn = []  # prompts
+
+    def recorded(policy, prompts, k, moves, seed):
+        keys.append(seed)
+        drawn.append(prompts)
+        return sample(policy, prompts, k, moves, seed)
+
+    sample = legal.sample
+    monkeypatch.setattr(legal, "sample", recorded)
+    legal.draw_pairs(model(), WORLD, 100, seed=1)
+    legal.draw_pairs(model(), WORLD, 100, seed=2)
+    assert len(keys) > 3 and len(set(keys)) == len(keys)
+    assert not torch.equal(drawn[0], drawn[-2]) and not torch.equal(drawn[0], drawn[-1])
+    tokens = legal.prompt_tokens([PROMPT])
+    assert not torch.equal(sample(model(), tokens, 50, 3, seed=5), sample(model(), tokens, 50, 3, seed=6))
+
+
 # ---------------------------------------------------------------- the loops
 
 LONG, SHORT = ">NH>VT", ">NH"
@@ -130,6 +152,22 @@ def test_dpo_learns_the_pair():
     before = margin_of(reference)
     policy = legal.train_dpo(reference, one_pair(), beta=0.5, lr=1e-2, steps=20, seed=0)
     assert margin_of(policy) > before + 1 and margin_of(reference) == before
+
+
+def test_dpo_s_loss_by_hand(monkeypatch):
+    """Of a policy that is not the reference any more."""
+    reference = model()
+
+    def one_loss(policy, lr, steps, name, loss_of):
+        with torch.no_grad():
+            policy.lm_head.weight.mul_(30)
+        margin = margin_of(policy) - margin_of(reference)
+        expected = torch.tensor(-0.3 * margin).exp().log1p().expand(32)
+        assert abs(margin) > 0.1 and abs(margin_of(reference)) > 0.1
+        torch.testing.assert_close(loss_of(0), expected, rtol=1e-4, atol=1e-5)
+
+    monkeypatch.setattr(legal, "train", one_loss)
+    legal.train_dpo(reference, one_pair(), beta=0.3, lr=1e-2, steps=1, seed=0)
 
 
 def test_the_reward_model_learns_the_pair(monkeypatch):
@@ -165,6 +203,54 @@ def test_rl_climbs_the_reward_and_stays_near_the_reference(monkeypatch):
     near, near_kl = after(100.0)
     assert far > before + 0.3 and abs(near - before) < 0.15
     assert near_kl < 0.1 * far_kl
+
+
+# ---------------------------------------------------------------- measures, and the command
+
+
+def test_measures_are_of_the_policy_s_own_samples_prompt_by_prompt(monkeypatch):
+    policy, reference = model(), model()
+    with torch.no_grad():
+        policy.lm_head.weight.mul_(30)
+    monkeypatch.setattr(legal, "row_of", lambda reward, log_ratio, *optimum: (reward, log_ratio))
+    reward, log_ratio = legal.measure(policy, reference, WORLD, None)
+    everything = prompts(WORLD, "train")
+    key = randomness.stream_key("legal measures")
+    routes = legal.sample(policy, legal.prompt_tokens(everything), 16, WORLD.max_moves, key).view(200, 16, 3)
+    for i, prompt in enumerate(everything):
+        texts = legal.route_texts(routes[i])
+        assert reward[i].tolist() == pytest.approx([WORLD.reward(prompt, text) for text in texts])
+        repeated = legal.prompt_tokens([prompt] * 16)
+        ours = legal.given_log_probs(policy, repeated, routes[i])
+        expected = ours - legal.given_log_probs(reference, repeated, routes[i])
+        torch.testing.assert_close(log_ratio[i], expected, rtol=1e-4, atol=1e-4)
+    assert reward.sum() > 0 and log_ratio.mean() > 0.1
+
+
+def test_each_road_has_its_own_flags(monkeypatch):
+    flags = {"n": 9, "beta": 0.5, "lr": 1, "steps": 2, "reward_lr": 7, "rl_lr": 4, "rl_steps": 5, "seed": 6}
+
+    def train_dpo(reference, pairs, beta, lr, steps, seed):
+        return "dpo", reference, pairs, beta, lr, steps, seed
+
+    def train_reward(init, pairs, lr, steps, seed):
+        return "reward", init, pairs, lr, steps, seed
+
+    def train_rl(reference, reward_model, prompts, moves, kl, lr, steps, seed):
+        return "rl", reference, reward_model, moves, kl, lr, steps, seed
+
+    for function in (train_dpo, train_reward, train_rl):
+        monkeypatch.setattr(legal, function.__name__, function)
+    monkeypatch.setattr(legal, "draw_pairs", lambda policy, world, n, seed: ("pairs", policy, n, seed))
+    monkeypatch.setattr(legal, "measure", lambda policy, reference, world, optimum: (policy, reference))
+    rows = legal.both_roads(Namespace(init="folder", **flags), "sft", WORLDS["roadmap-11"])
+    pairs = ("pairs", "sft", 9, 6)
+    reward_model = ("reward", "folder", pairs, 7, 2, 6)
+    assert rows == {
+        "sft": ("sft", "sft"),
+        "dpo": (("dpo", "sft", pairs, 0.5, 1, 2, 6), "sft"),
+        "rlhf": (("rl", "sft", reward_model, 11, 0.5, 4, 5, 6), "sft"),
+    }
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
