@@ -1,6 +1,6 @@
-"""Does RLHF lead DPO as soon as a state in between has to be planned, and not at one move?
+"""RLHF leads DPO as soon as a state in between has to be planned, and the most at three moves.
 
-    python experiments/horizon.py --seeds 0 1 2    not timed yet
+    python experiments/horizon.py --seeds 0 1 2    270 seconds a seed on two CPU cores
 
 Swamy et al., 2503.01067, hypothesis H6: generating is harder than verifying, and RLHF's lead is
 that gap; with responses of two words there is none. Worlds: routes of at most 1, 2, 3, 5, 8 and 11
@@ -24,7 +24,13 @@ are the same at all of them. Any token: DPO 1e-4 (.540; 3e-4: .522, which at one
 and to .87 with all prompts among its pairs), reward model 3e-4 (.674; 1e-3: .666). Legal moves: DPO
 1e-3 (of 3e-4), reward model 1e-3 (of 3e-4). RL 1e-3, untuned.
 
-NO RESULT YET: the script is tested at a small size, and was not run on the reported seeds.
+Result, three seeds. From two moves on RLHF leads at every horizon, the most at three (.210 +- .007
+with any token, .245 +- .005 with legal moves), and less at eleven (.092, .144). At one move the
+roads are .004 apart with legal moves, and both near the optimum. With any token they are not one:
+RLHF leads by .021 +- .002, and DPO is .39 +- .04 nats away. The main job, whose SFT is longer, has
+.002 and .29 there. At two moves the lead varies (.163 +- .069 with any token: seed 1's reward model
+is weak). So the lead does not grow with the horizon; what is sure is that it begins where a state
+has to be planned.
 """
 
 from nanoroads.report import evidence
