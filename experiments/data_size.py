@@ -43,12 +43,12 @@ def pair_phases(out, seed):
     here = f"data_size/seed{seed}"
     sft = out / here / "sft"
     train_sft = ["train_sft.py", "--seed", seed, "--data", WORLD, "--init", out / f"seed{seed}/sft"] + SFT
-    draw = ["-m", "nanoroads.world.pairs", "--policy", sft, "--seed", seed]
+    draw = ["-m", "nanoroads.world.pairs", "--policy", sft, "--seed", seed, "--n", SIZES[-1]]
+    draw += ["--test-out", out / here / "pairs_test.jsonl"]
     return [
         evidence.shared_phases(out / f"seed{seed}", seed)[0],  # the main world's SFT
         new_phase(out, f"{here}/sft", train_sft, [f"seed{seed}/sft"]),
-        new_phase(out, f"{here}/pairs.jsonl", draw + ["--n", SIZES[-1]], [f"{here}/sft"]),
-        new_phase(out, f"{here}/pairs_test.jsonl", draw + ["--n", 1000, "--split", "test"], [f"{here}/sft"]),
+        new_phase(out, f"{here}/pairs.jsonl", draw, [f"{here}/sft"]),
     ]
 
 

@@ -62,10 +62,11 @@ def world_phases(out, seed, moves):
     world = WORLDS[moves]
     here = f"horizon/seed{seed}/{moves}"
     sft = out / here / "sft"
-    pairs = [f"{here}/sft/pairs.jsonl", f"{here}/sft/pairs_test.jsonl"]
+    pairs = [f"{here}/sft/pairs.jsonl"]
     common = ["--seed", seed, "--data", world]
     train_sft = ["train_sft.py"] + common + ["--init", out / f"seed{seed}/sft"] + SFT
-    draw = ["-m", "nanoroads.world.pairs", "--policy", sft, "--seed", seed]
+    draw = ["-m", "nanoroads.world.pairs", "--policy", sft, "--seed", seed, "--n", PAIRS]
+    draw += ["--test-out", sft / "pairs_test.jsonl", "--test-n", TEST_PAIRS]
     from_sft = common + ["--init", sft, "--eval-every", 1000]  # at the end only
     dpo = ["train_dpo.py"] + from_sft + ["--beta", BETA, "--lr", ANY["dpo"], "--steps", STEPS]
     rlhf = ["train_rlhf.py"] + from_sft + ["--kl", BETA, "--lr", ANY["rl"], "--steps", RL_STEPS]
@@ -75,8 +76,7 @@ def world_phases(out, seed, moves):
     legal += ["--rl-lr", LEGAL["rl"], "--rl-steps", RL_STEPS]
     return [
         new_phase(out, f"{here}/sft", train_sft, [f"seed{seed}/sft"]),
-        new_phase(out, pairs[0], draw + ["--n", PAIRS], [f"{here}/sft"]),
-        new_phase(out, pairs[1], draw + ["--n", TEST_PAIRS, "--split", "test"], [f"{here}/sft"]),
+        new_phase(out, pairs[0], draw, [f"{here}/sft"]),
         new_phase(out, f"{here}/dpo", dpo, pairs),
         new_phase(out, f"{here}/rlhf", rlhf, pairs),
         new_phase(out, f"{here}/legal.json", legal, [f"{here}/sft"]),
