@@ -13,22 +13,19 @@ E_pi[r] - kl KL(pi || pi_ref). Everything else is as in train_dpo.py.
 """
 
 from argparse import ArgumentParser
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import torch
 
 from nanoroads import losses, score
-from nanoroads.batch import Batch, pack, upload
-from nanoroads.generate import generate_with_logps
+from nanoroads.batch import pack, upload
 from nanoroads.model import LogProbs
-from nanoroads.progress import tracked
 from nanoroads.randomness import stream_key
 from nanoroads.run.commands import print_next
 from nanoroads.run.flags import model_kind, positive, row_limits, run_script, training_parser, use_defaults
 from nanoroads.run.inspect import inspect
 from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
+from nanoroads.run.rollouts import sample_responses, score_responses
 from nanoroads.run.run import Run
 from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy, new_reward_model
@@ -241,17 +238,6 @@ def train_reward(run, tokenizer_name, train, test):
 # ---------------------------------------------------------------- stage 2: reward -> policy
 
 
-@dataclass
-class Rollout:
-    """Samples of a micro-batch, k per prompt, and what the losses need. S = prompts x k."""
-
-    batch: Batch  # S responses with R tokens
-    drawn_logp: torch.Tensor  # (R,) log-probs with which the tokens were drawn
-    ref: LogProbs  # of the reference
-    reward: torch.Tensor  # (S,)
-    old: LogProbs | None = None  # of the policy that sampled; filled in at the first update
-
-
 def rl_loss(args, kl_weight, now, rollout):
     """Loss (S,), and what was clipped: 1 or 0 for each response (S,) or token (R,).
 
@@ -295,41 +281,6 @@ def rl_loss(args, kl_weight, now, rollout):
         return losses.policy_gradient(now.sequence, advantage), never_clipped
     # More than one update on the same samples: clip the probability ratio of whole responses.
     return losses.clipped_policy_gradient(now.sequence, rollout.old.sequence, advantage)
-
-
-def sample_responses(args, policy, batch_rows, max_new_tokens, eos, seed):
-    """P lists of k responses, as lists of tokens, and the log-probs of these tokens in lists of the same
-    form.
-
-    Eight micro-batches at a time, to bound the KV cache. The random numbers do not depend on that, see
-    randomness.py."""
-    size = 8 * args.micro_batch_size if args.micro_batch_size else None
-    k, temperature = args.samples, args.temperature
-    responses, logps = [], []
-    for chunk in tracked(chunks(batch_rows.prompts, size), "sampling", "part"):
-        drawn = generate_with_logps(policy, chunk, k, max_new_tokens, temperature, eos=eos, seed=seed)
-        responses += drawn[0]
-        logps += drawn[1]
-    return responses, logps
-
-
-@torch.no_grad()
-def score_responses(args, reference, judge, batch_rows, responses, logps):
-    """Score what was drawn for each prompt of batch_rows (data Rows) -> one Rollout per micro-batch."""
-    device = reference.embedding.weight.device
-    rollouts = []
-    for chunk in chunks(range(len(batch_rows)), args.micro_batch_size):
-        prompts = [batch_rows.prompts[i] for i in chunk]
-        groups = [responses[i] for i in chunk]
-        batch = pack(prompts, groups, device=device)
-        ref = reference(batch, args.temperature)  # at the temperature of the samples
-        prompt_texts = [batch_rows.texts[i] for i in chunk for _ in range(args.samples)]  # S strings
-        response_tokens = [response for group in groups for response in group]  # S token lists
-        reward = judge(batch, ref, prompt_texts, response_tokens)
-        response_logps = [response_logp for i in chunk for response_logp in logps[i]]  # S lists
-        drawn_logp = torch.tensor(list(chain.from_iterable(response_logps)))  # (R,)
-        rollouts.append(Rollout(batch, upload(drawn_logp, device), ref, reward))
-    return rollouts
 
 
 def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, tokenizer_name, encoding):

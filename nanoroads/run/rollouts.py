@@ -1,0 +1,60 @@
+"""What on-policy RL draws and scores before an optimizer step: sample, score -> Rollouts.
+
+train_rlhf.py has the loop around it, and the losses."""
+
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+
+from nanoroads.batch import Batch, pack, upload
+from nanoroads.generate import generate_with_logps
+from nanoroads.model import LogProbs
+from nanoroads.progress import tracked
+from nanoroads.run.optim import chunks
+
+
+@dataclass
+class Rollout:
+    """Samples of a micro-batch, k per prompt, and what the losses need. S = prompts x k."""
+
+    batch: Batch  # S responses with R tokens
+    drawn_logp: torch.Tensor  # (R,) log-probs with which the tokens were drawn
+    ref: LogProbs  # of the reference
+    reward: torch.Tensor  # (S,)
+    old: LogProbs | None = None  # of the policy that sampled; filled in at the first update
+
+
+def sample_responses(args, policy, batch_rows, max_new_tokens, eos, seed):
+    """P lists of k responses, as lists of tokens, and the log-probs of these tokens in lists of the same
+    form.
+
+    Eight micro-batches at a time, to bound the KV cache. The random numbers do not depend on that, see
+    randomness.py."""
+    size = 8 * args.micro_batch_size if args.micro_batch_size else None
+    k, temperature = args.samples, args.temperature
+    responses, logps = [], []
+    for chunk in tracked(chunks(batch_rows.prompts, size), "sampling", "part"):
+        drawn = generate_with_logps(policy, chunk, k, max_new_tokens, temperature, eos=eos, seed=seed)
+        responses += drawn[0]
+        logps += drawn[1]
+    return responses, logps
+
+
+@torch.no_grad()
+def score_responses(args, reference, judge, batch_rows, responses, logps):
+    """Score what was drawn for each prompt of batch_rows (data Rows) -> one Rollout per micro-batch."""
+    device = reference.embedding.weight.device
+    rollouts = []
+    for chunk in chunks(range(len(batch_rows)), args.micro_batch_size):
+        prompts = [batch_rows.prompts[i] for i in chunk]
+        groups = [responses[i] for i in chunk]
+        batch = pack(prompts, groups, device=device)
+        ref = reference(batch, args.temperature)  # at the temperature of the samples
+        prompt_texts = [batch_rows.texts[i] for i in chunk for _ in range(args.samples)]  # S strings
+        response_tokens = [response for group in groups for response in group]  # S token lists
+        reward = judge(batch, ref, prompt_texts, response_tokens)
+        response_logps = [response_logp for i in chunk for response_logp in logps[i]]  # S lists
+        drawn_logp = torch.tensor(list(chain.from_iterable(response_logps)))  # (R,)
+        rollouts.append(Rollout(batch, upload(drawn_logp, device), ref, reward))
+    return rollouts
