@@ -65,9 +65,9 @@ def verdict(results: dict) -> list[str]:
     # "comes back": more than three quarters of the KL that SFT's policy had to DPO's are gone
     comes_back = after < before / 4
     lines = [
-        f"{yes_or_no(lead > 0)}: RLHF on the global reward beats DPO in true reward "
+        f"{yes_or_no(lead > 2 * lead_se)}: RLHF on the global reward beats DPO in true reward "
         f"(by {with_se(lead, lead_se)}).",
-        f"{yes_or_no(gain > 0)}: DPO beats SFT (by {with_se(gain, gain_se)}).",
+        f"{yes_or_no(gain > 2 * gain_se)}: DPO beats SFT (by {with_se(gain, gain_se)}).",
         f"{yes_or_no(comes_back)}: RLHF on the local reward comes back to DPO's policy (Theorem 2.2): "
         f"KL {before:.3f} before, {after:.3f} nats after.",
     ]

@@ -247,6 +247,7 @@ def test_the_verdict_can_go_either_way():
     words = lambda **r: [line.split(":")[0] for line in write.verdict(results(**r))[:5]]  # noqa: E731
     assert words() == ["yes", "yes", "yes", "yes", "NO"]
     assert words(rlhf=0.39) == ["NO", "yes", "yes", "yes", "NO"]
+    assert words(rlhf=0.42) == ["NO", "yes", "yes", "yes", "NO"]  # ahead, but within two standard errors
     assert words(dpo=0.1) == ["yes", "NO", "yes", "yes", "NO"]
     assert words(kl=0.26) == ["yes", "yes", "NO", "yes", "NO"]
     assert "by +0.100 ± 0.014)." in write.verdict(results())[0]
