@@ -6,8 +6,9 @@
 Each road has the same number of settings to choose from, nine. DPO: beta x learning rate. RLHF:
 three learning rates of the reward model, by held-out likelihood, then kl x learning rate of RLOO on
 the best one. In the worlds of one and two moves, where both roads have the same beta = kl, each has
-three: learning rates, of DPO and of the reward model. Policies are chosen by true reward at
-temperature 1, and by hand, from the tables in experiments/sweep.md that this writes.
+three: learning rates, of DPO and of the reward model. SFT's length there is the shortest
+whose held-out loss is within 0.01 of the best length's in both worlds. Policies are chosen by true
+reward at temperature 1, and by hand, from the tables in experiments/sweep.md that this writes.
 """
 
 from pathlib import Path
@@ -32,6 +33,7 @@ REWARD_RATES = ("3e-4", "1e-3", "2e-3")
 RL_KLS = (0.3, 0.5, 0.8)
 RL_RATES = ("5e-4", "1e-3")
 FEW_MOVES_RL_RATE = "1e-3"  # what the main world's sweep chose
+SFT_STEPS = (150, 300, 600, 1200)  # in the worlds of few moves
 
 # The last evaluation's entries in metrics.jsonl -> columns of the tables.
 MEASURES = {
@@ -146,6 +148,8 @@ def few_moves_sweep(out, world):
 
     # 1. The reference policy, its pairs, and every learning rate of either road.
     add("sft", train_sft, ["sft"])
+    for steps in SFT_STEPS:
+        add(f"sft_{steps}", train_sft + ["--steps", steps], ["sft"])  # the last --steps counts
     add("sft/pairs.jsonl", sample_pairs, [f"{world}/sft"])
     pairs = [f"{world}/sft/pairs.jsonl"]
     for lr in DPO_RATES:
@@ -168,9 +172,14 @@ def few_moves_sweep(out, world):
             nll = f"{last(folder / name / 'reward', 'eval_loss'):.4f}"
         row = measured[name]
         rows.append([road, lr, nll, plus_minus(row), plus_minus(row["kl_to_optimum"], digits=2)])
+    lengths = []
+    for steps in SFT_STEPS:
+        lengths.append([str(steps), f"{last(folder / f'sft_{steps}', 'eval_loss'):.4f}"])
     columns = ["road", "lr", "reward model's held-out nll", "reward (T = 1)", "KL to the optimum"]
     return [
-        f"\n## {world}\n\nThe lr is DPO's, or the reward model's; RLOO's is {FEW_MOVES_RL_RATE}. SFT: "
+        f"\n## {world}\n\nSFT:\n",
+        table(["steps", "held-out nll per token"], lengths),
+        f"The lr is DPO's, or the reward model's; RLOO's is {FEW_MOVES_RL_RATE}. SFT: "
         f"{plus_minus(measured['sft'])}, the soft optimum {plus_minus(measured['optimum'])}, both exact.\n",
         table(columns, rows),
     ]
