@@ -1,8 +1,9 @@
-"""The GPT, in one file: GPT-2, GPT-NeoX (Pythia) and the Llama family (Mistral, Qwen2, SmolLM) are one
-config each.
+"""The GPT, in one file: GPT-2, GPT-NeoX (Pythia) and the Llama family (Mistral, Qwen2, Qwen3, OLMo 2,
+SmolLM) are one config each.
 
-Read it as nanoGPT with four switches: positions (a learned table, or rotary), norm (LayerNorm or
-RMSNorm), MLP (GELU or SwiGLU) and residual (sequential or parallel), plus grouped-query attention and,
+Read it as nanoGPT with six switches: positions (a learned table, or rotary), norm (LayerNorm or RMSNorm)
+and its place (before or after attention and MLP), a norm of queries and keys (none, of each head, or of
+all heads), MLP (GELU or SwiGLU) and residual (sequential or parallel), plus grouped-query attention and,
 for reward models, a scalar head. Who sees whom is no concern of its own: the trunk is handed a function
 `attend` (attention.py), and works on each token alone in all else.
 
@@ -38,6 +39,8 @@ class GPTConfig:
     rope_scaling: dict | None = None  # Llama 3's, with the names that `rotary_table` reads
     norm: str = "layernorm"  # layernorm | rmsnorm
     norm_eps: float = 1e-5
+    norm_place: str = "before"  # before attention and MLP | after: x + norm(attention(x)), as OLMo 2
+    qk_norm: str = "none"  # RMSNorm of queries and keys: none | head (each head: Qwen3) | all (OLMo 2)
     mlp: str = "gelu_tanh"  # gelu_tanh (GPT-2) | gelu (exact: GPT-NeoX) | swiglu
     parallel_residual: bool = False  # x + attention(x) + mlp(x), as GPT-NeoX
     qkv_bias: bool = True
@@ -56,6 +59,8 @@ class GPTConfig:
         choices = {
             "position": ("learned", "rotary"),
             "norm": ("layernorm", "rmsnorm"),
+            "norm_place": ("before", "after"),
+            "qk_norm": ("none", "head", "all"),
             "mlp": ("gelu_tanh", "gelu", "swiglu"),
             "head": ("lm", "scalar"),
             "readout": ("last", "sum"),
@@ -65,6 +70,8 @@ class GPTConfig:
                 raise ValueError(
                     f"config: {name} is {getattr(self, name)!r}, not one of {', '.join(allowed)}"
                 )
+        if self.parallel_residual and self.norm_place == "after":
+            raise ValueError("config: parallel_residual true does not go with norm_place 'after'")
         if self.n_head % self.n_kv_head:
             raise ValueError(f"config: n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
 
@@ -105,6 +112,15 @@ def rotate(x, cos, sin):
     return torch.cat((a * cos - b * sin, b * cos + a * sin, not_rotated), dim=-1)
 
 
+def norm_heads(norm, x):
+    """RMSNorm of queries or keys x (N, H, C): of each head, or of all heads together where `norm` is of
+    that size. Computed in the dtype of its weights, fp32 in training; the result has that of x."""
+    wide = x.to(norm.weight.dtype)
+    if norm.weight.numel() > x.shape[-1]:
+        wide = wide.flatten(-2)  # (N, H C)
+    return norm(wide).view(x.shape).to(x.dtype)
+
+
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -112,12 +128,21 @@ class Attention(nn.Module):
         heads = config.n_head + 2 * config.n_kv_head  # of queries, keys and values, in this order
         self.qkv = nn.Linear(config.n_embd, heads * config.head_size, bias=config.qkv_bias)
         self.out = nn.Linear(config.n_head * config.head_size, config.n_embd, bias=config.bias)
+        if config.qk_norm != "none":
+            of_each_head = config.qk_norm == "head"
+            q_size = config.head_size if of_each_head else config.n_head * config.head_size
+            k_size = config.head_size if of_each_head else config.n_kv_head * config.head_size
+            self.q_norm = nn.RMSNorm(q_size, eps=config.norm_eps)
+            self.k_norm = nn.RMSNorm(k_size, eps=config.norm_eps)
 
     def forward(self, x, layer_index, rotary, attend):
         c = self.config
         qkv = self.qkv(x).unflatten(-1, (-1, c.head_size))  # (N, n_head + 2 n_kv_head, C)
-        # q and k rotate alike, so they are rotated together.
         qk, v = qkv.split((c.n_head + c.n_kv_head, c.n_kv_head), dim=-2)
+        if c.qk_norm != "none":
+            q, k = qk.split((c.n_head, c.n_kv_head), dim=-2)
+            qk = torch.cat((norm_heads(self.q_norm, q), norm_heads(self.k_norm, k)), dim=-2)
+        # q and k rotate alike, so they are rotated together.
         if rotary is not None:
             cos, sin = rotary
             qk = rotate(qk, cos, sin)
@@ -152,12 +177,16 @@ class Block(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.parallel = config.parallel_residual
+        self.norms_after = config.norm_place == "after"
         self.norm1 = make_norm(config)
         self.attention = Attention(config)
         self.norm2 = make_norm(config)
         self.mlp = MLP(config)
 
     def forward(self, x, layer_index, rotary, attend):
+        if self.norms_after:  # OLMo 2: 2501.00656, equations 1 and 2; the casts are for autocast
+            x = x + self.norm1(self.attention(x, layer_index, rotary, attend).to(x.dtype))
+            return x + self.norm2(self.mlp(x).to(x.dtype))
         attended = self.attention(self.norm1(x), layer_index, rotary, attend)
         if self.parallel:
             return x + attended + self.mlp(self.norm2(x))

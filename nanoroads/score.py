@@ -170,10 +170,11 @@ class RuleJudge:
 
     beta = None
 
-    def __init__(self, name, encoding):
-        self.name = name
+    def __init__(self, name, encoding, flag="--reward"):
+        """flag: what named the rule, for errors."""
+        self.name = f"{flag} {name}"
         self.encoding = encoding
-        self.function = import_function(name)
+        self.function = import_function(name, flag)
 
     def __call__(self, batch, ref, prompt_texts, response_tokens):
         answers = tokenizer.decode_all(self.encoding, response_tokens)
@@ -184,13 +185,13 @@ class RuleJudge:
         try:
             value = float(self.function(prompt, answer))
         except (Exception, SystemExit) as error:
-            raise InputError(f"--reward {self.name} raised {type(error).__name__}: {error}") from error
+            raise InputError(f"{self.name} raised {type(error).__name__}: {error}") from error
         if not abs(value) < 1e30:  # NaN, or too large for fp32 and its sums
-            raise InputError(f"--reward {self.name} says {value} of {answer!r} after {prompt!r}")
+            raise InputError(f"{self.name} says {value} of {answer!r} after {prompt!r}")
         return value
 
 
-def import_function(name):
+def import_function(name, flag="--reward"):
     """`module:function` -> the function; the module may lie in the user's own directory. Raises
     InputError."""
     module, _, function = name.partition(":")
@@ -198,7 +199,7 @@ def import_function(name):
     try:
         return getattr(importlib.import_module(module), function)
     except (Exception, SystemExit) as error:  # whatever a module does when it is imported
-        raise InputError(f"--reward {name}: {type(error).__name__}: {error}") from None
+        raise InputError(f"{flag} {name}: {type(error).__name__}: {error}") from None
     finally:
         sys.path.remove("")
 
@@ -228,7 +229,7 @@ def check_fitted(folder):
         raise InputError(f"--reward {folder}: {reason}")
 
 
-def check_reference(folder, init):
+def check_reference(folder, init, flag="--reward"):
     """beta log pi/pi_ref is a reward only with the pi_ref it was fitted with: `init`. Raises InputError.
 
     The contents of the two are compared: a reference may have been moved, or trained again."""
@@ -239,4 +240,4 @@ def check_reference(folder, init):
     else:  # of an older version
         is_same = Path(find(folder, config, "reference")).resolve() == local_folder(init).resolve()
     if not is_same:
-        raise InputError(f"--reward {folder}: was fitted against {config['reference']}, not against {init}")
+        raise InputError(f"{flag} {folder}: was fitted against {config['reference']}, not against {init}")

@@ -158,6 +158,19 @@ def preference_texts(row: dict) -> Texts:
     return text_pair(row, chosen, rejected)
 
 
+def chat_texts(row: dict) -> Texts:
+    """preference_texts, where a prompt of text is a user's message and its answers the assistant's.
+
+    So a chat template is written around rows such as RewardBench's."""
+    texts = preference_texts(row)
+    if not isinstance(texts.prompt, str):
+        return texts
+    if turns_of_text(texts.prompt):
+        raise InputError("--chat goes with prompts and answers, this is a dialogue written as one text")
+    answers = [as_messages(answer, "assistant") for answer in texts.answers]
+    return texts._replace(prompt=as_messages(texts.prompt, "user"), answers=answers)
+
+
 def chosen_and_rejected(row):
     """Two texts or two message lists, which differ."""
     chosen = field(row, "chosen")

@@ -32,6 +32,7 @@ CONFIG_TYPES = {
     "tokenizer": str,
     "reference": str,
     "beta": (int, float),
+    "kl": (int, float),
     "places": dict,
     "inputs": dict,
     "machine": dict,

@@ -1,8 +1,9 @@
-"""Hugging Face folders in and out: GPT-2, GPT-NeoX (Pythia), Llama (and SmolLM), Mistral, Qwen2.
+"""Hugging Face folders in and out: GPT-2, GPT-NeoX (Pythia), Llama (and SmolLM), Mistral, Qwen2, Qwen3,
+OLMo 2.
 
 One table, our name beside each family's, serves both directions; hf_config.py has a similar table
 for the config. Only safetensors files are read; nothing is unpickled. `kind` is a config.json's
-model_type: gpt2, gpt_neox, llama, mistral or qwen2.
+model_type: gpt2, gpt_neox, llama, mistral, qwen2, qwen3 or olmo2.
 """
 
 import functools
@@ -26,8 +27,8 @@ from nanoroads.weights.files import (
 from nanoroads.weights.folder import TEMPLATES, is_name_inside, own_file, read_json_object
 from nanoroads.weights.hf_config import column, nearest_family, to_gpt_config, to_hf_config
 
-# Names of modules, after the prefix that all but lm_head carry; # is the layer's number. Mistral
-# and Qwen2 share the column of Llama.
+# Names of modules, after the prefix that all but lm_head carry; # is the layer's number. Mistral,
+# Qwen2, Qwen3 and OLMo 2 share the column of Llama.
 MODULES = """
 ours                    gpt2             gpt_neox                            llama
 prefix                  transformer.     gpt_neox.                           model.
@@ -36,6 +37,8 @@ position_embedding      wpe              -                                   -
 blocks.#.norm1          h.#.ln_1         layers.#.input_layernorm            layers.#.input_layernorm
 blocks.#.attention.qkv  h.#.attn.c_attn  layers.#.attention.query_key_value  layers.#.self_attn.[qkv]_proj
 blocks.#.attention.out  h.#.attn.c_proj  layers.#.attention.dense            layers.#.self_attn.o_proj
+blocks.#.attention.q_norm  -             -                                   layers.#.self_attn.q_norm
+blocks.#.attention.k_norm  -             -                                   layers.#.self_attn.k_norm
 blocks.#.norm2          h.#.ln_2         layers.#.post_attention_layernorm   layers.#.post_attention_layernorm
 blocks.#.mlp.gate       -                -                                   layers.#.mlp.gate_proj
 blocks.#.mlp.up         h.#.mlp.c_fc     layers.#.mlp.dense_h_to_4h          layers.#.mlp.up_proj
@@ -43,6 +46,13 @@ blocks.#.mlp.down       h.#.mlp.c_proj   layers.#.mlp.dense_4h_to_h          lay
 norm                    ln_f             final_layer_norm                    norm
 lm_head                 lm_head          embed_out                           lm_head
 """
+# What a family calls otherwise than the column that it shares. OLMo 2 norms after attention and MLP.
+RENAMED = {
+    "olmo2": {
+        "blocks.#.norm1": "layers.#.post_attention_layernorm",
+        "blocks.#.norm2": "layers.#.post_feedforward_layernorm",
+    }
+}
 
 # Beginnings of the names of files that an export copies from the folder the run started from.
 TOKENIZER_FILES = ("tokenizer", "special_tokens", "chat_template", "vocab", "merges", "generation_config")
@@ -55,7 +65,7 @@ BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$
 
 def their_names(name, kind):
     """The names that a family has for one of our tensors: three where it keeps q, k and v apart."""
-    modules = column(MODULES, kind)
+    modules = {**column(MODULES, kind), **RENAMED.get(kind, {})}
     module, _, weight_or_bias = name.rpartition(".")
     if module.startswith("blocks."):
         _, layer, inner = module.split(".", maxsplit=2)

@@ -2,7 +2,7 @@
 
 One table, our field beside each family's key, serves both directions. What a config asks for and
 GPT cannot do is refused by name, never approximated. `kind` is a config.json's model_type: gpt2,
-gpt_neox, llama, mistral or qwen2.
+gpt_neox, llama, mistral, qwen2, qwen3 or olmo2.
 """
 
 import json
@@ -11,7 +11,8 @@ import typing
 from nanoroads.errors import InputError
 from nanoroads.model import GPTConfig
 
-# Mistral and Qwen2 share the column of Llama. key=value: what transformers takes for a missing key.
+# Mistral, Qwen2, Qwen3 and OLMo 2 share the column of Llama. key=value: what transformers takes for a
+# missing key.
 FIELDS = """
 ours               gpt2                            gpt_neox                    llama
 vocab_size         vocab_size                      vocab_size                  vocab_size
@@ -39,15 +40,41 @@ FIXED = {
     "llama": LLAMA_FIXED,
     "mistral": LLAMA_FIXED,
     "qwen2": {**LLAMA_FIXED, "qkv_bias": True},
+    "qwen3": {**LLAMA_FIXED, "qk_norm": "head"},
+    "olmo2": {**LLAMA_FIXED, "qk_norm": "all", "norm_place": "after"},
 }
 # What a missing key means in a family that differs from the column that it shares.
 FAMILY_DEFAULTS = {
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
     "qwen2": {"num_key_value_heads": 32},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
+    "olmo2": {"rms_norm_eps": 1e-5},
+}
+# Relatives of these families that GPT cannot represent, and one reason each.
+RELATIVES = {
+    "gemma3_text": "some of its layers have a sliding window",
+    "gpt_oss": "it is a mixture of experts",
+    "llama4_text": "it is a mixture of experts",
+    "mixtral": "it is a mixture of experts",
+    "olmo": "its norms have no weights",
+    "olmo3": "most of its layers have a sliding window",
+    "olmoe": "it is a mixture of experts",
+    "qwen3_5_text": "most of its layers have linear attention",
+    "qwen3_moe": "it is a mixture of experts",
+    "qwen3_next": "most of its layers have linear attention",
+    "smollm3": "every fourth of its layers has no rotary embedding",
 }
 GELU = {"gelu_new": "gelu_tanh", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 SILU = {"silu": "swiglu"}
-ACTIVATIONS = {"gpt2": GELU, "gpt_neox": GELU, "llama": SILU, "mistral": SILU, "qwen2": SILU}
+ACTIVATIONS = {
+    "gpt2": GELU,
+    "gpt_neox": GELU,
+    "llama": SILU,
+    "mistral": SILU,
+    "qwen2": SILU,
+    "qwen3": SILU,
+    "olmo2": SILU,
+}
 SAVED_ACTIVATION = {"gelu_tanh": "gelu_new", "gelu": "gelu", "swiglu": "silu"}
 # Other keys that change the logits, and the one value that GPT can represent.
 ONLY_VALUE = {
@@ -59,6 +86,7 @@ ONLY_VALUE = {
     "rope_interleaved": False,
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
+    "clip_qkv": None,
 }
 ORIGINAL_LENGTH = "original_max_position_embeddings"
 # The settings of Llama 3's scaling.
@@ -70,6 +98,8 @@ ARCHITECTURES = {
     "gpt_neox": "GPTNeoXForCausalLM",
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
 }
 
 # ---------------------------------------------------------------- the table
@@ -110,7 +140,10 @@ def to_gpt_config(hf_config, path):
     asks for what GPT cannot do."""
     kind = hf_config["model_type"]
     if not isinstance(kind, str) or kind not in FIXED:
-        raise InputError(f"{path}: model_type {kind!r} is not one of {', '.join(FIXED)}")
+        why = ""
+        if isinstance(kind, str) and kind in RELATIVES:
+            why = f" ({RELATIVES[kind]})"
+        raise InputError(f"{path}: model_type {kind!r}{why} is not one of {', '.join(FIXED)}")
     keys, defaults = config_keys(kind)
     hf_config = {**defaults, **FAMILY_DEFAULTS.get(kind, {}), **hf_config}
     hf_config = gather_rope(hf_config, keys, path)
@@ -234,6 +267,10 @@ def not_supported(kind, key, value, path):
 
 def nearest_family(config):
     """The model_type to write: the family that can be what the config says, if any can."""
+    if config.qk_norm == "head":
+        return "qwen3"
+    if config.qk_norm == "all":
+        return "olmo2"
     if config.position == "learned":
         return "gpt2"
     if config.norm == "layernorm":

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nanoroads.attention import causal
-from nanoroads.model import GPT, rotary_table
+from nanoroads.model import GPT, norm_heads, rotary_table
 
 MIN_PARAMETERS = 2**20  # with fewer, packing takes longer than it saves
 
@@ -68,6 +68,29 @@ def own_norm(x, norm, dtype):
     return norm(x).to(dtype)
 
 
+def packed_norm_after(norm, dtype):
+    """-> a function of x (..., D): its norm, in the dtype of the residual stream that it is added to."""
+    if dtype == torch.float32:
+        return packed_norm(norm, dtype)
+    return functools.partial(wide_norm, norm=norm)
+
+
+def wide_norm(x, norm):
+    return norm(x.to(norm.weight.dtype))
+
+
+def packed_head_norm(norm, dtype):
+    """-> a function of x (N, H, C): what model.norm_heads makes of it."""
+    if dtype != torch.float32:
+        return functools.partial(norm_heads, norm)
+    return functools.partial(fast_norm_heads, norm=packed_norm(norm, dtype), size=norm.weight.numel())
+
+
+def fast_norm_heads(x, norm, size):
+    parts = x.reshape(*x.shape[:-2], -1, size)  # (N, H, C), or (N, 1, H C)
+    return norm(parts).view(x.shape)
+
+
 def rms_norm(x, weight, least):
     """In four operations, where PyTorch's takes ten on a CPU:
     x / sqrt(|x|^2 / D + eps) = sqrt(D) x / hypot(|x|, sqrt(D eps)). weight: with the sqrt(D)."""
@@ -85,8 +108,12 @@ class PackedBlock:
 
     def __init__(self, block, config, dtype, rows):
         self.config = config
-        self.norm1 = packed_norm(block.norm1, dtype)
-        self.norm2 = packed_norm(block.norm2, dtype)
+        norm_kind = packed_norm_after if config.norm_place == "after" else packed_norm
+        self.norm1 = norm_kind(block.norm1, dtype)
+        self.norm2 = norm_kind(block.norm2, dtype)
+        if config.qk_norm != "none":
+            self.q_norm = packed_head_norm(block.attention.q_norm, dtype)
+            self.k_norm = packed_head_norm(block.attention.k_norm, dtype)
         self.qkv = PackedLinear(block.attention.qkv, dtype, rows, dtype)
         self.out = PackedLinear(block.attention.out, dtype, rows, dtype)
         self.up = PackedLinear(block.mlp.up, dtype, rows, dtype)
@@ -99,17 +126,29 @@ class PackedBlock:
     def forward(self, x, layer_index, rotary, attend):
         """As model.Block.forward. rotary: what `rotation` returns, or None."""
         c = self.config
-        qkv = self.qkv.product(self.norm1(x))
-        qkv = qkv.view(*x.shape[:-1], c.n_head + 2 * c.n_kv_head, c.head_size)
-        qk, v = qkv.split_with_sizes((c.n_head + c.n_kv_head, c.n_kv_head), -2)
-        if rotary is not None:
-            qk = rotate(qk, *rotary)
-        q, k = qk.split_with_sizes((c.n_head, c.n_kv_head), -2)
-        attended = attend(layer_index, q, k, v).flatten(-2)  # (N, H C)
+        if c.norm_place == "after":
+            attended = self.attended(x.to(self.qkv.dtype), layer_index, rotary, attend)
+            x = x + self.norm1(self.out.product(attended))
+            return x + self.norm2(self.down.product(self.inner(x.to(self.up.dtype))))
+        attended = self.attended(self.norm1(x), layer_index, rotary, attend)
         x_and_attended = self.out.plus(attended, x)
         if c.parallel_residual:
             return self.down.plus(self.inner(self.norm2(x)), x_and_attended)
         return self.down.plus(self.inner(self.norm2(x_and_attended)), x_and_attended)
+
+    def attended(self, h, layer_index, rotary, attend):
+        """What lies between the matrices of attention, h (N, D) -> (N, H C), and the first of them."""
+        c = self.config
+        qkv = self.qkv.product(h)
+        qkv = qkv.view(*h.shape[:-1], c.n_head + 2 * c.n_kv_head, c.head_size)
+        qk, v = qkv.split_with_sizes((c.n_head + c.n_kv_head, c.n_kv_head), -2)
+        if c.qk_norm != "none":
+            q, k = qk.split_with_sizes((c.n_head, c.n_kv_head), -2)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), -2)
+        if rotary is not None:
+            qk = rotate(qk, *rotary)
+        q, k = qk.split_with_sizes((c.n_head, c.n_kv_head), -2)
+        return attend(layer_index, q, k, v).flatten(-2)  # (N, H C)
 
     def inner(self, h):
         """What lies between the matrices of the MLP."""

@@ -44,6 +44,13 @@ MODELS = {
     "mistral-window": ("MistralConfig", SIZES | {"num_key_value_heads": 2, "sliding_window": 64}),
     "qwen2": ("Qwen2Config", SIZES | {"num_key_value_heads": 2, "tie_word_embeddings": True}),
     "qwen2-untied": ("Qwen2Config", SIZES | {"num_key_value_heads": 4}),
+    "qwen3": (
+        "Qwen3Config",
+        SIZES | {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True, "rope_theta": 1e6},
+    ),
+    "qwen3-untied": ("Qwen3Config", SIZES | {"num_key_value_heads": 4, "head_dim": 8, "rms_norm_eps": 1e-3}),
+    "olmo2": ("Olmo2Config", SIZES | {"rope_theta": 5e5}),
+    "olmo2-gqa": ("Olmo2Config", SIZES | {"num_key_value_heads": 2, "rms_norm_eps": 1e-3}),
 }
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import sample
+import score
 import train_dpo
 import train_rlhf
 import train_sft
@@ -53,4 +54,5 @@ def users_of(folder, tmp_path):
         (train_rlhf, {"init": folder, "data": rows, "out": out / "2", **RULE}),
         (sample, {"model": folder, "device": "cpu"}),
         (pairs, {"policy": folder, "out": out / "pairs.jsonl", "n": 4}),
+        (score, {"policy": folder, "data": rows, "device": "cpu"}),
     ]

@@ -15,6 +15,8 @@ SHAPES = {
         "tied": False,
     },
     "gqa": LLAMA | {"n_kv_head": 2, "head_size": 12},
+    "qwen3": LLAMA | {"n_kv_head": 2, "head_size": 12, "qk_norm": "head"},
+    "olmo2": LLAMA | {"n_kv_head": 2, "qk_norm": "all", "norm_place": "after"},
 }
 
 

@@ -6,6 +6,7 @@ import pytest
 
 import all_roads
 import sample
+import score
 import train_dpo
 import train_rlhf
 import train_sft
@@ -20,6 +21,7 @@ COMMANDS = {
     "train_dpo": train_dpo.flags,
     "train_rlhf": train_rlhf.flags,
     "sample": sample.flags,
+    "score": score.flags,
     "all_roads": all_roads.parse_flags,
     "pairs": pairs.main,
     "bench_step": bench_step.flags,

@@ -19,7 +19,7 @@ from nanoroads.weights.hf import save_hf
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     made = {}
-    for name in ("gpt2", "neox", "llama-gqa", "llama-tied", "mistral", "qwen2"):
+    for name in ("gpt2", "neox", "llama-gqa", "llama-tied", "mistral", "qwen2", "qwen3", "olmo2"):
         made[name] = tmp_path_factory.mktemp(name)
         make(name).save_pretrained(made[name])
     return made
@@ -56,7 +56,7 @@ REFUSED = [
     (
         "gpt2",
         {"model_type": "bloom"},
-        "model_type 'bloom' is not one of gpt2, gpt_neox, llama, mistral, qwen2",
+        "model_type 'bloom' is not one of gpt2, gpt_neox, llama, mistral, qwen2, qwen3, olmo2",
     ),
     ("gpt2", {"activation_function": "relu"}, "gpt2 with activation_function 'relu'"),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
@@ -106,6 +106,14 @@ REFUSED = [
     ("llama-gqa", {"rope_parameters": ROPE | {"factor": "8"}}, "factor is '8', not a positive number"),
     ("mistral", {"sliding_window": "64"}, "sliding_window is '64', not a positive integer"),
     ("qwen2", {"layer_types": 7}, "layer_types 7"),
+    ("qwen3", {"attention_bias": True}, "qwen3 with attention_bias True"),
+    ("qwen3", {"use_sliding_window": True}, "qwen3 with use_sliding_window True"),
+    ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "qwen3 with layer_types"),
+    ("qwen3", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
+    ("qwen3", {"hidden_act": "gelu"}, "qwen3 with hidden_act 'gelu'"),
+    ("olmo2", {"attention_bias": True}, "olmo2 with attention_bias True"),
+    ("olmo2", {"clip_qkv": 8.0}, "olmo2 with clip_qkv 8.0"),
+    ("olmo2", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope type 'linear'"),
 ]
 
 
@@ -138,6 +146,8 @@ def test_what_gpt_cannot_represent_is_refused_by_name(name, config, message, cop
         ),
         ("llama-tied", {"rope_parameters": "REMOVE", "hidden_act": "REMOVE", "rope_interleaved": False}),
         ("mistral", {"sliding_window": "REMOVE"}),
+        ("qwen3", {"rope_parameters": "REMOVE", "rope_theta": 1e6, "layer_types": "REMOVE"}),
+        ("olmo2", {"rope_parameters": "REMOVE", "rope_theta": 5e5, "rms_norm_eps": "REMOVE"}),
         (
             "qwen2",
             {
@@ -305,6 +315,9 @@ def test_all_that_ends_a_response_is_saved(tmp_path, eos, written):
         ("neox", {"qkv_bias": False}, "has no qkv_bias False"),
         ("gqa", {"bias": True}, "has no bias True"),
         ("gqa", {"rotary_pct": 0.5}, "has no rotary_pct 0.5"),
+        ("gqa", {"norm_place": "after"}, "llama, the nearest Hugging Face family, has no norm_place 'after'"),
+        ("qwen3", {"norm_place": "after"}, "qwen3, the nearest Hugging Face family, has no norm_place"),
+        ("olmo2", {"norm_place": "before"}, "olmo2, the nearest Hugging Face family, has no norm_place"),
     ],
 )
 def test_save_refuses_what_no_family_has(kind, options, message, tmp_path):
