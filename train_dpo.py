@@ -27,6 +27,7 @@ from nanoroads.run.flags import (
 from nanoroads.run.inspect import inspect
 from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
 from nanoroads.run.run import Run
+from nanoroads.run.samples import show_samples
 from nanoroads.score import ranked_right, reference_logps, sequence_logps
 from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy
@@ -126,8 +127,7 @@ def main(argv=None):
     if not task.has_measures:
         reference = None  # the map's measures need it; otherwise the policy can have its memory
 
-    # 3. Train a second copy of --init. Each step is a function of (seed, step), so a resumed run ends in
-    # the same bits.
+    # 3. Train a copy of --init. Each step is a function of (seed, step): a resumed run has the same bits.
     policy = load_policy(args.init, run.device, run.compute_dtype)
     run.describe(policy, tokenizer_name, beta=args.beta, reference=str(args.init))  # config.json
     optimizer = adamw(policy, args.lr, args.weight_decay)
@@ -139,7 +139,7 @@ def main(argv=None):
         metrics = Mean()
         for chunk in chunks(indices, args.micro_batch_size):
             prompts, pairs = train.take(chunk)  # tokens; two responses per prompt, chosen first
-            batch = pack(prompts, pairs, device=run.device)  # P prompts, 2P responses in the order given
+            batch = run.counted(pack(prompts, pairs, device=run.device))  # P prompts, 2P responses in order
             logp = policy(batch).sequence.view(-1, 2)  # (P, 2): chosen, rejected
             chunk_ref_logp = upload(ref_logp[chunk], run.device)  # (P, 2)
             loss = preference_loss(args, logp, chunk_ref_logp, batch.lengths.view(-1, 2))  # (P,)
@@ -153,7 +153,8 @@ def main(argv=None):
         if run.evaluates(step):
             row.update(held_out_measures(args, policy, test, test_ref_logp, groups_per_pass))
             row.update(task.measure(policy, reference, encoding, groups_per_pass))  # {} where it is not known
-        run.log(step, row, show=("loss", "accuracy"))  # every --log-every steps
+            show_samples(run, step, policy, test, encoding, task)  # samples.jsonl
+        run.log(step, row, show=("loss", "accuracy", "margin"))  # every --log-every steps
         run.save(step, policy, optimizer)  # every --save-every steps
 
     run.finish(policy)  # model.safetensors, --export-hf

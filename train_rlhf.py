@@ -27,6 +27,7 @@ from nanoroads.run.inspect import inspect
 from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
 from nanoroads.run.rollouts import sample_responses, score_responses
 from nanoroads.run.run import Run
+from nanoroads.run.samples import held_out_prompts, show_samples
 from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy, new_reward_model
 from nanoroads.world.task import response_length, task_of
@@ -157,7 +158,8 @@ def main(argv=None):
     # Stage 2: reward -> policy.
     judge = score.load_judge(judge_source, reference, args.init, encoding, args.temperature)
     prompt_rows = rows.unique_prompts()
-    train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, tokenizer_name, encoding)
+    shown = held_out_prompts(prompt_rows, test_path, encoding, limits)
+    train_policy(run, task, reference, judge, prompt_rows, shown, max_new_tokens, tokenizer_name, encoding)
     last = run.last_row
     reward, kl, entropy = last["reward"], last["kl"], last["entropy"]
     print(f"reward {reward:.3f}, KL {kl:.2f} nats, entropy {entropy:.2f} nats per token")
@@ -214,7 +216,7 @@ def train_reward(run, tokenizer_name, train, test):
         metrics = Mean()
         for chunk in chunks(indices, args.micro_batch_size):
             prompts, pairs = train.take(chunk)  # tokens; two responses per prompt, chosen first
-            batch = pack(prompts, pairs, device=run.device)  # P prompts, 2P responses in the order given
+            batch = run.counted(pack(prompts, pairs, device=run.device))  # P prompts, 2P responses in order
             chunk_ref_logp = upload(ref_logp[chunk], run.device)  # (P, 2)
             chosen, rejected = pair_rewards(args, model, batch, chunk_ref_logp).unbind(1)  # (P,) each
             loss = losses.bradley_terry(chosen, rejected)  # (P,)
@@ -283,8 +285,8 @@ def rl_loss(args, kl_weight, now, rollout):
     return losses.clipped_policy_gradient(now.sequence, rollout.old.sequence, advantage)
 
 
-def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, tokenizer_name, encoding):
-    """On-policy RL: sample, score, update. prompt_rows: data Rows, each prompt once."""
+def train_policy(run, task, reference, judge, prompt_rows, shown, max_new_tokens, tokenizer_name, encoding):
+    """On-policy RL: sample, score, update. prompt_rows: data Rows, each prompt once. shown: Rows to show."""
     args = run.args
     groups_per_pass = args.micro_batch_size or args.batch_size
     # --kl, else a local reward's beta, at which Theorem 2.2 holds, else the task's default.
@@ -311,11 +313,10 @@ def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, token
             with run.timed("scoring"):
                 rollouts = score_responses(args, reference, judge, batch_rows, responses, logps)
 
-        # One optimizer step on all rollouts.
-        with run.timed("training"):
+        with run.timed("training"):  # one optimizer step on all rollouts
             metrics = Mean()
             for rollout in rollouts:
-                now = policy(rollout.batch, args.temperature)  # sequence (S,), token (R,)
+                now = policy(run.counted(rollout.batch), args.temperature)  # sequence (S,), token (R,)
                 if rollout.old is None:  # the first update: the sampler is this very policy, the ratio is 1
                     rollout.old = LogProbs(now.sequence.detach(), now.token.detach())
                 loss, clipped = rl_loss(args, kl_weight, now, rollout)  # (S,), and (S,) or (R,)
@@ -338,7 +339,8 @@ def train_policy(run, task, reference, judge, prompt_rows, max_new_tokens, token
             row.update(task.measure(policy, reference, encoding, groups_per_pass))
             if other:
                 row["kl_compare"] = other.kl(policy, groups_per_pass)
-        run.log(step, row, show=("reward", "kl"))  # every --log-every steps
+            show_samples(run, step, policy, shown, encoding, task, judge, reference)  # samples.jsonl
+        run.log(step, row, show=("loss", "reward", "kl", "entropy", "length"))  # every --log-every steps
         if (step + 1) % args.updates == 0:  # never between two updates on the same samples
             run.save(step, policy, optimizer)
 

@@ -16,6 +16,7 @@ from nanoroads.run.flags import model_kind, positive, row_limits, run_script, tr
 from nanoroads.run.inspect import inspect
 from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
 from nanoroads.run.run import Run
+from nanoroads.run.samples import show_samples
 from nanoroads.score import sequence_logps
 from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy
@@ -109,7 +110,7 @@ def main(argv=None):
         metrics = Mean()
         for chunk in chunks(indices, args.micro_batch_size):
             prompts, responses = train.take(chunk)  # tokens; one response per prompt, EOS included
-            batch = pack(prompts, responses, device=run.device)
+            batch = run.counted(pack(prompts, responses, device=run.device))  # for the tokens a second
             loss = -policy(batch).token  # (R,): -log pi(y_t|x, y_<t) of each response token
             (loss.sum() / step_tokens).backward()  # a mean over the response tokens of the whole step
             metrics.add(loss=loss)
@@ -120,6 +121,7 @@ def main(argv=None):
         row = {**metrics.means(), "grad_norm": grad_norm}
         if run.evaluates(step):
             row["eval_loss"] = held_out_loss(policy, test, groups_per_pass)
+            show_samples(run, step, policy, test, encoding, task)  # samples.jsonl
         run.log(step, row)  # every --log-every steps
         run.save(step, policy, optimizer)  # every --save-every steps
 

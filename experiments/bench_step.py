@@ -45,6 +45,7 @@ from nanoroads.report.steps import Step, bare_product, measure, peak_rate, row_o
 from nanoroads.run.flags import Parser, run_script
 from nanoroads.run.optim import adamw, update
 from nanoroads.run.run import pick_dtype
+from nanoroads.run.speed import training_operations
 from nanoroads.score import sequence_logps
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.weights.files import write_json
@@ -71,13 +72,7 @@ def token_lists(name, rows, length, vocabulary):
 
 def operations(model, prompts, k):
     """Of a training step on k responses to each prompt, at the least: see the docstring above."""
-    c = model.config
-    matrices = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2)
-    tokens = PROMPT + k * RESPONSE
-    seen = PROMPT * (PROMPT + 1) / 2 + k * RESPONSE * (PROMPT + (RESPONSE + 1) / 2)  # pairs of query, key
-    forward = 2 * matrices * tokens + 4 * c.n_layer * c.n_head * c.head_size * seen
-    forward += 2 * c.n_embd * c.vocab_size * k * RESPONSE
-    return 3 * forward * prompts
+    return training_operations(model, [[PROMPT] + k * [RESPONSE]] * prompts)
 
 
 def finish(loss, model, optimizer):

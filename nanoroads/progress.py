@@ -4,7 +4,8 @@ A bar redraws itself, which a log file cannot show. So under nohup, SLURM or CI,
 stderr is no terminal, a loop says a line when it has something to tell, and otherwise every half
 minute:
 
-    dpo: step 120 of 628, loss 0.6512, accuracy 0.609, 00:17 left
+    dpo: step 120 of 628, loss 0.6512, accuracy 0.609, margin 0.21, 52,034 tokens/s, 1,105 pairs/s,
+    peak 540 MiB, 00:17 left
 """
 
 import contextlib
@@ -21,6 +22,9 @@ from nanoroads.errors import printable
 BAR_AFTER = 1.0  # seconds that a loop takes before its bar appears
 FIRST_LINE = 10.0  # seconds until the first line of a loop that has nothing to tell
 NEXT_LINE = 30.0  # seconds from one such line to the next
+
+# As tqdm's, without the rate: a loop that has a text to show beside its bar needs the room.
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 LINE = re.compile(r"^([^:\n]+): \w+ ([\d,]*\d) of ([\d,]*\d)", re.MULTILINE)  # as Progress.line begins
 
@@ -61,6 +65,8 @@ class Progress:
     def set_text(self, text: str):
         """What is to stand beside the bar, and in the next line."""
         self.text = printable(text)
+        if self.total is not None:
+            self.bar.bar_format = BAR
         self.bar.set_postfix_str(self.text, refresh=False)
 
     def advance(self, count: int = 1, now: bool = False):
@@ -122,6 +128,12 @@ def close_all():
     """Close the bars of loops that an error has left, so that it is not printed into one of them."""
     for progress in reversed(OPEN.copy()):
         progress.close()
+
+
+def say(text: str):
+    """Print a line to stdout, above the bars if there are any."""
+    with tqdm.external_write_mode():
+        print(printable(text))
 
 
 def tracked(items, name: str, unit: str):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nanoroads.errors import InputError
-from nanoroads.run.folder import RECORD
+from nanoroads.run.folder import RECORD, SAMPLES, SPEED
 from nanoroads.run.made_from import (
     check_fields,
     check_unchanged,
@@ -29,7 +29,7 @@ from nanoroads.weights.identity import of_file, of_value
 # What our scripts write into a run's folder and its reward/, and read again. Nothing else there is looked
 # at or deleted: it may be a user's.
 RUN_FILES = ("config.json", "model.safetensors", "metrics.jsonl", "demos.jsonl", RECORD)
-RUN_FILES += ("ref_logp.safetensors", "ref_logp_test.safetensors")
+RUN_FILES += (SAMPLES, SPEED, "ref_logp.safetensors", "ref_logp_test.safetensors")
 
 STARTED_FIELDS = {"command": is_text_list, "read": is_text_object}
 FINISHED_FIELDS = {**STARTED_FIELDS, "seconds": is_seconds, "made": is_text_object}
@@ -83,11 +83,12 @@ class Ledger:
     def made_hash(self, name: str) -> str:
         """A hash of all files that a finished phase has made.
 
-        Without the records of files, which have the seconds that they took: what is drawn again to
-        the same file is the same."""
+        Without the records of files and the speed of runs, which have the seconds that they took: what
+        is made again to the same file is the same."""
         made = self.finished[name]["made"]
-        records = {str(record_path(Path(path))) for path in made}
-        return of_value({path: hash_then for path, hash_then in made.items() if path not in records})
+        timed = {str(record_path(Path(path))) for path in made}
+        timed.update(path for path in made if Path(path).name == SPEED)
+        return of_value({path: hash_then for path, hash_then in made.items() if path not in timed})
 
     def hashes(self, names: list[str]) -> dict[str, str]:
         """{name: hash of what it has made} of phases that are finished."""

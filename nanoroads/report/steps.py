@@ -10,9 +10,8 @@ import torch
 from kernels.measuring import peak_memory
 from nanoroads import randomness
 from nanoroads.report.write import table
+from nanoroads.run.speed import PEAKS
 
-# Dense bf16 TFLOP/s by NVIDIA's data sheets. The first name that is part of the device's counts.
-PEAKS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "L40S": 362}
 HEAD = ["step", "by", "s", "pairs or samples/s", "tokens/s", "MFU", "MiB", "loss", "gradient norm"]
 
 

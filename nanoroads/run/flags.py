@@ -17,6 +17,7 @@ import torch
 from nanoroads.errors import InputError, nearest_first, printable
 from nanoroads.progress import close_all
 from nanoroads.run import signals
+from nanoroads.run.track import TRACKERS
 from nanoroads.text.data import Limits
 from nanoroads.weights.files import read_config
 
@@ -193,6 +194,8 @@ def training_parser(doc, out, defaults):
     add("--log-every", type=positive(int), default=10, help="steps per line of metrics.jsonl (default: 10)")
     add("--eval-every", type=positive(int), default=100, help="steps between evaluations (default: 100)")
     add("--save-every", type=positive(int), default=100, help="steps between checkpoints (default: 100)")
+    track = "also log to Weights & Biases or TensorBoard (default: none)"
+    add("--track", choices=TRACKERS, help=track)
     export = "also write the result as a Hugging Face folder (default: none)"
     add("--export-hf", type=Path, metavar="DIR", help=export)
 

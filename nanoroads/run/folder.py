@@ -38,10 +38,14 @@ NOT_THE_RESULT = {
     "stop_after",
     "export_hf",
     "inspect",
+    "track",
 }
 LOCK = ".nanoroads-lock"
 RECORD = ".nanoroads-finished.json"  # hashes of a finished run's files
-RESULTS = ("metrics.jsonl", "model.safetensors", "resume.safetensors")  # written after config.json
+SAMPLES = "samples.jsonl"  # what the policy said at each evaluation, see samples.py
+SPEED = "speed.jsonl"  # see speed.py; beside metrics.jsonl, which is the same however fast a machine is
+# Written after config.json.
+RESULTS = ("metrics.jsonl", "model.safetensors", "resume.safetensors", SAMPLES, SPEED)
 
 
 class Opened(NamedTuple):
@@ -189,14 +193,19 @@ def drop_lines_after(log: Path, step: int):
     write_text(log, "".join(kept))
 
 
-def read_metrics(out: Path) -> list[dict]:
-    """metrics.jsonl of a run, a list of {"step", name: number}. Raises InputError."""
-    path = Path(out) / "metrics.jsonl"
+def read_metrics(out: Path, name: str = "metrics.jsonl", whole: bool = True) -> list[dict]:
+    """metrics.jsonl of a run, or its like, a list of {"step", name: number}. Raises InputError.
+
+    whole: False leaves out a last line that is cut in half, as a killed run has it."""
+    path = Path(out) / name
     refuse_other_kinds(path)
     if not path.exists():
         raise InputError(f"{path}: no such file")
     rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    text = path.read_bytes()
+    if not whole:
+        text = text[: text.rfind(b"\n") + 1]
+    for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

@@ -22,6 +22,8 @@ from nanoroads.randomness import seed_weights
 from nanoroads.run.folder import (
     LOCK,
     RECORD,
+    SAMPLES,
+    SPEED,
     check_finished,
     check_same_run,
     drop_lines_after,
@@ -33,6 +35,8 @@ from nanoroads.run.folder import (
 )
 from nanoroads.run.inputs import hash_inputs, say_what_differs, this_machine
 from nanoroads.run.profile import profiled
+from nanoroads.run.speed import Speed, words
+from nanoroads.run.track import check, tracking
 from nanoroads.text import tokenizer
 from nanoroads.weights import checkpoint, identity
 from nanoroads.weights.files import (
@@ -63,6 +67,7 @@ class Run:
         self.device = pick_device(args.device)
         self.compute_dtype = pick_dtype(args.dtype, self.device)
         pick_kernel(args.kernel, self.device, self.compute_dtype)
+        check(args.track)
         self.out = temporary_folder() if args.inspect else args.out
         # Before: config.json, if the run began earlier. The folder is ours while the locks are open.
         self.before, self.locks = open_folder(self.out, args, stage)
@@ -76,6 +81,8 @@ class Run:
         self.saved = 0  # steps that the last checkpoint holds
         self.made_from = ""  # a hash of what decides the result, once it is described
         self.progress = None  # of the loop, while it runs
+        self.speed = None  # the same
+        self.track = None  # the same: a function, see track.py
         self.seconds = {}  # {"seconds_<name>": s} of each `timed` part, since this process started
         self.last_row = {}  # the last line of metrics.jsonl
         seed_weights(stage, args.seed)
@@ -145,38 +152,54 @@ class Run:
     def steps(self, model, optimizer, total: int):
         """Yields the steps that are left, and shows how far they are.
 
-        Fills model and optimizer from the last checkpoint, drops later lines of metrics.jsonl, and
-        with --profile traces a few steps."""
+        Fills model and optimizer from the last checkpoint, drops later lines of metrics.jsonl and its
+        like, and with --profile traces a few steps."""
         self.total = total
         self.saved = checkpoint.load_state(self.out, model, optimizer, total, self.made_from)
         # load_state has put the file back, but not from an older version's checkpoint, nor without one.
-        drop_lines_after(self.out / "metrics.jsonl", self.saved)
+        for name in ("metrics.jsonl", SAMPLES, SPEED):
+            drop_lines_after(self.out / name, self.saved)
         if self.args.compile:
             model.compile_trunk()
         with (
             profiled(self.args.profile, self.out, self.device) as profile_step,
             Progress(self.stage, "step", total, done=self.saved) as self.progress,
+            tracking(self.args.track, self.out, plain(self.args), self.made_from, self.saved) as self.track,
         ):
+            self.speed = Speed(model, self.device, self.stage)
             for step in range(self.saved, total):
                 yield step
                 profile_step()
                 self.progress.advance(now=self.will_log(step))
 
+    def counted(self, batch):
+        """The same batch. Its tokens and responses are counted, for their number a second."""
+        self.speed.count(batch.group_lengths)
+        return batch
+
     def evaluates(self, step: int) -> bool:
-        """Whether held-out measures are due: every --eval-every steps, and after the last one."""
+        """Whether held-out measures are due. If so, the time until `log` does not count as training."""
+        if self.evaluation_is_due(step):
+            self.speed.stop()
+        return self.evaluation_is_due(step)
+
+    def evaluation_is_due(self, step: int) -> bool:
+        """It is every --eval-every steps, and after the last one."""
         return (step + 1) % self.args.eval_every == 0 or step + 1 == self.total
 
     def will_log(self, step: int) -> bool:
         """Whether the step gets a line of metrics.jsonl: every --log-every steps, and evaluations."""
-        return (step + 1) % self.args.log_every == 0 or self.evaluates(step)
+        return (step + 1) % self.args.log_every == 0 or self.evaluation_is_due(step)
 
     def log(self, step: int, row: dict, show=("loss",)):
         """Append {name: number or tensor} to metrics.jsonl, if the step gets a line.
 
-        show: the names to show while the loop runs. Here alone tensors become numbers, which waits
-        for the device. Raises InputError for a value that is not finite."""
+        And the speed since the last such step to speed.jsonl, and both to --track. show: the names to
+        show while the loop runs. Here alone tensors become numbers, which waits for the device. Raises
+        InputError for a value that is not finite."""
         if not self.will_log(step):
             return
+        self.speed.stop()
         self.last_row = {"step": step + 1}
         for name, value in row.items():
             self.last_row[name] = round(float(value), 6)
@@ -185,14 +208,22 @@ class Run:
                 hint = f"a lower --lr may help; {self.out} keeps its last checkpoint"
                 raise InputError(f"step {step + 1}: {name} is {value}; {hint}")
         append_line(self.out / "metrics.jsonl", json.dumps(self.last_row))
-        self.progress.set_text(", ".join(f"{name} {self.last_row[name]:.4g}" for name in show))
+        speed = self.speed.take_row()
+        if speed:
+            append_line(self.out / SPEED, json.dumps({"step": step + 1, **speed}))
+        self.track(step + 1, {**self.last_row, **speed})
+        shown = [f"{name} {self.last_row[name]:.4g}" for name in show]
+        self.progress.set_text(", ".join([*shown, *words(speed)]))
+        self.speed.start()
 
     def save(self, step: int, model, optimizer):
         """A checkpoint to resume from, if --save-every steps have passed since the last one."""
         done = step + 1
         if done - self.saved >= self.args.save_every and done < self.total:
+            self.speed.stop()
             checkpoint.save_state(self.out, model, optimizer, done, self.made_from)
             self.saved = done
+            self.speed.start()
 
     @contextlib.contextmanager
     def timed(self, name: str):

@@ -12,9 +12,9 @@ PACKAGES = ["nanoroads", "kernels"]
 SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "experiments").glob("*.py")])
 SCRIPT_NAMES = ["experiments", *(path.stem for path in SCRIPTS)]
 # They are not on every machine.
-OPTIONAL = {"datasets", "huggingface_hub", "pyarrow", "tokenizers", "transformers", "triton", "trl"}
-# It takes 0.3 s, and a CPU does without.
-SLOW = {"torch.nn.attention.flex_attention"}
+OPTIONAL = {"datasets", "huggingface_hub", "pyarrow", "tokenizers", "transformers", "triton", "trl", "wandb"}
+# The first takes 0.3 s, and a CPU does without; the second needs a package that is not on every machine.
+SLOW = {"torch.nn.attention.flex_attention", "torch.utils.tensorboard"}
 # The only methods that may import modules of ours, for the comfort of whoever has a GPT.
 LAZY_METHODS = {"from_pretrained", "save_pretrained"}
 

@@ -131,7 +131,8 @@ def test_a_training_run_says_a_line_for_every_line_of_its_log(sft, tmp_path, cap
     said = lines(capsys)
     # 12 steps; those that are evaluated, 6 and 12, have a line too.
     assert [re.match(r"dpo: step (\d+) of 12, ", line)[1] for line in said] == ["4", "6", "8", "12"]
-    assert all("loss " in line and "accuracy " in line for line in said)
+    words = ("loss ", "accuracy ", "margin ", " tokens/s, ", " pairs/s, ", " MiB, ")
+    assert all(word in line for line in said for word in words)
     assert "left" in said[0] and "so far" in said[-1]
 
 
@@ -174,7 +175,7 @@ def test_on_a_terminal_there_is_a_bar_and_no_line_and_an_error_stands_on_a_line_
     os.close(parent)
     assert process.wait() == 2
     text = written.decode()
-    assert "outer:  67%" in text and "2/3" in text and "loss 1" in text
+    assert "outer:  67%" in text and "2/3" in text and ", loss 1]" in text
     assert "step 2 of 3" not in text
     assert re.search(r"\n\r?error: it breaks\r?\n$", text)
 

@@ -66,6 +66,12 @@ def metrics(folder):
     return rows
 
 
+def samples(folder):
+    """samples.jsonl; [] of a reward model, which answers nothing."""
+    path = folder / "samples.jsonl"
+    return read_jsonl(path) if path.exists() else []
+
+
 def check_run(folder, stage, every, at_evaluation):
     """A finished run has the documented files, and in each line of
     metrics.jsonl these keys. Returns the lines."""

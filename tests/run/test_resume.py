@@ -11,7 +11,7 @@ from multiprocessing import forkserver
 
 import pytest
 import torch
-from helpers.runs import argv, metrics, run, weights
+from helpers.runs import argv, metrics, run, samples, weights
 
 import train_dpo
 import train_rlhf
@@ -149,7 +149,7 @@ def kill(script, out, moment, **flags):
 
 
 def same(one, two):
-    return weights(one) == weights(two) and metrics(one) == metrics(two)
+    return weights(one) == weights(two) and metrics(one) == metrics(two) and samples(one) == samples(two)
 
 
 def check_killed(script, whole, tmp_path, moment, sub="", **flags):
