@@ -2,7 +2,7 @@
 
     python train_dpo.py                                    the built-in map, 20 s on two CPU cores
     python train_dpo.py --init FOLDER --data pairs.jsonl   your model and your pairs
-    python train_dpo.py --loss ipo|hinge|simpo|cdpo|reference-free
+    python train_dpo.py --loss ipo|hinge|simpo|cdpo|reference-free|dpo-norm|rpo|apo-zero|kto|orpo
 
 A pair is a row {"prompt", "chosen", "rejected"}. The chosen log-prob usually falls while the margin
 grows (see metrics.jsonl): that is DPO, not a bug.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from nanoroads import losses
+from nanoroads import loss_variants, losses
 from nanoroads.batch import pack, upload
 from nanoroads.run.commands import data_flag, print_next
 from nanoroads.run.flags import (
@@ -39,7 +39,7 @@ DEFAULTS = {
     "map": {"lr": 1e-4, "epochs": 4.0, "beta": 0.3, "batch_size": 32, "micro_batch_size": None},
     "file": {"lr": 1e-6, "epochs": 1.0, "beta": 0.1, "batch_size": 32, "micro_batch_size": 2},
 }
-LOSSES = ["dpo", "cdpo", "ipo", "hinge", "simpo", "reference-free"]
+LOSSES = ["dpo", "cdpo", "ipo", "hinge", "simpo", "reference-free"] + loss_variants.PAIR_LOSSES
 
 
 def flags(argv):
@@ -49,14 +49,18 @@ def flags(argv):
     below_half = non_negative(float, below=0.5)
     add("--init", type=Path, default=Path("out/sft"), help="reference policy (default: %(default)s)")
     add("--eval-data", type=Path, help="file of held-out pairs (default: 5 %% of --data)")
-    add("--loss", default="dpo", choices=LOSSES, help="see losses.py (default: dpo)")
+    add("--loss", default="dpo", choices=LOSSES, help="see the README's table of losses (default: dpo)")
     add("--beta", type=positive(float), help="weight of the regulariser (default: 0.3; pretrained 0.1)")
     add("--label-smoothing", type=below_half, default=0.1, help="cdpo: share of wrong labels (default: 0.1)")
     add("--gamma", type=non_negative(float), default=0.5, help="simpo: target margin, in nats (default: 0.5)")
+    add("--nll-weight", type=non_negative(float), default=1.0, help="rpo: of the chosen's NLL (default: 1)")
+    add("--odds-weight", type=positive(float), default=0.1, help="orpo: of the odds ratio (default: 0.1)")
     args = parser.parse_args(argv)
 
     kind = model_kind(args.init)
     use_defaults(args, DEFAULTS[kind], kind)
+    if args.loss == "kto" and args.micro_batch_size and args.micro_batch_size < args.batch_size:
+        parser.error("--micro-batch-size: --loss kto needs the whole --batch-size for its baseline")
     return args
 
 
@@ -73,6 +77,10 @@ def preference_loss(args, logp, ref_logp, lengths):
         return losses.ipo(chosen, rejected, ref_chosen, ref_rejected, args.beta)
     if args.loss == "hinge":
         return losses.hinge(chosen, rejected, ref_chosen, ref_rejected, args.beta)
+    if args.loss in loss_variants.PAIR_LOSSES:
+        return loss_variants.of_pairs(
+            args.loss, logp, ref_logp, lengths, args.beta, args.nll_weight, args.odds_weight
+        )
     smoothing = args.label_smoothing if args.loss == "cdpo" else 0.0
     return losses.dpo(chosen, rejected, ref_chosen, ref_rejected, args.beta, smoothing)
 

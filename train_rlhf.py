@@ -5,7 +5,7 @@
                                                            log-probs; back to DPO's policy
     python train_rlhf.py --init FOLDER --data pairs.jsonl  your model and pairs, as in train_dpo.py
     python train_rlhf.py --reward mymodule:myfunction      your function(prompt, response) -> float
-    python train_rlhf.py --algo grpo|online-dpo|rebel|reinforce
+    python train_rlhf.py --algo grpo|dr-grpo|dapo|gspo|cispo|online-dpo|rebel|reinforce
 
 Stage 1 maximises the Bradley-Terry likelihood of the pairs over a reward class: `global`, a scalar
 head on the reference's trunk, or `local`, beta log pi/pi_ref. Stage 2 maximises
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from nanoroads import losses, score
+from nanoroads import loss_variants, losses, score
 from nanoroads.batch import pack, upload
 from nanoroads.model import LogProbs
 from nanoroads.randomness import stream_key
@@ -50,7 +50,10 @@ DEFAULTS = {
 }
 # fmt: on
 REWARD_CLASSES = ["global", "local"]
-ALGORITHMS = ["rloo", "grpo", "online-dpo", "rebel", "reinforce"]
+LIKE_GRPO = ["grpo", "dr-grpo", "dapo", "gspo", "cispo"]
+ALGORITHMS = ["rloo"] + LIKE_GRPO + ["online-dpo", "rebel", "reinforce"]
+# How far pi/pi_old may go below 1 and above it: the papers' values, cispo's of 2510.13786; else .2 and .2.
+RATIO_LIMITS = {"dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (1.0, 4.0)}
 
 
 def add_stage_2_flags(parser):
@@ -62,6 +65,9 @@ def add_stage_2_flags(parser):
     kl_help = "weight of the KL term (default: a local reward's beta, else map 0.5, file 0.05)"
     add("--kl", type=positive(float), help=kl_help)
     add("--updates", type=positive(int), default=1, help="steps per batch of samples (default: 1)")
+    clip_help = "the ratio pi/pi_old is clipped at 1 {} this, with --updates above 1 (default: of --algo)"
+    add("--clip-low", type=positive(float), help=clip_help.format("-"))
+    add("--clip-high", type=positive(float), help=clip_help.format("+"))
     add("--temperature", type=positive(float), default=1.0, help="of samples and log-probs (default: 1)")
     add("--max-new-tokens", type=positive(int), help="tokens per sample (default: longest route; file 64)")
     add("--compare", type=Path, help="policy to record KL(it || ours) of, e.g. DPO's (default: none)")
@@ -88,6 +94,7 @@ def flags(argv):
     kind = model_kind(args.init)
     defaults = dict(DEFAULTS[kind])
     defaults["reward_lr"] = defaults["reward_lr"]["local" if args.reward == "local" else "global"]
+    defaults["clip_low"], defaults["clip_high"] = RATIO_LIMITS.get(args.algo, (0.2, 0.2))
     if args.steps or args.epochs:  # the user chose the length of stage 2
         del defaults["steps"], defaults["epochs"]
     use_defaults(args, defaults, kind)
@@ -240,7 +247,7 @@ def train_reward(run, tokenizer_name, train, test):
 # ---------------------------------------------------------------- stage 2: reward -> policy
 
 
-def rl_loss(args, kl_weight, now, rollout):
+def rl_loss(args, kl_weight, max_new_tokens, now, rollout):
     """Loss (S,), and what was clipped: 1 or 0 for each response (S,) or token (R,).
 
     now: LogProbs of the policy, with gradient. kl_weight: of the regulariser. k samples per prompt.
@@ -249,6 +256,10 @@ def rl_loss(args, kl_weight, now, rollout):
         reinforce   reward - mean of the batch        -A log pi; --updates > 1: clipped       the reward
         rloo        reward - mean of the other k - 1  the same                                the reward
         grpo        (reward - mean) / std             clipped per token, mean over tokens     the loss (k3)
+        dr-grpo     reward - mean                     the same, sum over tokens / longest     the loss (k3)
+        dapo        as grpo                           the same, mean over the step's tokens   the loss (k3)
+        gspo        as grpo                           clipped per response                    the loss (k3)
+        cispo       as grpo                           -w A log pi, w clipped; mean as dapo    the loss (k3)
         online-dpo  the best of k against the worst   DPO at beta = kl_weight                 DPO's loss
         rebel       samples 1 against 2, 3 against 4  (log-ratio gap - reward gap)^2          the reward
 
@@ -270,10 +281,18 @@ def rl_loss(args, kl_weight, now, rollout):
         logp, old_logp = now.sequence.view(-1, 2), rollout.old.sequence.view(-1, 2)  # (S / 2, 2)
         loss = losses.rebel(logp, old_logp, regularised.view(-1, 2), eta=1.0)  # (S / 2,)
         return loss.repeat_interleave(2), never_clipped
-    if args.algo == "grpo":
-        advantage = losses.grpo_advantage(rollout.reward.view(-1, k)).flatten()  # (S,), and no KL in it
-        old_token, ref_token, lengths = rollout.old.token, rollout.ref.token, rollout.batch.lengths
-        return losses.grpo(now.token, old_token, ref_token, advantage, lengths, kl_weight)
+    low, high = args.clip_low, args.clip_high
+    if args.algo in LIKE_GRPO:
+        by_std = args.algo != "dr-grpo"
+        advantage = losses.grpo_advantage(rollout.reward.view(-1, k), by_std).flatten()  # (S,), no KL in it
+        old, ref, lengths = rollout.old.token, rollout.ref.token, rollout.batch.lengths
+        if args.algo == "gspo":
+            return loss_variants.gspo(now.token, old, ref, advantage, lengths, kl_weight, low, high)
+        # What a response's sum over tokens is divided by: for dapo and cispo the step's mean length.
+        divisor = {"grpo": lengths, "dr-grpo": max_new_tokens}.get(args.algo, rollout.step_length)
+        if args.algo == "cispo":
+            return loss_variants.cispo(now.token, old, ref, advantage, lengths, kl_weight, low, high, divisor)
+        return losses.grpo(now.token, old, ref, advantage, lengths, kl_weight, low, high, divisor)
 
     if args.algo == "rloo":
         advantage = losses.rloo_advantage(regularised.view(-1, k)).flatten()
@@ -282,7 +301,7 @@ def rl_loss(args, kl_weight, now, rollout):
     if args.updates == 1:
         return losses.policy_gradient(now.sequence, advantage), never_clipped
     # More than one update on the same samples: clip the probability ratio of whole responses.
-    return losses.clipped_policy_gradient(now.sequence, rollout.old.sequence, advantage)
+    return losses.clipped_policy_gradient(now.sequence, rollout.old.sequence, advantage, low, high)
 
 
 def train_policy(run, task, reference, judge, prompt_rows, shown, max_new_tokens, tokenizer_name, encoding):
@@ -319,7 +338,7 @@ def train_policy(run, task, reference, judge, prompt_rows, shown, max_new_tokens
                 now = policy(run.counted(rollout.batch), args.temperature)  # sequence (S,), token (R,)
                 if rollout.old is None:  # the first update: the sampler is this very policy, the ratio is 1
                     rollout.old = LogProbs(now.sequence.detach(), now.token.detach())
-                loss, clipped = rl_loss(args, kl_weight, now, rollout)  # (S,), and (S,) or (R,)
+                loss, clipped = rl_loss(args, kl_weight, max_new_tokens, now, rollout)  # (S,), (S,) or (R,)
                 (loss.sum() / (len(batch_rows) * args.samples)).backward()  # a mean over the step's samples
                 # KL and entropy of the policy that sampled: its samples say little about a later one.
                 kl = losses.kl_k1(rollout.old.sequence, rollout.ref.sequence)  # (S,)

@@ -7,6 +7,8 @@ log-probs; what only weights a loss (advantage, reward, pi_old) is detached.
 
 Sizes: P pairs, G prompts, k samples of each prompt, S sequences, R tokens. x is the prompt, y+ the
 chosen response, y- the rejected one; step 0 is where pi = pi_ref.
+
+The losses that others have made of these (KTO, APO, ORPO, GSPO, ...) are in loss_variants.py.
 """
 
 import torch
@@ -249,6 +251,8 @@ def grpo(
     lengths: Tensor,
     beta: float,
     clip: float = 0.2,
+    clip_high: float | None = None,
+    divisor: float | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """GRPO's objective, negated, a mean over the tokens t of each response:
 
@@ -256,13 +260,30 @@ def grpo(
 
     Shao et al., 2402.03300, eq. 3. logp, old_logp, ref_logp (R,), of tokens; advantage, lengths
     (S,), of responses. Returns loss (S,) and clipped (R,). At pi = pi_old = pi_ref
-    loss is -A, clipped 0."""
-    token_advantage = advantage.repeat_interleave(lengths, output_size=len(logp))  # (R,)
-    token_length = lengths.repeat_interleave(lengths, output_size=len(logp))  # (R,) |y| of its response
-    loss, clipped = clipped_policy_gradient(logp, old_logp, token_advantage, clip)
-    loss = (loss + beta * kl_k3(logp, ref_logp)) / token_length
+    loss is -A, clipped 0.
+
+    divisor, in place of |y|, gives each token the same weight, whichever response it is in. Dr. GRPO
+    (Liu et al., 2503.20783) takes a constant, the longest response allowed. DAPO (Yu et al.,
+    2503.14476, eq. 8) takes the mean over all tokens of the step: here the mean length of its
+    responses, so that the mean over responses is that mean over tokens. Then loss is
+    -A |y|/divisor at pi = pi_old = pi_ref."""
+    token_advantage = to_tokens(advantage, lengths, len(logp))  # (R,)
+    loss, clipped = clipped_policy_gradient(logp, old_logp, token_advantage, clip, clip_high)
+    loss = loss + beta * kl_k3(logp, ref_logp)  # (R,)
+    if divisor is None:
+        divisor = lengths
+    return sum_responses(loss, lengths) / divisor, clipped
+
+
+def to_tokens(value: Tensor, lengths: Tensor, tokens: int) -> Tensor:
+    """A value of each response (S,) -> that of each token's response (R,). tokens: R."""
+    return value.repeat_interleave(lengths, output_size=tokens)
+
+
+def sum_responses(value: Tensor, lengths: Tensor) -> Tensor:
+    """A value of each token (R,) -> its sum over each response (S,)."""
     cu_seqlens = pad(lengths.cumsum(0), (1, 0)).int()  # (S+1,) where each response starts
-    return kernels.segment_sum(loss, cu_seqlens), clipped
+    return kernels.segment_sum(value, cu_seqlens)
 
 
 def online_dpo(logp: Tensor, ref_logp: Tensor, reward: Tensor, beta: float, label: str = "hard") -> Tensor:

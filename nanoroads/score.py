@@ -220,11 +220,16 @@ def load_judge(reward, reference, init, encoding, temperature=1.0):
     return LocalJudge(model, read_config(folder)["beta"], temperature)
 
 
+# Losses that compare log-probs without a reference, or means over tokens: their sum of log pi/pi_ref is
+# fitted to nothing.
+NO_REWARD = ["reference-free", "simpo", "orpo", "dpo-norm"]
+
+
 def check_fitted(folder):
     """beta log pi/pi_ref is a reward only if it was fitted to pairs. Raises InputError for another policy."""
     config = read_config(folder)
     loss = config.get("args", {}).get("loss")
-    if "beta" not in config or "reference" not in config or loss in ("reference-free", "simpo"):
+    if "beta" not in config or "reference" not in config or loss in NO_REWARD:
         reason = "its log-ratio to a reference was not fitted to anything, so it is no reward"
         raise InputError(f"--reward {folder}: {reason}")
 

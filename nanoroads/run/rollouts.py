@@ -22,6 +22,7 @@ class Rollout:
     drawn_logp: torch.Tensor  # (R,) log-probs with which the tokens were drawn
     ref: LogProbs  # of the reference
     reward: torch.Tensor  # (S,)
+    step_length: float  # the mean length of all responses of the step, not of these S alone
     old: LogProbs | None = None  # of the policy that sampled; filled in at the first update
 
 
@@ -45,6 +46,8 @@ def sample_responses(args, policy, batch_rows, max_new_tokens, eos, seed):
 def score_responses(args, reference, judge, batch_rows, responses, logps):
     """Score what was drawn for each prompt of batch_rows (data Rows) -> one Rollout per micro-batch."""
     device = reference.embedding.weight.device
+    all_lengths = [len(response) for group in responses for response in group]
+    step_length = sum(all_lengths) / len(all_lengths)
     rollouts = []
     for chunk in chunks(range(len(batch_rows)), args.micro_batch_size):
         prompts = [batch_rows.prompts[i] for i in chunk]
@@ -56,5 +59,5 @@ def score_responses(args, reference, judge, batch_rows, responses, logps):
         reward = judge(batch, ref, prompt_texts, response_tokens)
         response_logps = [response_logp for i in chunk for response_logp in logps[i]]  # S lists
         drawn_logp = torch.tensor(list(chain.from_iterable(response_logps)))  # (R,)
-        rollouts.append(Rollout(batch, upload(drawn_logp, device), ref, reward))
+        rollouts.append(Rollout(batch, upload(drawn_logp, device), ref, reward, step_length))
     return rollouts

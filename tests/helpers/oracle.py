@@ -108,8 +108,10 @@ def sft(model, args, train, test, total):
 # ---------------------------------------------------------------- pairs
 
 
-def preference_loss(args, policy, reference, lengths):
-    """The loss of one pair. policy, reference: sums of log-probs, (chosen, rejected)."""
+def preference_loss(args, policy, reference, lengths, baselines):
+    """The loss of one pair. policy, reference: sums of log-probs, (chosen, rejected).
+
+    baselines: KTO's for the chosen and for the rejected response."""
     win = policy[0] - reference[0]  # log pi / pi_ref
     lose = policy[1] - reference[1]
     beta = args.beta
@@ -126,8 +128,36 @@ def preference_loss(args, policy, reference, lengths):
     if args.loss == "simpo":  # Meng et al., eq. 6
         means = policy[0] / lengths[0], policy[1] / lengths[1]
         return -log_sigmoid(beta * means[0] - beta * means[1] - args.gamma)
+    if args.loss == "dpo-norm":  # Lambert et al., 2411.15124
+        return -log_sigmoid(beta * (win / lengths[0] - lose / lengths[1]))
+    if args.loss == "rpo":  # Pang et al., 2404.19733
+        return -log_sigmoid(beta * (win - lose)) - args.nll_weight * policy[0] / lengths[0]
+    if args.loss == "apo-zero":  # D'Oosterlinck et al., 2408.06266, eq. 7
+        return 1 - sigmoid(beta * win) + sigmoid(beta * lose)
+    if args.loss == "apo-down":  # the same, eq. 8
+        return 1 + sigmoid(beta * win) - sigmoid(beta * (win - lose))
+    if args.loss == "kto":  # Ethayarajh et al., 2402.01306, eq. 7
+        desirable = 1 - sigmoid(beta * (win - baselines[0]))
+        undesirable = 1 - sigmoid(beta * (baselines[1] - lose))
+        return 0.5 * desirable + 0.5 * undesirable
+    if args.loss == "orpo":  # Hong et al., 2403.07691
+        p = [torch.exp(policy[i] / lengths[i]) for i in (0, 1)]
+        odds_ratio = p[0] / (1 - p[0]) / (p[1] / (1 - p[1]))
+        return -torch.log(p[0]) - args.odds_weight * log_sigmoid(torch.log(odds_ratio))
     assert args.loss == "reference-free"  # Swamy et al., section 2
     return -log_sigmoid(beta * (policy[0] - policy[1]))
+
+
+def sigmoid(x):
+    return 1 / (1 + torch.exp(-x))
+
+
+def kto_baselines(scored):
+    """KTO's points of reference: of the chosen responses the mean log-ratio of the rejected ones, and the
+    other way round, at least 0. scored: (policy, reference, lengths) of each pair of the step."""
+    win = fmean(number(policy[0] - reference[0]) for policy, reference, _ in scored)
+    lose = fmean(number(policy[1] - reference[1]) for policy, reference, _ in scored)
+    return max(0.0, lose), max(0.0, win)
 
 
 def log_sigmoid(x):
@@ -142,12 +172,14 @@ def accuracy(margin):
 
 def dpo_pairs(model, reference, args, pairs):
     """pairs: (prompt, [chosen, rejected]) -> the mean loss, and the means that are logged."""
-    losses, rows = [], []
+    losses, rows, scored = [], [], []
     for prompt, (chosen, rejected) in pairs:
         policy = token_logps(model, prompt, chosen).sum(), token_logps(model, prompt, rejected).sum()
         with torch.no_grad():
             ref = token_logps(reference, prompt, chosen).sum(), token_logps(reference, prompt, rejected).sum()
-        losses.append(preference_loss(args, policy, ref, (len(chosen), len(rejected))))
+        scored.append((policy, ref, (len(chosen), len(rejected))))
+    for policy, ref, lengths in scored:
+        losses.append(preference_loss(args, policy, ref, lengths, kto_baselines(scored)))
         win, lose = number(policy[0] - ref[0]), number(policy[1] - ref[1])  # log pi / pi_ref
         margin = args.beta * (win - lose)
         rows.append(
@@ -202,10 +234,10 @@ def on_pairs(of_pairs, model, reference, args, train, test, total):
 # ---------------------------------------------------------------- RL
 
 
-def pessimistic(log_ratio, advantage):
+def pessimistic(log_ratio, advantage, limits=(0.8, 1.2)):
     """PPO's objective (Schulman et al., 1707.06347, eq. 7), clip 0.2 -> objective, whether clipped."""
     ratio = torch.exp(log_ratio)
-    bounded = torch.clamp(ratio, 0.8, 1.2) * advantage
+    bounded = torch.clamp(ratio, *limits) * advantage
     return torch.minimum(ratio * advantage, bounded), float(bounded < ratio * advantage)
 
 
@@ -217,15 +249,47 @@ def standardised(rewards):
     return (rewards - rewards.mean()) / (rewards.std() + 1e-4)  # std divides by k - 1
 
 
-def grpo_loss(kl, tokens, old, ref, advantage):
+def grpo_loss(kl, tokens, old, ref, advantage, limits=(0.8, 1.2), divisor=None):
     """Of one response (Shao et al., eq. 3 and 4), and whether each token was clipped."""
     terms, clipped = [], []
     for now_t, old_t, ref_t in zip(tokens, old, ref, strict=True):
-        objective, is_clipped = pessimistic(now_t - old_t, advantage)
-        ratio = torch.exp(ref_t - now_t)
-        terms.append(objective - kl * (ratio - torch.log(ratio) - 1))
+        objective, is_clipped = pessimistic(now_t - old_t, advantage, limits)
+        terms.append(objective - kl * k3(now_t, ref_t))
         clipped.append(is_clipped)
-    return -torch.stack(terms).mean(), clipped
+    return -torch.stack(terms).sum() / (divisor or len(terms)), clipped
+
+
+def k3(now, ref):
+    ratio = torch.exp(ref - now)
+    return ratio - torch.log(ratio) - 1
+
+
+def gspo_loss(kl, tokens, old, ref, advantage):
+    """Of one response (Zheng et al., 2507.18071, eq. 5 and 7), and whether it was clipped."""
+    log_ratio = (tokens.sum() - old.sum()) / len(tokens)
+    objective, is_clipped = pessimistic(log_ratio, advantage, (1 - 3e-4, 1 + 4e-4))
+    return kl * k3(tokens, ref).mean() - objective, [is_clipped]
+
+
+def cispo_loss(kl, tokens, old, ref, advantage, divisor):
+    """Of one response (MiniMax-M1, 2506.13585), and whether each token's weight was limited."""
+    weight = torch.exp(tokens.detach() - old)
+    limited = torch.clamp(weight, max=5.0)
+    loss = kl * k3(tokens, ref) - limited * advantage * tokens
+    return loss.sum() / divisor, (weight > 5.0).double().tolist()
+
+
+def loss_like_grpo(args, kl, of_one, advantage, mean_length):
+    """Of one response, of_one = (now, old, ref): the algorithms with GRPO's advantages."""
+    if args.algo == "gspo":
+        return gspo_loss(kl, *of_one, advantage)
+    if args.algo == "cispo":
+        return cispo_loss(kl, *of_one, advantage, mean_length)
+    if args.algo == "dapo":  # Yu et al., 2503.14476: clip-higher, and a mean over all tokens
+        return grpo_loss(kl, *of_one, advantage, (0.8, 1.28), mean_length)
+    if args.algo == "dr-grpo":  # Liu et al., 2503.20783
+        return grpo_loss(kl, *of_one, advantage, divisor=args.max_new_tokens)
+    return grpo_loss(kl, *of_one, advantage)
 
 
 def online_dpo_loss(beta, sums, ref_sums, rewards):
@@ -255,6 +319,7 @@ def rl_losses(args, kl, now, old, ref, rewards):
     regularised = []
     for reward_of_one, old_sum, ref_sum in zip(rewards, old_sums, ref_sums, strict=True):
         regularised.append(reward_of_one - kl * (old_sum - ref_sum))
+    mean_length = fmean(len(tokens) for tokens in now)  # over the whole step
     losses, clipped = [], []
     for first in range(0, len(rewards), k):
         group = slice(first, first + k)
@@ -264,11 +329,13 @@ def rl_losses(args, kl, now, old, ref, rewards):
             for start in range(first, first + k, 2):
                 pair = slice(start, start + 2)
                 losses.append(rebel_loss(sums[pair], old_sums[pair], regularised[pair]))
-        elif args.algo == "grpo":
+        elif args.algo in ("grpo", "dr-grpo", "dapo", "gspo", "cispo"):
             advantages = standardised(rewards[group])
+            if args.algo == "dr-grpo":  # no standard deviation
+                advantages = [reward - fmean(rewards[group]) for reward in rewards[group]]
             for i in range(k):
                 of_one = now[first + i], old[first + i], ref[first + i]
-                loss, of_tokens = grpo_loss(kl, *of_one, advantages[i])
+                loss, of_tokens = loss_like_grpo(args, kl, of_one, advantages[i], mean_length)
                 losses.append(loss)
                 clipped += of_tokens
         else:

@@ -212,6 +212,17 @@ def test_a_reward_that_there_is_not(refuses, sft, tmp_path):
 # ---------------------------------------------------------------- flags that do not go together
 
 
+def test_kto_takes_no_micro_batches(refuses, sft, tmp_path):
+    """Its baseline is of the whole step. A pretrained model's default is 2."""
+    refuses(
+        train_dpo, "--micro-batch-size", "kto", out=tmp_path / "out", init=sft, loss="kto", micro_batch_size=2
+    )
+    args = train_dpo.flags(["--init", str(sft), "--loss", "kto", "--micro-batch-size", "32"])
+    assert args.micro_batch_size == args.batch_size == 32
+    with pytest.raises(SystemExit):
+        train_dpo.flags(["--init", "hf:org/name", "--loss", "kto"])
+
+
 def test_flags_of_rlhf_that_do_not_go_together(refuses, sft, tmp_path):
     flags = {"out": tmp_path / "out", "init": sft}
     refuses(train_rlhf, "--micro-batch-size", algo="reinforce", micro_batch_size=2, **flags)

@@ -76,7 +76,7 @@ def test_an_rlhf_policy_was_fitted_to_no_pairs(refuses, sft, rlhf):
     refuses(sample, rlhf, "no reward", model=sft, reward=rlhf, best_of=2)
 
 
-@pytest.mark.parametrize("loss", ["reference-free", "simpo"])
+@pytest.mark.parametrize("loss", ["reference-free", "simpo", "orpo", "dpo-norm"])
 def test_a_loss_without_a_reference_fits_no_log_ratio(loss, refuses, sft, dpo, tmp_path):
     free = copy(dpo, tmp_path / "free")
     args = json.loads((free / "config.json").read_text())["args"]

@@ -30,13 +30,21 @@ def kept_logps(path):
 def step_0_loss(loss, sft, beta):
     """The loss of the first batch where policy = reference, from the reference log-probs alone."""
     known = {"dpo": math.log(2), "cdpo": math.log(2), "ipo": 1 / (2 * beta) ** 2, "hinge": 1.0}
+    known.update({"dpo-norm": math.log(2), "apo-zero": 1.0, "apo-down": 1.0, "kto": 0.5})
     if loss in known:
         return known[loss]
     rows = load_rows(sft / "pairs.jsonl", layouts.preference_texts)
     first = batch_indices(len(rows), 32, 0, 0)
     chosen, rejected = sequence_logps(load_model(sft), *rows.take(first)).unbind(1)
+    lengths = torch.tensor(rows.lengths())[first]
+    nll = -chosen / lengths[:, 0]  # per token
+    if loss == "rpo":
+        return math.log(2) + nll.mean().item()
+    if loss == "orpo":
+        p = torch.stack([-nll, rejected / lengths[:, 1]]).exp()
+        log_odds = (p / (1 - p)).log()
+        return (nll - 0.1 * logsigmoid(log_odds[0] - log_odds[1])).mean().item()
     if loss == "simpo":
-        lengths = torch.tensor(rows.lengths())[first]
         margin = beta * (chosen / lengths[:, 0] - rejected / lengths[:, 1]) - 0.5
         return -logsigmoid(margin).mean().item()
     return -logsigmoid(beta * (chosen - rejected)).mean().item()

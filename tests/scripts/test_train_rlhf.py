@@ -5,6 +5,7 @@ import gc
 import itertools
 import math
 from statistics import mean
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from helpers.runs import check_run, metrics, run, weights, write_jsonl
 import train_rlhf
 from nanoroads import score
 from nanoroads.errors import InputError
+from nanoroads.model import LogProbs
 from nanoroads.randomness import uniform
+from nanoroads.run.rollouts import Rollout
 from nanoroads.run.run import Run
 from nanoroads.weights import checkpoint
 from nanoroads.weights.files import read_config
@@ -184,6 +187,36 @@ def test_several_updates_of_rloo_are_clipped_ratios(sft, tmp_path):
     log = metrics(run(train_rlhf, tmp_path / "out", init=sft, **flags))
     assert all(row["clip_fraction"] == 0 for row in log[::2])
     assert max(row["clip_fraction"] for row in log[1::2]) > 0
+
+
+def test_the_limits_of_the_ratio_are_those_of_the_papers_unless_given():
+    wanted = {"rloo": (0.2, 0.2), "grpo": (0.2, 0.2), "dr-grpo": (0.2, 0.2), "dapo": (0.2, 0.28)}
+    wanted.update(gspo=(3e-4, 4e-4), cispo=(1.0, 4.0))
+    for algo, limits in wanted.items():
+        args = train_rlhf.flags(["--algo", algo])
+        assert (args.clip_low, args.clip_high) == limits
+    args = train_rlhf.flags(["--algo", "gspo", "--clip-high", "0.5"])
+    assert (args.clip_low, args.clip_high, args.clip) == (3e-4, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("algo", ["rloo", *train_rlhf.LIKE_GRPO])
+def test_the_limits_of_the_ratio_are_used(algo):
+    """The policy has moved by a factor of 2 up or down: each limit alone decides how much is clipped."""
+    lengths = torch.tensor([2, 2])
+    old = LogProbs(torch.tensor([-2.0, -2.0]), torch.full((4,), -1.0))
+    batch = SimpleNamespace(lengths=lengths)
+    rollout = Rollout(batch, old.token, old, torch.tensor([1.0, 0.0]), step_length=2.0, old=old)
+    up, down = math.log(2.0), -math.log(2.0)
+    # The better response has become likelier and the worse one less likely: both limits are reached.
+    change = torch.tensor([up, up, down, down])
+    now = LogProbs(old.sequence + change.view(2, 2).sum(1), old.token + change)
+    shares = {}
+    for low, high in ((0.1, 0.1), (0.9, 0.1), (0.1, 9.0), (0.9, 9.0)):
+        flags = ["--algo", algo, "--samples", "2", "--updates", "2"]
+        args = train_rlhf.flags([*flags, "--clip-low", str(low), "--clip-high", str(high)])
+        _, clipped = train_rlhf.rl_loss(args, 0.5, 5, now, rollout)
+        shares[low, high] = clipped.mean().item()
+    assert shares == {(0.1, 0.1): 1.0, (0.9, 0.1): 0.5, (0.1, 9.0): 0.5, (0.9, 9.0): 0.0}
 
 
 def test_it_samples_a_few_micro_batches_at_a_time(sft, tmp_path, monkeypatch):
