@@ -25,12 +25,13 @@ from nanoroads.run.flags import (
     use_defaults,
 )
 from nanoroads.run.inspect import inspect
+from nanoroads.run.lora import adapted
 from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
 from nanoroads.run.run import Run
 from nanoroads.run.samples import show_samples
 from nanoroads.score import ranked_right, reference_logps, sequence_logps
 from nanoroads.text import data, layouts, tokenizer
-from nanoroads.weights.checkpoint import load_policy
+from nanoroads.weights.checkpoint import load_policy, load_reference
 from nanoroads.world.task import task_of
 
 # For a small model that is trained from scratch, as the map's is ("map"), and for a pretrained one
@@ -121,7 +122,7 @@ def main(argv=None):
     # 1. The reference policy, and the pairs as tokens. On the map both are made if they are missing.
     task = task_of(args.data)
     train_path, test_path = task.pairs(args.init, args.seed, args.eval_data)
-    reference = load_policy(args.init, run.device, run.compute_dtype).requires_grad_(False)
+    reference = load_reference(args.init, run.device, run.compute_dtype, run.frozen_dtype)
     tokenizer_name, encoding = tokenizer.of(args.init, reference)
     limits = row_limits(args, reference)
     if args.inspect:
@@ -132,11 +133,12 @@ def main(argv=None):
     groups_per_pass = args.micro_batch_size or args.batch_size  # a group: one prompt and its responses
     ref_logp = reference_logps(run, "ref_logp", reference, train, groups_per_pass)  # (N, 2), on the CPU
     test_ref_logp = reference_logps(run, "ref_logp_test", reference, test, groups_per_pass)
-    if not task.has_measures:
-        reference = None  # the map's measures need it; otherwise the policy can have its memory
+    if not task.has_measures and not args.lora:
+        reference = None  # the map's measures and adapters need it; else the policy can have its memory
 
-    # 3. Train a copy of --init. Each step is a function of (seed, step): a resumed run has the same bits.
-    policy = load_policy(args.init, run.device, run.compute_dtype)
+    # 3. Train a second copy of --init, or with --lora adapters on the first. Each step is a function of
+    # (seed, step), so a resumed run ends in the same bits.
+    policy = adapted(run, reference) or load_policy(args.init, run.device, run.compute_dtype)
     run.describe(policy, tokenizer_name, beta=args.beta, reference=str(args.init))  # config.json
     optimizer = adamw(policy, args.lr, args.weight_decay)
     total = total_steps(len(train), args.batch_size, args.epochs, args.steps)

@@ -24,12 +24,13 @@ from nanoroads.randomness import stream_key
 from nanoroads.run.commands import print_next
 from nanoroads.run.flags import model_kind, positive, row_limits, run_script, training_parser, use_defaults
 from nanoroads.run.inspect import inspect
+from nanoroads.run.lora import adapted, adapted_reward_model
 from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
 from nanoroads.run.rollouts import sample_responses, score_responses
 from nanoroads.run.run import Run
 from nanoroads.run.samples import held_out_prompts, show_samples
 from nanoroads.text import data, layouts, tokenizer
-from nanoroads.weights.checkpoint import load_policy, new_reward_model
+from nanoroads.weights.checkpoint import load_policy, load_reference, new_reward_model
 from nanoroads.world.task import response_length, task_of
 
 # For a small model that is trained from scratch, as the map's is ("map"), and for a pretrained one ("file").
@@ -126,7 +127,7 @@ def main(argv=None):
     # The reference policy, and the rows as tokens: pairs, or, where the reward is given, prompts alone.
     task = task_of(args.data)
     train_path, test_path = task.pairs(args.init, args.seed, args.eval_data)
-    reference = load_policy(args.init, run.device, run.compute_dtype).requires_grad_(False)
+    reference = load_reference(args.init, run.device, run.compute_dtype, run.frozen_dtype)
     tokenizer_name, encoding = tokenizer.of(args.init, reference)
     limits = row_limits(args, reference)
     layout = layouts.preference_texts if args.reward in REWARD_CLASSES else layouts.prompt_texts
@@ -157,7 +158,7 @@ def main(argv=None):
             lr=args.reward_lr,
             batch_size=args.reward_batch_size,
         )
-        train_reward(reward_run, tokenizer_name, train, test)
+        train_reward(reward_run, reference, tokenizer_name, train, test)
         if args.stop_after == "reward":
             return
         judge_source = reward_run.out
@@ -196,7 +197,7 @@ def held_out_measures(args, model, rows, ref_logp, groups_per_pass):
     return {"eval_loss": loss.mean(), "eval_accuracy": score.ranked_right(chosen - rejected).mean()}
 
 
-def train_reward(run, tokenizer_name, train, test):
+def train_reward(run, reference, tokenizer_name, train, test):
     """Bradley-Terry maximum likelihood over the class --reward. train, test: pairs as data Rows.
 
     This is train_dpo.py's loop with another loss. For the local class even the loss is the same: DPO's is
@@ -206,11 +207,13 @@ def train_reward(run, tokenizer_name, train, test):
     args = run.args
     groups_per_pass = args.micro_batch_size or args.batch_size
     if args.reward == "global":
-        model = new_reward_model(args.init, run.device, run.compute_dtype, args.readout)
+        model = adapted_reward_model(run, reference)  # with --lora; otherwise None
+        model = model or new_reward_model(args.init, run.device, run.compute_dtype, args.readout)
         ref_logp = torch.zeros(len(train), 2)  # not read: both classes share the loop
         test_ref_logp = torch.zeros(len(test), 2)
     else:
-        model = load_policy(args.init, run.device, run.compute_dtype)  # before the first step the reference
+        # Before the first step the reference.
+        model = adapted(run, reference) or load_policy(args.init, run.device, run.compute_dtype)
         ref_logp = score.reference_logps(run, "ref_logp", model, train, groups_per_pass)  # (N, 2)
         test_ref_logp = score.reference_logps(run, "ref_logp_test", model, test, groups_per_pass)
     run.describe(model, tokenizer_name, beta=args.beta, reference=str(args.init))  # config.json
@@ -310,7 +313,7 @@ def train_policy(run, task, reference, judge, prompt_rows, shown, max_new_tokens
     groups_per_pass = args.micro_batch_size or args.batch_size
     # --kl, else a local reward's beta, at which Theorem 2.2 holds, else the task's default.
     kl_weight = args.kl or judge.beta or task.kl
-    policy = load_policy(args.start or args.init, run.device, run.compute_dtype)
+    policy = adapted(run, reference) or load_policy(args.start or args.init, run.device, run.compute_dtype)
     eos = tokenizer.stop_ids(encoding)
     other = score.other_samples(run, policy, prompt_rows.prompts, max_new_tokens, eos, groups_per_pass)
     run.describe(policy, tokenizer_name, kl=kl_weight, reference=str(args.init))  # config.json

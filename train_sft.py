@@ -14,6 +14,7 @@ from nanoroads.model import GPT, GPTConfig
 from nanoroads.run.commands import data_flag, print_next
 from nanoroads.run.flags import model_kind, positive, row_limits, run_script, training_parser, use_defaults
 from nanoroads.run.inspect import inspect
+from nanoroads.run.lora import adapted
 from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
 from nanoroads.run.run import Run
 from nanoroads.run.samples import show_samples
@@ -50,10 +51,10 @@ def flags(argv):
     return args
 
 
-def build(args, compute_dtype):
+def build(args, compute_dtype, frozen_dtype=None):
     """The policy to train, its tokenizer's name, and the tokenizer. Raises InputError."""
     if args.init:
-        policy = load_policy(args.init, compute_dtype=compute_dtype)
+        policy = load_policy(args.init, compute_dtype=compute_dtype, matrix_dtype=frozen_dtype)
         name, encoding = tokenizer.of(args.init, policy)
         return policy, name, encoding
     # A new model, with GPT-NeoX's GELU and a head of its own; GPTConfig has all that can be chosen.
@@ -87,8 +88,9 @@ def main(argv=None):
 
     # 1. The policy, and the rows as tokens. On the map the rows are demonstrations, written here first.
     task = task_of(args.data)
-    policy, tokenizer_name, encoding = build(args, run.compute_dtype)
+    policy, tokenizer_name, encoding = build(args, run.compute_dtype, run.frozen_dtype)
     policy.to(run.device)  # weights are fp32; products run in run.compute_dtype
+    policy = adapted(run, policy) or policy
     rows_path = task.demonstrations(run.out, args.rows, args.seed)
     layout = partial(layouts.sft_texts, template=args.prompt_template)  # a row -> prompt, [response]
     limits = row_limits(args, policy)

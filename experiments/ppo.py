@@ -47,6 +47,7 @@ def flags(argv):
     # critic and the critic's optimizer as well.
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(inspect=False, compile=False, profile=False, export_hf=None, track=None)
+    parser.set_defaults(lora=None, checkpoint_activations=False)
     args = parser.parse_args(argv)
     if args.resume:
         parser.error(

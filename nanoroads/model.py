@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import kernels
 from nanoroads.attention import causal
@@ -198,13 +199,16 @@ class GPT(nn.Module):
     """A policy or, with a scalar head, a reward model.
 
     compute_dtype: matrix products run in it (torch.autocast) while weights, log-probs and rewards
-    keep theirs. None: no autocast of the model's own."""
+    keep theirs. None: no autocast of the model's own.
+    checkpoint_activations: set it, and training keeps the input of each block alone; the backward pass
+    computes what is within the block again."""
 
     def __init__(self, config, compute_dtype=None):
         super().__init__()
         self.config = config
         self.compute_dtype = compute_dtype
         self.trunk_is_compiled = False
+        self.checkpoint_activations = False
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
         if config.position == "learned":
             self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
@@ -228,6 +232,14 @@ class GPT(nn.Module):
         """Initialise as in Stiennon et al., 2009.01325."""
         nn.init.normal_(self.scalar_head.weight, std=1 / math.sqrt(self.config.n_embd + 1))
 
+    def set_scalar_head(self, readout):
+        """Make a policy a reward model: a new scalar head in place of the vocabulary's."""
+        del self.lm_head
+        self.config.head, self.config.readout = "scalar", readout
+        self.scalar_head = nn.Linear(self.config.n_embd, 1, bias=False)
+        self.init_scalar_head()
+        self.scalar_head.to(self.norm.weight.device, self.residual_dtype)
+
     @classmethod
     def from_pretrained(cls, folder, dtype=None, device="cpu", compute_dtype=None):
         """One of our checkpoints, or a Hugging Face folder. Raises InputError."""
@@ -248,24 +260,41 @@ class GPT(nn.Module):
         self.trunk = torch.compile(self.trunk, dynamic=True)
         self.trunk_is_compiled = True
 
+    @property
+    def residual_dtype(self):
+        """Of what flows from block to block, and of the norms' weights. The matrices may be held in
+        less, see load_model."""
+        return self.norm.weight.dtype
+
+    def hold_matrices(self, dtype):
+        """Hold embeddings and matrices in `dtype` (None: as they are), and vectors as they are."""
+        for parameter in self.parameters():
+            if dtype and parameter.ndim > 1:
+                parameter.data = parameter.data.to(dtype)
+
     def autocast(self):
         """The context of every forward pass. Around a loop of passes it casts each weight once, so no
         optimizer may step inside."""
-        if self.compute_dtype is None or self.compute_dtype == self.embedding.weight.dtype:
+        if self.compute_dtype is None or self.compute_dtype == self.residual_dtype:
             return contextlib.nullcontext()
         return torch.autocast(self.embedding.weight.device.type, self.compute_dtype)
 
     def trunk(self, tokens, position, attend=causal):
         """tokens, position (N,) -> hidden (N, D), after the last norm. attend: who sees whom, see
         attention.py; causal takes rows of tokens, (B, T)."""
-        x = self.embedding(tokens)  # (N, D)
+        x = self.embedding(tokens).to(self.residual_dtype)  # (N, D)
         rotary = None
         if self.config.position == "learned":
             x = x + self.position_embedding(position)
         else:
             rotary = rotary_table(self.config, position)
         for layer_index, block in enumerate(self.blocks):
-            x = block(x, layer_index, rotary, attend)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                # Nothing in a block is random, so no state of random numbers need be kept.
+                options = {"use_reentrant": False, "preserve_rng_state": False}
+                x = checkpoint(block, x, layer_index, rotary, attend, **options)
+            else:
+                x = block(x, layer_index, rotary, attend)
         return self.norm(x)
 
     def forward(self, batch, temperature=1.0):

@@ -18,7 +18,7 @@ from nanoroads.model import GPT
 from nanoroads.progress import tracked
 from nanoroads.randomness import stream_key
 from nanoroads.text import tokenizer
-from nanoroads.weights.checkpoint import load_policy, load_reward_model
+from nanoroads.weights.checkpoint import is_base, load_policy, load_reward_model, with_run_adapters
 from nanoroads.weights.files import local_folder, read_config
 from nanoroads.weights.identity import find, of_model
 
@@ -212,12 +212,17 @@ def load_judge(reward, reference, init, encoding, temperature=1.0):
         return RuleJudge(str(reward), encoding)
     folder, device = Path(reward), reference.embedding.weight.device
     tokenizer.check_same(folder, encoding, init)
-    model = load_reward_model(folder, device, reference.compute_dtype, like=reference).requires_grad_(False)
+    config = read_config(folder)
+    if "lora" in config and is_base(config, init):  # its other weights are those of the reference
+        model = with_run_adapters(reference, folder, config)
+    else:
+        model = load_reward_model(folder, device, reference.compute_dtype, like=reference)
+    model.requires_grad_(False)
     if model.config.head == "scalar":
         return ScalarJudge(model)
     check_fitted(folder)
     check_reference(folder, init)
-    return LocalJudge(model, read_config(folder)["beta"], temperature)
+    return LocalJudge(model, config["beta"], temperature)
 
 
 # Losses that compare log-probs without a reference, or means over tokens: their sum of log pi/pi_ref is

@@ -25,6 +25,9 @@ LONGEST_ERROR = 500  # characters
 DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # of writing: full, too large, over the quota
 SMALL_MODEL = 10_000_000  # parameters; the map's model has 117,000, the smallest pretrained ones 14 million
 
+# A default learning rate times this is that of --lora (Schulman et al., "LoRA Without Regret", 2025).
+LORA_LR = 10
+
 HELP_WIDTH = 100  # columns
 
 # ---------------------------------------------------------------- running a script
@@ -223,6 +226,9 @@ def training_parser(doc, out, defaults):
     add("--schedule", default="cosine", choices=shapes, help="after the warm-up (default: cosine)")
     add("--warmup", type=non_negative(int), default=10, help="steps of linear warm-up (default: 10)")
     add("--weight-decay", type=non_negative(float), default=0.0, help="of AdamW, on matrices (default: 0)")
+    lora = "train adapters of this rank alone, at ten times the default --lr; with --dtype bfloat16 all else"
+    lora += " is held in that (default: train all)"
+    add("--lora", type=positive(int), metavar="RANK", help=lora)
     add("--clip", type=positive(float), default=1.0, help="largest gradient norm (default: 1)")
     add("--batch-size", type=positive(int), help=f"prompts per step {default_text(defaults, 'batch_size')}")
     micro = "prompts per forward pass, which bounds the memory"
@@ -234,6 +240,8 @@ def training_parser(doc, out, defaults):
     add_machine_flags(machine)
     machine.add_argument("--compile", action="store_true", help="torch.compile the trunk")
     trace = "write a torch.profiler trace of a few steps to OUT/trace.json"
+    recompute = "keep each block's input alone, and compute the block again in the backward pass"
+    machine.add_argument("--checkpoint-activations", action="store_true", help=recompute)
     machine.add_argument("--profile", action="store_true", help=trace)
     return parser
 
@@ -248,7 +256,8 @@ def add_machine_flags(parser):
         "--dtype",
         default="auto",
         choices=dtypes,
-        help="of activations; auto: bfloat16 on CUDA (default: auto)",
+        help="of the factors of matrix products; their sums, weights, gradients and log-probs are fp32; "
+        "auto: bfloat16 on CUDA (default: auto)",
     )
     backends = ["auto", "torch", "triton"]
     add(
@@ -308,8 +317,11 @@ def use_defaults(args, defaults, kind):
     for name, default in defaults.items():
         source = "given"
         if getattr(args, name) is None:
-            setattr(args, name, default)
             source = PRINTED_KIND[kind]
+            if name in ("lr", "reward_lr") and args.lora:
+                default = float(f"{default * LORA_LR:g}")  # 0.003, and not 0.0029999999999999996
+                source += f" x {LORA_LR}, for --lora"
+            setattr(args, name, default)
         if getattr(args, name) is not None:
             words.append(f"{name.replace('_', '-')} {getattr(args, name)} ({source})")
     print(f"using: {', '.join(words)}")

@@ -39,13 +39,22 @@ NOT_THE_RESULT = {
     "export_hf",
     "inspect",
     "track",
+    "checkpoint_activations",
 }
 LOCK = ".nanoroads-lock"
 RECORD = ".nanoroads-finished.json"  # hashes of a finished run's files
 SAMPLES = "samples.jsonl"  # what the policy said at each evaluation, see samples.py
 SPEED = "speed.jsonl"  # see speed.py; beside metrics.jsonl, which is the same however fast a machine is
-# Written after config.json.
-RESULTS = ("metrics.jsonl", "model.safetensors", "resume.safetensors", SAMPLES, SPEED)
+# Written after config.json; the last two by a run of --lora.
+RESULTS = (
+    "metrics.jsonl",
+    "model.safetensors",
+    "resume.safetensors",
+    SAMPLES,
+    SPEED,
+    "adapter_model.safetensors",
+    "adapter_config.json",
+)
 
 
 class Opened(NamedTuple):

@@ -29,7 +29,10 @@ def policy_hash(folder: Path) -> str:
     weights = folder / "model.safetensors"
     if not weights.exists():
         raise InputError(f"{weights}: no such file (a run that is not finished goes on with --resume)")
-    return of_value([config.get("model"), config.get("tokenizer"), of_file(weights)])
+    parts = [config.get("model"), config.get("tokenizer"), of_file(weights)]
+    if "lora" in config:  # the file holds adapters alone
+        parts.append(config["lora"])
+    return of_value(parts)
 
 
 # ---------------------------------------------------------------- records

@@ -19,6 +19,7 @@ import kernels
 from nanoroads.errors import InputError
 from nanoroads.progress import Progress
 from nanoroads.randomness import seed_weights
+from nanoroads.run import lora
 from nanoroads.run.folder import (
     LOCK,
     RECORD,
@@ -66,8 +67,12 @@ class Run:
         self.stage = stage
         self.device = pick_device(args.device)
         self.compute_dtype = pick_dtype(args.dtype, self.device)
+        lora.check(args)
+        self.frozen_dtype = lora.frozen_dtype(args)  # of matrices that are not trained; None: fp32
         pick_kernel(args.kernel, self.device, self.compute_dtype)
         check(args.track)
+        if args.compile and args.checkpoint_activations:
+            raise InputError("--checkpoint-activations: does not go with --compile; leave out one of the two")
         self.out = temporary_folder() if args.inspect else args.out
         # Before: config.json, if the run began earlier. The folder is ours while the locks are open.
         self.before, self.locks = open_folder(self.out, args, stage)
@@ -121,7 +126,8 @@ class Run:
         # "nanoroads" tells a run's folder from a Hugging Face one.
         fields = {"nanoroads": self.stage, "stage": self.stage, "model": shape, "tokenizer": tokenizer_name}
         fields.update(more)
-        named = {what: fields[what] for what in ("tokenizer", "reference") if what in fields}
+        fields.update(lora.description(self.args, self.inputs))
+        named = {what: fields[what] for what in ("tokenizer", "reference", "base") if what in fields}
         folders = {what: name for what, name in named.items() if Path(name).is_dir()}
         fields["places"] = {what: identity.places(self.out, name) for what, name in folders.items()}
         fields.update(args=plain(self.args), inputs=self.inputs, machine=machine)
@@ -159,6 +165,7 @@ class Run:
         # load_state has put the file back, but not from an older version's checkpoint, nor without one.
         for name in ("metrics.jsonl", SAMPLES, SPEED):
             drop_lines_after(self.out / name, self.saved)
+        model.checkpoint_activations = self.args.checkpoint_activations
         if self.args.compile:
             model.compile_trunk()
         with (
@@ -238,7 +245,7 @@ class Run:
     def finish(self, model):
         """Write model.safetensors and delete the checkpoint: the run is finished. Then --export-hf."""
         (self.out / RECORD).unlink(missing_ok=True)  # of a model that was deleted to train it again
-        checkpoint.save_model(self.out, model)
+        checkpoint.save_model(self.out, model, self.args.init if self.args.lora else None)
         write_record(self.out)
         checkpoint.drop_state(self.out)
         self.finished = True

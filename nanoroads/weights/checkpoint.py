@@ -2,7 +2,8 @@
 
 A finished run is config.json + model.safetensors + metrics.jsonl. While it trains,
 resume.safetensors holds weights, the optimizer's moments and the step in one file, so that they
-cannot disagree.
+cannot disagree. Of a model with adapters (lora.py) both files hold what is trained, and config.json
+says where the rest is, and what it was.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from nanoroads.errors import InputError
 from nanoroads.model import GPTConfig
+from nanoroads.weights import identity
 from nanoroads.weights.files import (
     all_finite,
     check_weight,
@@ -25,24 +27,40 @@ from nanoroads.weights.files import (
 from nanoroads.weights.folder import own_file
 from nanoroads.weights.hf import load_hf, plan
 from nanoroads.weights.hf_config import check_type, field_type, llama3_scaling
+from nanoroads.weights.lora import adapters, add_adapters, merge
+from nanoroads.weights.peft import save_peft
 
 # ---------------------------------------------------------------- saving and resuming
 
 
 def finite_weights(folder, model):
-    """The model's cpu_weights. Raises InputError for NaN and infinity.
+    """The model's cpu_weights; of one with adapters those that are trained. Raises InputError for NaN and
+    infinity.
 
     A model that went wrong must not replace, in `folder`, the last one that had not."""
-    tensors = cpu_weights(model)
+    tensors = cpu_weights(model, without=frozen_names(model))
     if not all_finite(tensors):
         hint = "a lower --lr may help; the run's last checkpoint is kept"
         raise InputError(f"{folder}: the weights are not finite; {hint}")
     return tensors
 
 
-def save_model(folder, model):
-    """Write model.safetensors of a run. Raises InputError, e.g. for NaN weights."""
-    write_safetensors(Path(folder) / "model.safetensors", finite_weights(folder, model))
+def frozen_names(model):
+    """The names of the weights that a model with adapters shares; [] of a model without."""
+    if not adapters(model):
+        return []
+    return [name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad]
+
+
+def save_model(folder, model, base=None):
+    """Write model.safetensors of a run. Raises InputError, e.g. for NaN weights.
+
+    base: what a model with adapters has its other weights from. The adapters are written in PEFT's
+    format, too."""
+    tensors = finite_weights(folder, model)
+    if base is not None:
+        save_peft(folder, model, base)
+    write_safetensors(Path(folder) / "model.safetensors", tensors)
 
 
 def save_state(folder, model, optimizer, step, made_from=""):
@@ -80,11 +98,12 @@ def load_state(folder, model, optimizer, total=None, made_from=""):
         moments = saved_moments(path, model, tensors)
         weights = tensors_under("model.", tensors)
         check_weights(path, model, weights)
-        fill(model, weights, path)
+        fill(model, weights, path, may_be_new=frozen_names(model))
     except InputError as error:
         raise InputError(f"{error}; delete it, and --resume begins again from the first step") from None
     for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {key: x.to(parameter.device) for key, x in moments[name].items()}
+        if name in moments:
+            optimizer.state[parameter] = {key: x.to(parameter.device) for key, x in moments[name].items()}
     if "metrics" in tensors:  # an older version did not keep them
         write_text(Path(folder) / "metrics.jsonl", tensors["metrics"].numpy().tobytes().decode())
     return step
@@ -102,7 +121,10 @@ def saved_step(path, metadata, total):
 def saved_moments(path, model, tensors):
     """{parameter's name: AdamW's state of it} of a checkpoint's tensors. Raises InputError."""
     moments = {}
+    frozen = frozen_names(model)
     for name, parameter in model.named_parameters():
+        if name in frozen:
+            continue
         moments[name] = tensors_under(f"optimizer.{name}.", tensors)
         for key in ("step", "exp_avg", "exp_avg_sq"):
             shape = () if key == "step" else tuple(parameter.shape)
@@ -146,16 +168,23 @@ def is_finished(folder):
 # ---------------------------------------------------------------- loading
 
 
-def load_policy(folder, device="cpu", compute_dtype=None, like=None):
+def load_policy(folder, device="cpu", compute_dtype=None, like=None, matrix_dtype=None):
     """A language model, from one of our runs or a Hugging Face folder, with fp32 weights.
 
     compute_dtype: of matrix products (None: fp32), see GPT. like: a model that reads the same
-    batches, see `check_fits`. Raises InputError, also where the folder holds a reward model."""
-    model = load_model(folder, device=device, compute_dtype=compute_dtype)
+    batches, see `check_fits`. matrix_dtype: what the matrices are held in, if not in fp32. Raises
+    InputError, also where the folder holds a reward model."""
+    model = load_model(folder, device=device, compute_dtype=compute_dtype, matrix_dtype=matrix_dtype)
     if model.config.head != "lm":
         raise InputError(f"{folder}: a reward model, where a policy is wanted")
     check_fits(folder, model, like)
     return model
+
+
+def load_reference(folder, device="cpu", compute_dtype=None, matrix_dtype=None):
+    """As load_policy, of a policy that is not trained."""
+    model = load_policy(folder, device, compute_dtype, matrix_dtype=matrix_dtype)
+    return model.requires_grad_(False)
 
 
 def load_reward_model(folder, device="cpu", compute_dtype=None, like=None):
@@ -191,13 +220,22 @@ def check_fits(folder, model, like):
         raise InputError(f"{folder}: its block_size is {context}, that of the policy {policy_context}")
 
 
-def load_model(folder, dtype=None, device="cpu", compute_dtype=None, head=None, readout=None):
-    """A GPT from one of our runs or a Hugging Face folder.
+def load_model(
+    folder, dtype=None, device="cpu", compute_dtype=None, head=None, readout=None, matrix_dtype=None
+):
+    """A GPT from one of our runs or a Hugging Face folder; adapters are merged into its matrices.
 
     dtype: of the weights (None: fp32). compute_dtype: of matrix products (None: the weights').
     head, readout: override the config's; a scalar head that the folder does not hold is new.
-    Raises InputError naming the file and the tensor."""
+    matrix_dtype: of embeddings and matrices alone; in what they are multiplied is what fp32 ones are
+    cast to, so this saves memory and changes no product. Raises InputError naming the file and the
+    tensor."""
     config = read_config(folder)
+    if "lora" in config:
+        model = load_merged(folder, config, dtype, head, readout)
+        model.compute_dtype = compute_dtype
+        model.hold_matrices(matrix_dtype)
+        return model.to(device)
     folder = local_folder(folder)
     if "model_type" in config:
         model_config, tensors, path = load_hf(folder, config)
@@ -207,6 +245,7 @@ def load_model(folder, dtype=None, device="cpu", compute_dtype=None, head=None, 
     model_config.readout = readout or model_config.readout
     # No time for initial values, which the file replaces, and no memory before the shapes are right.
     model = plan(model_config, tensors, path).to(dtype or torch.float32)
+    model.hold_matrices(matrix_dtype)
     may_be_new = ["scalar_head.weight"] if head == "scalar" else []
     tensors = fitting(model, tensors, path, may_be_new)
     model.to_empty(device="cpu")
@@ -226,6 +265,12 @@ def load_run(folder, config):
     if "model" not in config:
         raise InputError(f"{folder}/config.json: neither a run of nanoroads nor a Hugging Face model")
     model_config = run_model_config(config["model"], folder / "config.json")
+    tensors, path = run_tensors(folder)
+    return model_config, tensors, path
+
+
+def run_tensors(folder):
+    """({name: tensor}, path) of the model.safetensors of a finished run. Raises InputError."""
     path = own_file(folder, "model.safetensors")
     if path is None:
         path = folder / "model.safetensors"
@@ -235,7 +280,64 @@ def load_run(folder, config):
     tensors, _ = read_safetensors(path)
     for name, tensor in tensors.items():
         check_weight(tensor, name, path)
-    return model_config, tensors, path
+    return tensors, path
+
+
+# ---------------------------------------------------------------- loading a run with adapters
+
+
+def load_merged(folder, config, dtype, head, readout):
+    """A run of --lora as a plain GPT, on the CPU: what its base holds, with the adapters merged.
+
+    config: its config.json. The rest as for load_model. Raises InputError, also where the base has
+    changed."""
+    wanted = run_model_config(config.get("model", {}), Path(folder) / "config.json")
+    adapted = with_run_adapters(load_model(own_base(folder, config), dtype), folder, config)
+    model = merge(adapted).requires_grad_(True)
+    if head == "scalar" and wanted.head == "lm":
+        model.set_scalar_head(readout)
+    return model
+
+
+def with_run_adapters(base, folder, config):
+    """A GPT that shares the base's weights, with the adapters of a run, and with its scalar head if it
+    has one. Raises InputError."""
+    folder = local_folder(folder)
+    path = folder / "config.json"
+    wanted = run_model_config(config.get("model", {}), path)
+    for name in ("rank", "alpha"):
+        check_type(name, config["lora"].get(name), int, path)
+    tensors, path = run_tensors(folder)
+    rank = config["lora"]["rank"]
+    ranks = [tensor.shape[-1] for name, tensor in tensors.items() if name.endswith(".lora_B")]
+    if set(ranks) != {rank}:  # before there is memory for them
+        raise InputError(f"{path}: its adapters are not of rank {rank}, which the config says")
+    model = add_adapters(base, rank, config["lora"]["alpha"])
+    if wanted.head == "scalar":
+        model.set_scalar_head(wanted.readout)
+    fill(model, tensors, path, may_be_new=frozen_names(model))
+    return model
+
+
+def own_base(folder, config):
+    """The folder that has a run's other weights. Raises InputError unless it holds what it held."""
+    base = identity.find(folder, config, "base")
+    if not is_base(config, base):
+        reason = "is not what it was trained on (changed since, or another model)"
+        raise InputError(f"{folder}: its base {base} {reason}; put that back")
+    return base
+
+
+def is_base(config, folder):
+    """Whether a folder holds the weights that the adapters of a run were trained on."""
+    trained_on = config["lora"].get("base")
+    found = identity.of_model(folder)
+    if not isinstance(trained_on, dict):
+        return False
+    return all(trained_on.get(part) == found[part] for part in ("config", "weights"))
+
+
+# ---------------------------------------------------------------- what a file holds
 
 
 def run_model_config(shape, path):

@@ -33,6 +33,8 @@ CONFIG_TYPES = {
     "reference": str,
     "beta": (int, float),
     "kl": (int, float),
+    "lora": dict,
+    "base": str,
     "places": dict,
     "inputs": dict,
     "machine": dict,
@@ -242,14 +244,14 @@ def runs_like(folder):
     return f"; there is {nearest_first(str(folder), runs, most=2)}"
 
 
-def cpu_weights(model):
-    """A model's state_dict on the CPU, without the second name of a tied embedding.
+def cpu_weights(model, without=()):
+    """A model's state_dict on the CPU, without the second name of a tied embedding, nor those in `without`.
 
     safetensors refuses tensors that share memory."""
     tensors = model.state_dict()
     if model.config.tied and model.config.head == "lm":
         del tensors["lm_head.weight"]
-    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items() if name not in without}
 
 
 def all_finite(tensors):

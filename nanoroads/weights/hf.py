@@ -6,6 +6,7 @@ for the config. Only safetensors files are read; nothing is unpickled. `kind` is
 model_type: gpt2, gpt_neox, llama, mistral, qwen2, qwen3 or olmo2.
 """
 
+import copy
 import functools
 import re
 import shutil
@@ -26,6 +27,7 @@ from nanoroads.weights.files import (
 )
 from nanoroads.weights.folder import TEMPLATES, is_name_inside, own_file, read_json_object
 from nanoroads.weights.hf_config import column, nearest_family, to_gpt_config, to_hf_config
+from nanoroads.weights.lora import adapters, merge
 
 # Names of modules, after the prefix that all but lm_head carry; # is the layer's number. Mistral,
 # Qwen2, Qwen3 and OLMo 2 share the column of Llama.
@@ -238,12 +240,15 @@ def copy_tokenizer_files(source, folder):
 
 
 def save_hf(folder, model, eos=None):
-    """Write config.json and model.safetensors, which transformers loads with the same logits.
+    """Write config.json and model.safetensors, which transformers loads with the same logits. Adapters are
+    merged.
 
     eos: the id that ends a response, or a tuple of several, or None. A generation_config.json that was
     copied before gets it, too: transformers and vLLM stop at what that file names. Raises InputError
     naming the field that no family has, e.g. a scalar head."""
     folder = Path(folder)
+    if adapters(model):
+        model = merge(copy.deepcopy(model))
     config = model.config
     kind = nearest_family(config)
     hf_config = to_hf_config(model, kind, eos)

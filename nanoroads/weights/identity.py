@@ -64,6 +64,8 @@ def of_model(folder: str | Path) -> dict[str, str]:
     else:
         tokenizer_folder = Path(find(folder, config, "tokenizer"))
         fields = {name: config.get(name) for name in MODEL_FIELDS}
+        if "lora" in config:  # what the weights that its own file does not hold were
+            fields["lora"] = config["lora"]
         if not tokenizer_folder.is_dir():  # roadmap or gpt2
             fields["tokenizer"] = str(tokenizer_folder)
     parts = {"config": of_value(fields), "weights": of_files(weights)}
@@ -137,9 +139,9 @@ def places(folder: Path, name: str) -> dict[str, str]:
 
 
 def find(folder: str | Path, config: dict, what: str) -> str:
-    """The tokenizer or the reference of a run, as a name or an existing path.
+    """The tokenizer, the reference or the base of a run, as a name or an existing path.
 
-    folder: the run's. config: its config.json. what: "tokenizer" or "reference". Looks beside the
+    folder: the run's. config: its config.json. what: "tokenizer", "reference" or "base". Looks beside the
     run first, then where the folder was, then where the name leads as it was typed. Raises
     InputError that names what is gone."""
     typed = config.get(what, str(folder))

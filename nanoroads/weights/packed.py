@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from nanoroads.attention import causal
 from nanoroads.model import GPT, norm_heads, rotary_table
+from nanoroads.weights.lora import LoRALinear, low_rank
 
 MIN_PARAMETERS = 2**20  # with fewer, packing takes longer than it saves
 
@@ -30,7 +31,14 @@ class PackedLinear(nn.Module):
         self.dtype = dtype
         self.product_dtype = product_dtype
         self.bias = None if linear.bias is None else linear.bias.to(product_dtype)
-        weight = linear.weight.detach().to(dtype).to(product_dtype)
+        weight = linear.weight.detach()
+        self.adapter = None
+        if isinstance(linear, LoRALinear):
+            if product_dtype == torch.float32:
+                weight = linear.merged()  # nothing of the sum is lost
+            else:  # bf16 would round a small B A away
+                self.adapter = linear
+        weight = weight.to(dtype).to(product_dtype)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         self.linear = torch.ops.mkldnn._linear_pointwise.default
         self.linear_and = torch.ops.mkldnn._linear_pointwise.binary
@@ -41,7 +49,10 @@ class PackedLinear(nn.Module):
 
     def product(self, x, activation="none", algorithm=""):
         """activation: "none" or what else oneDNN applies to the sums, before it rounds them."""
-        return self.linear(x, self.packed, self.bias, activation, [], algorithm)
+        y = self.linear(x, self.packed, self.bias, activation, [], algorithm)
+        if self.adapter is not None:  # in bf16, where PackedBlock asks for no activation
+            y = y + self.adapter.change(x)
+        return y
 
     def plus(self, x, other):
         """The product plus other (..., out)."""
@@ -166,12 +177,15 @@ class PackedBlock:
 class PackedGPT(GPT):
     """GPT with packed matrices; embeddings and norms are the model's own."""
 
+    residual_dtype = None  # set below: a packed norm has no dtype to ask for
+
     def __init__(self, model, dtype, rows):
         """dtype: of the factors of all products. rows: how many are decoded at a time."""
         nn.Module.__init__(self)  # and not GPT's, which would make weights of its own
         self.config = model.config
         self.compute_dtype = model.compute_dtype
         self.trunk_is_compiled = False
+        self.residual_dtype = model.residual_dtype
         self.dtype = dtype
         self.embedding = model.embedding
         if model.config.position == "learned":
@@ -183,7 +197,7 @@ class PackedGPT(GPT):
 
     def trunk(self, tokens, position, attend=causal):
         """GPT.trunk, with a rotary table that serves all layers as it is."""
-        x = self.embedding(tokens)  # (N, D)
+        x = self.embedding(tokens).to(self.residual_dtype)  # (N, D)
         rotary = None
         if self.config.position == "learned":
             x = x + self.position_embedding(position)
@@ -220,9 +234,17 @@ class CastLinear(nn.Module):
         self.bias = None
         if linear.bias is not None:
             self.bias = nn.Parameter(linear.bias.detach().to(dtype), requires_grad=False)
+        self.adapter = None
+        if isinstance(linear, LoRALinear):
+            a, b = linear.lora_A.detach().to(dtype), linear.lora_B.detach().to(dtype)
+            self.adapter = (a, b, linear.sizes, linear.scale)
 
     def forward(self, x):
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        x = x.to(self.weight.dtype)
+        y = F.linear(x, self.weight, self.bias)
+        if self.adapter is not None:
+            y = y + low_rank(x, *self.adapter)
+        return y
 
 
 def can_pack(dtype):
@@ -242,9 +264,10 @@ def decoding_twin(model, dtype, rows):
     if model.trunk_is_compiled:
         return model
     device = model.embedding.weight.device.type
-    if device == "cuda" and dtype != model.embedding.weight.dtype:
+    if device == "cuda" and dtype != model.residual_dtype:
         return cast_twin(model, dtype)
-    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    linears = (nn.Linear, LoRALinear)
+    matrices = [module.weight for module in model.modules() if isinstance(module, linears)]
     is_large = sum(matrix.numel() for matrix in matrices) >= MIN_PARAMETERS
     if device == "cpu" and is_large and can_pack(dtype):
         return PackedGPT(model, dtype, rows)
@@ -257,6 +280,6 @@ def cast_twin(model, dtype):
     twin = copy.deepcopy(model, memo=shared)  # new modules, the same parameters: what the memo has is kept
     for module in list(twin.blocks.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
+            if isinstance(child, (nn.Linear, LoRALinear)):
                 setattr(module, name, CastLinear(child, dtype))
     return twin

@@ -122,7 +122,9 @@ def recorded(monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(script, "update", recording_update)
-            patch.setattr(script, "load_policy", in_dtype(script.load_policy, dtype, []))
+            for name in ("load_policy", "load_reference"):
+                if hasattr(script, name):
+                    patch.setattr(script, name, in_dtype(getattr(script, name), dtype, []))
             if script is train_rlhf:
                 patch_rlhf(patch, dtype, seen)
             run(script, out, **{**FLAGS, **flags})

@@ -22,6 +22,7 @@ def start(out, stage="sft", **changed):
     flags = {"out": out, "seed": 0, "device": "cpu", "dtype": "float32", "kernel": "auto", "compile": False}
     flags |= {"resume": True, "inspect": False, "profile": False, "export_hf": None}
     flags |= {"eval_every": 1, "log_every": 1, "save_every": 100, "track": None}
+    flags |= {"lora": None, "checkpoint_activations": False}
     return Run(Namespace(**flags | changed), stage)
 
 
