@@ -15,6 +15,7 @@ import torch
 from nanoroads import loss_variants, losses
 from nanoroads.batch import pack, upload
 from nanoroads.run.commands import data_flag, print_next
+from nanoroads.run.distributed import batch_means
 from nanoroads.run.flags import (
     model_kind,
     non_negative,
@@ -26,7 +27,7 @@ from nanoroads.run.flags import (
 )
 from nanoroads.run.inspect import inspect
 from nanoroads.run.lora import adapted
-from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
+from nanoroads.run.optim import Mean, adamw, batch_indices, learning_rate, rank_chunks, total_steps, update
 from nanoroads.run.run import Run
 from nanoroads.run.samples import show_samples
 from nanoroads.score import ranked_right, reference_logps, sequence_logps
@@ -79,9 +80,11 @@ def preference_loss(args, logp, ref_logp, lengths):
     if args.loss == "hinge":
         return losses.hinge(chosen, rejected, ref_chosen, ref_rejected, args.beta)
     if args.loss in loss_variants.PAIR_LOSSES:
-        return loss_variants.of_pairs(
-            args.loss, logp, ref_logp, lengths, args.beta, args.nll_weight, args.odds_weight
-        )
+        means = {}
+        if args.loss == "kto":  # takes means over the whole step
+            means = batch_means(chosen_mean=chosen - ref_chosen, rejected_mean=rejected - ref_rejected)
+        weights = (args.beta, args.nll_weight, args.odds_weight)
+        return loss_variants.of_pairs(args.loss, logp, ref_logp, lengths, *weights, **means)
     smoothing = args.label_smoothing if args.loss == "cdpo" else 0.0
     return losses.dpo(chosen, rejected, ref_chosen, ref_rejected, args.beta, smoothing)
 
@@ -122,7 +125,7 @@ def main(argv=None):
     # 1. The reference policy, and the pairs as tokens. On the map both are made if they are missing.
     task = task_of(args.data)
     train_path, test_path = task.pairs(args.init, args.seed, args.eval_data)
-    reference = load_reference(args.init, run.device, run.compute_dtype, run.frozen_dtype)
+    reference = run.place(load_reference(args.init, run.compute_dtype, run.frozen_dtype))
     tokenizer_name, encoding = tokenizer.of(args.init, reference)
     limits = row_limits(args, reference)
     if args.inspect:
@@ -138,7 +141,7 @@ def main(argv=None):
 
     # 3. Train a second copy of --init, or with --lora adapters on the first. Each step is a function of
     # (seed, step), so a resumed run ends in the same bits.
-    policy = adapted(run, reference) or load_policy(args.init, run.device, run.compute_dtype)
+    policy = adapted(run, reference) or run.place(load_policy(args.init, compute_dtype=run.compute_dtype))
     run.describe(policy, tokenizer_name, beta=args.beta, reference=str(args.init))  # config.json
     optimizer = adamw(policy, args.lr, args.weight_decay)
     total = total_steps(len(train), args.batch_size, args.epochs, args.steps)
@@ -147,7 +150,7 @@ def main(argv=None):
     for step in run.steps(policy, optimizer, total):  # from the last checkpoint on
         indices = batch_indices(len(train), args.batch_size, step, args.seed)
         metrics = Mean()
-        for chunk in chunks(indices, args.micro_batch_size):
+        for chunk in rank_chunks(indices, args.micro_batch_size, policy, takes_mean=args.loss == "kto"):
             prompts, pairs = train.take(chunk)  # tokens; two responses per prompt, chosen first
             batch = run.counted(pack(prompts, pairs, device=run.device))  # P prompts, 2P responses in order
             logp = policy(batch).sequence.view(-1, 2)  # (P, 2): chosen, rejected
@@ -176,4 +179,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, many_ranks=True)

@@ -22,11 +22,12 @@ from nanoroads.batch import pack, upload
 from nanoroads.model import LogProbs
 from nanoroads.randomness import stream_key
 from nanoroads.run.commands import print_next
+from nanoroads.run.distributed import batch_means, matched, share
 from nanoroads.run.flags import model_kind, positive, row_limits, run_script, training_parser, use_defaults
 from nanoroads.run.inspect import inspect
 from nanoroads.run.lora import adapted, adapted_reward_model
-from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
-from nanoroads.run.rollouts import sample_responses, score_responses
+from nanoroads.run.optim import Mean, adamw, batch_indices, learning_rate, rank_chunks, total_steps, update
+from nanoroads.run.rollouts import sample_responses, score_responses, true_reward
 from nanoroads.run.run import Run
 from nanoroads.run.samples import held_out_prompts, show_samples
 from nanoroads.text import data, layouts, tokenizer
@@ -127,7 +128,7 @@ def main(argv=None):
     # The reference policy, and the rows as tokens: pairs, or, where the reward is given, prompts alone.
     task = task_of(args.data)
     train_path, test_path = task.pairs(args.init, args.seed, args.eval_data)
-    reference = load_reference(args.init, run.device, run.compute_dtype, run.frozen_dtype)
+    reference = run.place(load_reference(args.init, run.compute_dtype, run.frozen_dtype))
     tokenizer_name, encoding = tokenizer.of(args.init, reference)
     limits = row_limits(args, reference)
     layout = layouts.preference_texts if args.reward in REWARD_CLASSES else layouts.prompt_texts
@@ -208,12 +209,14 @@ def train_reward(run, reference, tokenizer_name, train, test):
     groups_per_pass = args.micro_batch_size or args.batch_size
     if args.reward == "global":
         model = adapted_reward_model(run, reference)  # with --lora; otherwise None
-        model = model or new_reward_model(args.init, run.device, run.compute_dtype, args.readout)
+        if model is None:
+            model = new_reward_model(args.init, compute_dtype=run.compute_dtype, readout=args.readout)
+            run.place(model)
         ref_logp = torch.zeros(len(train), 2)  # not read: both classes share the loop
         test_ref_logp = torch.zeros(len(test), 2)
     else:
-        # Before the first step the reference.
-        model = adapted(run, reference) or load_policy(args.init, run.device, run.compute_dtype)
+        # Before its first step it is the reference.
+        model = adapted(run, reference) or run.place(load_policy(args.init, compute_dtype=run.compute_dtype))
         ref_logp = score.reference_logps(run, "ref_logp", model, train, groups_per_pass)  # (N, 2)
         test_ref_logp = score.reference_logps(run, "ref_logp_test", model, test, groups_per_pass)
     run.describe(model, tokenizer_name, beta=args.beta, reference=str(args.init))  # config.json
@@ -224,7 +227,7 @@ def train_reward(run, reference, tokenizer_name, train, test):
     for step in run.steps(model, optimizer, total):  # from the last checkpoint on
         indices = batch_indices(len(train), args.batch_size, step, args.seed)
         metrics = Mean()
-        for chunk in chunks(indices, args.micro_batch_size):
+        for chunk in rank_chunks(indices, args.micro_batch_size, model):
             prompts, pairs = train.take(chunk)  # tokens; two responses per prompt, chosen first
             batch = run.counted(pack(prompts, pairs, device=run.device))  # P prompts, 2P responses in order
             chunk_ref_logp = upload(ref_logp[chunk], run.device)  # (P, 2)
@@ -300,7 +303,7 @@ def rl_loss(args, kl_weight, max_new_tokens, now, rollout):
     if args.algo == "rloo":
         advantage = losses.rloo_advantage(regularised.view(-1, k)).flatten()
     else:
-        advantage = losses.reinforce_advantage(regularised)
+        advantage = losses.reinforce_advantage(regularised, **batch_means(baseline=regularised))
     if args.updates == 1:
         return losses.policy_gradient(now.sequence, advantage), never_clipped
     # More than one update on the same samples: clip the probability ratio of whole responses.
@@ -313,7 +316,8 @@ def train_policy(run, task, reference, judge, prompt_rows, shown, max_new_tokens
     groups_per_pass = args.micro_batch_size or args.batch_size
     # --kl, else a local reward's beta, at which Theorem 2.2 holds, else the task's default.
     kl_weight = args.kl or judge.beta or task.kl
-    policy = adapted(run, reference) or load_policy(args.start or args.init, run.device, run.compute_dtype)
+    policy = adapted(run, reference)
+    policy = policy or run.place(load_policy(args.start or args.init, compute_dtype=run.compute_dtype))
     eos = tokenizer.stop_ids(encoding)
     other = score.other_samples(run, policy, prompt_rows.prompts, max_new_tokens, eos, groups_per_pass)
     run.describe(policy, tokenizer_name, kl=kl_weight, reference=str(args.init))  # config.json
@@ -328,7 +332,7 @@ def train_policy(run, task, reference, judge, prompt_rows, shown, max_new_tokens
         if step % args.updates == 0:
             batch_number = step // args.updates
             indices = batch_indices(len(prompt_rows), args.batch_size, batch_number, args.seed)
-            batch_rows = prompt_rows.select(indices)
+            batch_rows = prompt_rows.select(share(indices))
             seed = stream_key("responses", args.seed, batch_number)
             with run.timed("sampling"):
                 responses, logps = sample_responses(args, policy, batch_rows, max_new_tokens, eos, seed)
@@ -337,12 +341,12 @@ def train_policy(run, task, reference, judge, prompt_rows, shown, max_new_tokens
 
         with run.timed("training"):  # one optimizer step on all rollouts
             metrics = Mean()
-            for rollout in rollouts:
+            for rollout in matched(rollouts, policy, takes_mean=args.algo == "reinforce"):
                 now = policy(run.counted(rollout.batch), args.temperature)  # sequence (S,), token (R,)
                 if rollout.old is None:  # the first update: the sampler is this very policy, the ratio is 1
                     rollout.old = LogProbs(now.sequence.detach(), now.token.detach())
                 loss, clipped = rl_loss(args, kl_weight, max_new_tokens, now, rollout)  # (S,), (S,) or (R,)
-                (loss.sum() / (len(batch_rows) * args.samples)).backward()  # a mean over the step's samples
+                (loss.sum() / (len(indices) * args.samples)).backward()  # a mean over the step's samples
                 # KL and entropy of the policy that sampled: its samples say little about a later one.
                 kl = losses.kl_k1(rollout.old.sequence, rollout.ref.sequence)  # (S,)
                 metrics.add(loss=loss, reward=rollout.reward, kl=kl, length=rollout.batch.lengths.float())
@@ -356,7 +360,7 @@ def train_policy(run, task, reference, judge, prompt_rows, shown, max_new_tokens
         row = {**metrics.means(), "grad_norm": grad_norm}
         if run.will_log(step):
             row.update(run.seconds)  # sums since this process started
-            row.update(task.true_reward(batch_rows.texts, responses, encoding))  # {} where it is not known
+            row.update(true_reward(task, batch_rows, responses, encoding))  # {} where it is not known
         if run.evaluates(step):
             row.update(task.measure(policy, reference, encoding, groups_per_pass))
             if other:
@@ -370,4 +374,4 @@ def train_policy(run, task, reference, judge, prompt_rows, shown, max_new_tokens
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, many_ranks=True)

@@ -15,7 +15,7 @@ from nanoroads.run.commands import data_flag, print_next
 from nanoroads.run.flags import model_kind, positive, row_limits, run_script, training_parser, use_defaults
 from nanoroads.run.inspect import inspect
 from nanoroads.run.lora import adapted
-from nanoroads.run.optim import Mean, adamw, batch_indices, chunks, learning_rate, total_steps, update
+from nanoroads.run.optim import Mean, adamw, batch_indices, learning_rate, rank_chunks, total_steps, update
 from nanoroads.run.run import Run
 from nanoroads.run.samples import show_samples
 from nanoroads.score import sequence_logps
@@ -89,7 +89,7 @@ def main(argv=None):
     # 1. The policy, and the rows as tokens. On the map the rows are demonstrations, written here first.
     task = task_of(args.data)
     policy, tokenizer_name, encoding = build(args, run.compute_dtype, run.frozen_dtype)
-    policy.to(run.device)  # weights are fp32; products run in run.compute_dtype
+    run.place(policy)  # on the device; weights are fp32, products run in run.compute_dtype
     policy = adapted(run, policy) or policy
     rows_path = task.demonstrations(run.out, args.rows, args.seed)
     layout = partial(layouts.sft_texts, template=args.prompt_template)  # a row -> prompt, [response]
@@ -110,7 +110,7 @@ def main(argv=None):
         indices = batch_indices(len(train), args.batch_size, step, args.seed)
         step_tokens = train.response_tokens(indices)
         metrics = Mean()
-        for chunk in chunks(indices, args.micro_batch_size):
+        for chunk in rank_chunks(indices, args.micro_batch_size, policy):
             prompts, responses = train.take(chunk)  # tokens; one response per prompt, EOS included
             batch = run.counted(pack(prompts, responses, device=run.device))  # for the tokens a second
             loss = -policy(batch).token  # (R,): -log pi(y_t|x, y_<t) of each response token
@@ -133,4 +133,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, many_ranks=True)

@@ -46,7 +46,7 @@ def flags(argv):
     # What Run can do and this experiment does not offer. To resume, it would have to save the
     # critic and the critic's optimizer as well.
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
-    parser.set_defaults(inspect=False, compile=False, profile=False, export_hf=None, track=None)
+    parser.set_defaults(inspect=False, compile=False, fsdp=False, profile=False, export_hf=None, track=None)
     parser.set_defaults(lora=None, checkpoint_activations=False)
     args = parser.parse_args(argv)
     if args.resume:

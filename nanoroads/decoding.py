@@ -124,7 +124,11 @@ def fixed_steps(model, head, cache, hidden, u, stop, settings):
 def recorded(step, device):
     """One call of `step` as a CUDA graph -> a function that plays it back."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+    mode = "global"
+    if torch.distributed.is_initialized():  # a thread of NCCL's asks how far the device is, meanwhile
+        mode = "thread_local"
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream, capture_error_mode=mode):
         step()  # what it launches is recorded, and not run
 
     def replay():

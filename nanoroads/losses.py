@@ -196,13 +196,16 @@ def grpo_advantage(reward: Tensor, scale: bool = True) -> Tensor:
     return advantage / (advantage.std(1, keepdim=True) + 1e-4)
 
 
-def reinforce_advantage(reward: Tensor) -> Tensor:
+def reinforce_advantage(reward: Tensor, baseline: Tensor | None = None) -> Tensor:
     """REINFORCE with the batch mean as its baseline, of any shape:
 
         r_i - mean of all G k samples
 
-    Williams, 1992. Give it the samples of the whole optimizer step. The mean includes r_i itself,
-    which scales the expected gradient by 1 - 1/(G k)."""
+    Williams, 1992. Give it the samples of the whole optimizer step; or some of them, and the mean of
+    all, (), as baseline. The mean includes r_i itself, which scales the expected gradient by
+    1 - 1/(G k)."""
+    if baseline is not None:
+        return reward - baseline
     return centred(reward.flatten(), 0).view_as(reward)
 
 

@@ -5,7 +5,6 @@ A judge is a reward model, a local reward beta log pi/pi_ref, or your function."
 import importlib
 import math
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,8 +41,11 @@ def reference_logps(run, name, reference, rows, groups_per_pass):
     """log pi_ref of N pairs (N, 2): computed once, before training, and kept by the run.
 
     run: a Run. name: of the file in its folder. rows: the pairs, as data Rows."""
-    compute = partial(sequence_logps, reference, rows.prompts, rows.responses, groups_per_pass)
-    return run.once(name, compute, of=[reference, rows])
+
+    def compute(indices):
+        return sequence_logps(reference, *rows.take(indices), groups_per_pass)
+
+    return run.once(name, compute, of=[reference, rows], count=len(rows))
 
 
 @torch.no_grad()

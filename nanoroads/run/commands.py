@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from nanoroads.errors import InputError, printable
-from nanoroads.run import lock
+from nanoroads.run import lock, torchrun
 from nanoroads.run.signals import end, uninterrupted
 from nanoroads.world import roadmap
 
@@ -26,9 +26,11 @@ def command_line(command):
 
 
 def child_environment():
-    """The environment of a child process that finds this checkout, installed or not."""
+    """The environment of a child process that finds this checkout, installed or not, and is no rank."""
     environment = dict(os.environ)
     environment["PYTHONPATH"] = str(ROOT)
+    for name in torchrun.VARIABLES:
+        environment.pop(name, None)
     if "PYTHONPATH" in os.environ:
         environment["PYTHONPATH"] += os.pathsep + os.environ["PYTHONPATH"]
     return environment
@@ -54,13 +56,18 @@ def data_flag(data, pairs="pairs.jsonl"):
 
 
 def make_if_missing(path, command):
-    """If `path` is not there, say so and run the command, which makes it.
+    """If `path` is not there, say so and run the command, which makes it. Of several ranks, rank 0 does.
 
     Two scripts that miss the same file make it once: the second waits for the first. Raises
     InputError where the command fails."""
     path = Path(path)
-    if path.exists():
-        return
+    if torchrun.rank() == 0 and not path.exists():
+        make(path, command)
+    torchrun.rank_0_says("it is there")
+
+
+def make(path, command):
+    """Run the command, which makes `path`, unless another script does; see `make_if_missing`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     waiting = f"{path} is missing, and another script is making it; waiting for that"
     making = lock.acquire(Path(f"{path}.lock"), waiting, wait=True)

@@ -16,7 +16,7 @@ import torch
 
 from nanoroads.errors import InputError, nearest_first, printable
 from nanoroads.progress import close_all
-from nanoroads.run import signals
+from nanoroads.run import signals, torchrun
 from nanoroads.run.track import TRACKERS
 from nanoroads.text.data import Limits
 from nanoroads.weights.files import read_config
@@ -37,26 +37,37 @@ HELP_WIDTH = 100  # columns
 WITH_RESUME = "a run goes on from its last checkpoint with the same command and --resume"
 
 
-def run_script(main, resumes=WITH_RESUME, less_memory="a smaller --micro-batch-size"):
+def run_script(main, resumes=WITH_RESUME, less_memory="a smaller --micro-batch-size", many_ranks=False):
     """Run main(); what a user can cause becomes one line on stderr and exit code 2.
 
     resumes: how to go on after Ctrl-C or SIGTERM; False: not at all. less_memory: what to try where
-    a model's tensors do not fit, by flags that the script has; None: there is none."""
+    a model's tensors do not fit, by flags that the script has; None: there is none. many_ranks: whether
+    torchrun may start the script."""
     write_any_text()
     try:
         with signals.stopping():
+            torchrun.start()
+            if torchrun.ranks() > 1 and not many_ranks:
+                raise InputError("torchrun: goes with train_sft.py, train_dpo.py and train_rlhf.py alone")
             main()
+            torchrun.end()
             if sys.stdout is not None:
                 sys.stdout.flush()  # a full disk is noticed here, and not when Python ends
+    except SystemExit:  # it has been said why
+        torchrun.say(None)
+        raise
     except BrokenPipeError:  # the reader has gone, as `| head` does
         discard_output()
         sys.exit(1)
     except (InputError, OSError, MemoryError, RuntimeError) as error:
         out_of_memory = is_out_of_memory(error)
-        if isinstance(error, RuntimeError) and not out_of_memory:
+        is_lost = torchrun.is_of_lost_rank(error)
+        if isinstance(error, RuntimeError) and not out_of_memory and not is_lost:
             raise
         close_all()
         text = message_of(error) or "out of memory"
+        if is_lost:
+            text = f"another process of torchrun has ended; {resumes}"
         if getattr(error, "errno", None) in DISK_ERRORS and error.filename is None:
             text = f"standard output: {error.strerror}"  # every file of ours is named
             discard_output()
@@ -69,7 +80,7 @@ def run_script(main, resumes=WITH_RESUME, less_memory="a smaller --micro-batch-s
         close_all()
         number = getattr(stopped, "number", signal.SIGINT)
         hint = f"; {resumes}" if resumes else ""
-        print(f"\nstopped{hint}", file=sys.stderr)
+        torchrun.say(f"\nstopped{hint}")
         sys.exit(128 + number)  # as a shell has it: 130 for Ctrl-C, 143 for SIGTERM
 
 
@@ -91,7 +102,7 @@ def print_error(message):
     line = " ".join(printable(message).split())
     if len(line) > LONGEST_ERROR:
         line = f"{line[: LONGEST_ERROR - 200]} ... {line[-195:]}"  # what to do next is said at the end
-    print(f"error: {line}", file=sys.stderr)
+    torchrun.say(f"error: {line}")
 
 
 def message_of(error):
@@ -239,6 +250,8 @@ def training_parser(doc, out, defaults):
     machine = parser.add_argument_group("the machine")
     add_machine_flags(machine)
     machine.add_argument("--compile", action="store_true", help="torch.compile the trunk")
+    spread = "with torchrun: spread a large model over the processes"
+    machine.add_argument("--fsdp", action="store_true", help=spread)
     trace = "write a torch.profiler trace of a few steps to OUT/trace.json"
     recompute = "keep each block's input alone, and compute the block again in the backward pass"
     machine.add_argument("--checkpoint-activations", action="store_true", help=recompute)

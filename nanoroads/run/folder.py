@@ -31,6 +31,7 @@ NOT_THE_RESULT = {
     "out",
     "resume",
     "device",
+    "fsdp",
     "profile",
     "eval_every",
     "save_every",

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from nanoroads.errors import InputError
+from nanoroads.run import torchrun
 from nanoroads.weights import identity
 from nanoroads.world.roadmap import WORLDS
 
@@ -103,14 +104,16 @@ def this_machine(device: torch.device) -> dict[str, str]:
         machine["processor"] = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     if device.type == "cuda":
         machine["processor"] = torch.cuda.get_device_name(device)
+    if torchrun.ranks() > 1:
+        machine["ranks"] = str(torchrun.ranks())
     return machine
 
 
 def say_what_differs(out: Path, config: dict, machine: dict[str, str]):
     """Print one line if the run in `out` goes on under circumstances that change its last bits."""
-    before = config.get("machine", {})
+    before = {"ranks": "1", **config.get("machine", {})}
     words = []
-    for name, value in machine.items():
+    for name, value in {"ranks": "1", **machine}.items():
         if name in before and before[name] != value:
             words.append(f"{name} {before[name]} before, {value} now")
     if words:

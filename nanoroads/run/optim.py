@@ -9,6 +9,10 @@ import math
 import torch
 
 from nanoroads import randomness
+from nanoroads.run import distributed, torchrun
+from nanoroads.weights.sharded import gathered, is_sharded
+
+BUCKET = 2**25  # gradients that are added up in one message: 128 MiB in fp32
 
 
 def total_steps(examples, batch_size, epochs, steps=None):
@@ -34,8 +38,15 @@ def batch_indices(examples, batch_size, step, seed):
 
 def chunks(items, size):
     """items in runs of `size` (None: one run)."""
-    size = size or len(items)
+    size = size or max(1, len(items))
     return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def rank_chunks(indices, size, model, takes_mean=False):
+    """The chunks of this rank's share of a step's indices: all of them, without torchrun.
+
+    model: whose passes they are. takes_mean: see `distributed.matched`."""
+    return distributed.matched(chunks(distributed.share(indices), size), model, takes_mean)
 
 
 def adamw(model, lr, weight_decay):
@@ -58,11 +69,35 @@ def learning_rate(peak, step, steps, warmup, schedule):
     return peak * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
+def sum_gradients(model):
+    """Add up the gradients of all ranks; of a sharded model FSDP has done so.
+
+    DDP would send the last layers' gradients while the backward pass is still in the first ones. To wait
+    for its end is simpler, and ranks may make unequally many passes in a step."""
+    if torchrun.ranks() == 1 or is_sharded(model.norm.weight):
+        return
+    buckets, numbers = [[]], 0
+    for parameter in [p for p in model.parameters() if p.requires_grad]:
+        if parameter.grad is None:  # this rank had no group
+            parameter.grad = torch.zeros_like(parameter)
+        numbers += parameter.numel()
+        if numbers > BUCKET and buckets[-1]:
+            buckets.append([])
+            numbers = parameter.numel()
+        buckets[-1].append(parameter.grad)
+    for gradients in buckets:
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(total.view_as(gradient))
+
+
 def update(model, optimizer, lr, clip):
-    """Clip, step, forget the gradients.
+    """Add up the gradients of all ranks, clip, step, forget the gradients.
 
     Returns the gradient norm before clipping, as a tensor: no GPU synchronisation."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    sum_gradients(model)
+    norm = gathered(torch.nn.utils.clip_grad_norm_(model.parameters(), clip))
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
@@ -71,7 +106,8 @@ def update(model, optimizer, lr, clip):
 
 
 class Mean:
-    """Means of metrics over an optimizer step, however it was cut into chunks; of some, the largest value.
+    """Means of metrics over an optimizer step, however it was cut into chunks and shared among ranks; of
+    some, the largest value.
 
     All stays on the device: no GPU synchronisation."""
 
@@ -94,4 +130,5 @@ class Mean:
 
     def means(self) -> dict[str, torch.Tensor]:
         """{name: the mean of all values that were added under it, or the largest}."""
-        return {name: value / self.counts[name] for name, value in self.sums.items()} | self.largest
+        means = distributed.all_means(self.sums, self.counts)
+        return {**means, **distributed.all_ranks(self.largest, "largest")}

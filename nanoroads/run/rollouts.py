@@ -11,7 +11,10 @@ from nanoroads.batch import Batch, pack, upload
 from nanoroads.generate import generate_with_logps
 from nanoroads.model import LogProbs
 from nanoroads.progress import tracked
+from nanoroads.run.distributed import all_means, matched
 from nanoroads.run.optim import chunks
+from nanoroads.run.torchrun import ranks
+from nanoroads.weights.sharded import whole_model
 
 
 @dataclass
@@ -30,8 +33,9 @@ def sample_responses(args, policy, batch_rows, max_new_tokens, eos, seed):
     """P lists of k responses, as lists of tokens, and the log-probs of these tokens in lists of the same
     form.
 
-    Eight micro-batches at a time, to bound the KV cache. The random numbers do not depend on that, see
-    randomness.py."""
+    batch_rows: this rank's share of the step's prompts. Eight micro-batches at a time, to bound the KV
+    cache. The random numbers depend on neither, see randomness.py."""
+    policy = whole_model(policy)  # once, since ranks may have unequally many parts
     size = 8 * args.micro_batch_size if args.micro_batch_size else None
     k, temperature = args.samples, args.temperature
     responses, logps = [], []
@@ -49,7 +53,7 @@ def score_responses(args, reference, judge, batch_rows, responses, logps):
     all_lengths = [len(response) for group in responses for response in group]
     step_length = sum(all_lengths) / len(all_lengths)
     rollouts = []
-    for chunk in chunks(range(len(batch_rows)), args.micro_batch_size):
+    for chunk in matched(chunks(range(len(batch_rows)), args.micro_batch_size), reference):
         prompts = [batch_rows.prompts[i] for i in chunk]
         groups = [responses[i] for i in chunk]
         batch = pack(prompts, groups, device=device)
@@ -61,3 +65,14 @@ def score_responses(args, reference, judge, batch_rows, responses, logps):
         drawn_logp = torch.tensor(list(chain.from_iterable(response_logps)))  # (R,)
         rollouts.append(Rollout(batch, upload(drawn_logp, device), ref, reward, step_length))
     return rollouts
+
+
+def true_reward(task, batch_rows, responses, encoding):
+    """{"true_reward": its mean over the samples of all ranks}; {} where it is not known."""
+    means = {}
+    if len(batch_rows) > 0:  # a small step leaves some ranks without prompts
+        means = task.true_reward(batch_rows.texts, responses, encoding)
+    if ranks() == 1:
+        return means
+    sums = {name: mean * len(batch_rows) for name, mean in means.items()}
+    return all_means(sums, dict.fromkeys(means, len(batch_rows)))

@@ -19,7 +19,7 @@ import kernels
 from nanoroads.errors import InputError
 from nanoroads.progress import Progress
 from nanoroads.randomness import seed_weights
-from nanoroads.run import lora
+from nanoroads.run import distributed, lora, torchrun
 from nanoroads.run.folder import (
     LOCK,
     RECORD,
@@ -52,10 +52,13 @@ from nanoroads.weights.files import (
 )
 from nanoroads.weights.folder import TEMPLATES
 from nanoroads.weights.hf import TOKENIZER_FILES, copy_tokenizer_files, save_hf
+from nanoroads.weights.sharded import help_to_save, shard
 
 
 class Run:
     """One run of a training script, in the folder --out: config.json, metrics.jsonl, checkpoints.
+
+    With torchrun each rank has a Run of the same folder, and rank 0's alone checks it and writes to it.
 
     args: the script's flags, as training_parser makes them. stage: "sft", "dpo", "reward",
     "rlhf" or an experiment's name. known: hashes of inputs, see `hash_inputs`. Raises InputError:
@@ -73,15 +76,19 @@ class Run:
         check(args.track)
         if args.compile and args.checkpoint_activations:
             raise InputError("--checkpoint-activations: does not go with --compile; leave out one of the two")
+        torchrun.check(args, self.device)
+        self.writes = torchrun.rank() == 0
         self.out = temporary_folder() if args.inspect else args.out
         # Before: config.json, if the run began earlier. The folder is ours while the locks are open.
-        self.before, self.locks = open_folder(self.out, args, stage)
-        self.inputs = hash_inputs(args, known or {})
+        self.before, self.locks, self.inputs = None, [], {}
+        if self.writes:
+            self.before, self.locks = open_folder(self.out, args, stage)
+            self.inputs = hash_inputs(args, known or {})
         if self.before:
             check_same_run(self.out, self.before, args, self.inputs)
             if "inputs" not in self.before:
                 print(f"{self.out}: of an older version; its data and models are not compared")
-        self.finished = checkpoint.is_finished(self.out)
+        self.finished = torchrun.rank_0_says(checkpoint.is_finished(self.out))
         self.total = 0  # optimizer steps of the whole run
         self.saved = 0  # steps that the last checkpoint holds
         self.made_from = ""  # a hash of what decides the result, once it is described
@@ -91,7 +98,7 @@ class Run:
         self.seconds = {}  # {"seconds_<name>": s} of each `timed` part, since this process started
         self.last_row = {}  # the last line of metrics.jsonl
         seed_weights(stage, args.seed)
-        if self.finished:
+        if self.finished and self.writes:
             check_finished(self.out)
             print(f"{self.out} is finished")
 
@@ -111,11 +118,19 @@ class Run:
 
     # ------------------------------------------------------------ before the loop
 
+    def place(self, model):
+        """The model on this rank's device, as a whole or, with --fsdp, this rank's part of it."""
+        if self.args.fsdp:
+            return shard(model, self.device, torchrun.ranks())
+        return model.to(self.device)
+
     def describe(self, model, tokenizer_name: str, **more):
         """Write config.json: the model's shape, its tokenizer's name, the flags, and `more`.
 
         And what the run is made from, and on which machine. Raises InputError where it began with
         something else."""
+        if not self.writes:
+            return
         self.inputs = hash_inputs(self.args, self.inputs, download=True)  # what was missing before is there
         self.made_from = run_hash(self.args, self.stage, self.inputs)
         machine = this_machine(self.device)
@@ -133,16 +148,20 @@ class Run:
         fields.update(args=plain(self.args), inputs=self.inputs, machine=machine)
         write_json(self.out / "config.json", fields)
 
-    def once(self, name: str, compute, of) -> torch.Tensor:
+    def once(self, name: str, compute, of, count: int | None = None) -> torch.Tensor:
         """The tensor compute(), kept in OUT/name.safetensors for a resumed run.
 
+        count: it has so many rows, and compute(indices) gives some; with torchrun each rank computes a part.
         of: what it is computed from, a list of models, data Rows and plain values. Raises InputError
         where the file is damaged, or was computed from something else."""
         path = self.out / f"{name}.safetensors"
         refuse_other_kinds(path)
         made_from = fingerprint(of)
-        if not path.exists():
-            write_safetensors(path, {"value": compute()}, {"made_from": made_from})
+        if torchrun.rank_0_says(not path.exists()):
+            value = compute() if count is None else distributed.in_parts(count, compute)
+            if self.writes:
+                write_safetensors(path, {"value": value}, {"made_from": made_from})
+            torchrun.rank_0_says("it is written")
         try:
             tensors, metadata = read_safetensors(path)
         except InputError as error:
@@ -161,17 +180,20 @@ class Run:
         Fills model and optimizer from the last checkpoint, drops later lines of metrics.jsonl and its
         like, and with --profile traces a few steps."""
         self.total = total
-        self.saved = checkpoint.load_state(self.out, model, optimizer, total, self.made_from)
-        # load_state has put the file back, but not from an older version's checkpoint, nor without one.
-        for name in ("metrics.jsonl", SAMPLES, SPEED):
-            drop_lines_after(self.out / name, self.saved)
+        keeps_log = self.writes
+        self.saved = checkpoint.load_state(self.out, model, optimizer, total, self.made_from, keeps_log)
+        if self.writes:
+            # load_state has put the file back, but not from an older version's checkpoint, nor without one.
+            for name in ("metrics.jsonl", SAMPLES, SPEED):
+                drop_lines_after(self.out / name, self.saved)
         model.checkpoint_activations = self.args.checkpoint_activations
         if self.args.compile:
             model.compile_trunk()
+        tracker = self.args.track if self.writes else None
         with (
-            profiled(self.args.profile, self.out, self.device) as profile_step,
+            profiled(self.args.profile and self.writes, self.out, self.device) as profile_step,
             Progress(self.stage, "step", total, done=self.saved) as self.progress,
-            tracking(self.args.track, self.out, plain(self.args), self.made_from, self.saved) as self.track,
+            tracking(tracker, self.out, plain(self.args), self.made_from, self.saved) as self.track,
         ):
             self.speed = Speed(model, self.device, self.stage)
             for step in range(self.saved, total):
@@ -214,11 +236,12 @@ class Run:
             if not math.isfinite(value):
                 hint = f"a lower --lr may help; {self.out} keeps its last checkpoint"
                 raise InputError(f"step {step + 1}: {name} is {value}; {hint}")
-        append_line(self.out / "metrics.jsonl", json.dumps(self.last_row))
         speed = self.speed.take_row()
-        if speed:
-            append_line(self.out / SPEED, json.dumps({"step": step + 1, **speed}))
-        self.track(step + 1, {**self.last_row, **speed})
+        if self.writes:
+            append_line(self.out / "metrics.jsonl", json.dumps(self.last_row))
+            if speed:
+                append_line(self.out / SPEED, json.dumps({"step": step + 1, **speed}))
+            self.track(step + 1, {**self.last_row, **speed})
         shown = [f"{name} {self.last_row[name]:.4g}" for name in show]
         self.progress.set_text(", ".join([*shown, *words(speed)]))
         self.speed.start()
@@ -228,7 +251,10 @@ class Run:
         done = step + 1
         if done - self.saved >= self.args.save_every and done < self.total:
             self.speed.stop()
-            checkpoint.save_state(self.out, model, optimizer, done, self.made_from)
+            if self.writes:
+                checkpoint.save_state(self.out, model, optimizer, done, self.made_from)
+            else:
+                help_to_save(model, optimizer)
             self.saved = done
             self.speed.start()
 
@@ -244,16 +270,20 @@ class Run:
 
     def finish(self, model):
         """Write model.safetensors and delete the checkpoint: the run is finished. Then --export-hf."""
-        (self.out / RECORD).unlink(missing_ok=True)  # of a model that was deleted to train it again
-        checkpoint.save_model(self.out, model, self.args.init if self.args.lora else None)
-        write_record(self.out)
-        checkpoint.drop_state(self.out)
+        if self.writes:
+            (self.out / RECORD).unlink(missing_ok=True)  # of a model that was deleted to train it again
+            checkpoint.save_model(self.out, model, self.args.init if self.args.lora else None)
+            write_record(self.out)
+            checkpoint.drop_state(self.out)
+        else:
+            help_to_save(model)
+        torchrun.rank_0_says("it is written")
         self.finished = True
         self.export()
 
     def export(self):
         """Write --export-hf, if given, as a Hugging Face folder. Then release the run's locks."""
-        if self.args.export_hf is not None:
+        if self.args.export_hf is not None and self.writes:
             self.write_export(self.args.export_hf)
         for lock in self.locks:
             lock.release()

@@ -29,6 +29,7 @@ from nanoroads.weights.hf import load_hf, plan
 from nanoroads.weights.hf_config import check_type, field_type, llama3_scaling
 from nanoroads.weights.lora import adapters, add_adapters, merge
 from nanoroads.weights.peft import save_peft
+from nanoroads.weights.sharded import gathered, is_sharded, sharded_as
 
 # ---------------------------------------------------------------- saving and resuming
 
@@ -72,7 +73,7 @@ def save_state(folder, model, optimizer, step, made_from=""):
     tensors = {f"model.{name}": tensor for name, tensor in finite_weights(folder, model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{name}.{key}"] = value.cpu().contiguous()
+            tensors[f"optimizer.{name}.{key}"] = gathered(value).cpu().contiguous()
     log = folder / "metrics.jsonl"
     lines = log.read_bytes() if log.exists() else b""
     # As a tensor: text beside the tensors may not be longer than 100 MB.
@@ -80,12 +81,13 @@ def save_state(folder, model, optimizer, step, made_from=""):
     write_safetensors(folder / "resume.safetensors", tensors, {"step": str(step), "made_from": made_from})
 
 
-def load_state(folder, model, optimizer, total=None, made_from=""):
+def load_state(folder, model, optimizer, total=None, made_from="", keeps_log=True):
     """Fill model and optimizer from resume.safetensors, and put metrics.jsonl back as it was then.
 
     total: steps of the whole run, if known. made_from: as for save_state, "" if it is not to be
-    compared. Returns the number of steps that are done, 0 where there is no such file. Raises
-    InputError that says what to do with one that is damaged, or of another run."""
+    compared. keeps_log: whether this process is the one that writes metrics.jsonl. Returns the number of
+    steps that are done, 0 where there is no such file. Raises InputError that says what to do with one
+    that is damaged, or of another run."""
     path = Path(folder) / "resume.safetensors"
     if not path.exists():
         return 0
@@ -103,8 +105,8 @@ def load_state(folder, model, optimizer, total=None, made_from=""):
         raise InputError(f"{error}; delete it, and --resume begins again from the first step") from None
     for name, parameter in model.named_parameters():
         if name in moments:
-            optimizer.state[parameter] = {key: x.to(parameter.device) for key, x in moments[name].items()}
-    if "metrics" in tensors:  # an older version did not keep them
+            optimizer.state[parameter] = {key: sharded_as(x, parameter) for key, x in moments[name].items()}
+    if keeps_log and "metrics" in tensors:  # an older version did not keep them
         write_text(Path(folder) / "metrics.jsonl", tensors["metrics"].numpy().tobytes().decode())
     return step
 
@@ -181,9 +183,9 @@ def load_policy(folder, device="cpu", compute_dtype=None, like=None, matrix_dtyp
     return model
 
 
-def load_reference(folder, device="cpu", compute_dtype=None, matrix_dtype=None):
-    """As load_policy, of a policy that is not trained."""
-    model = load_policy(folder, device, compute_dtype, matrix_dtype=matrix_dtype)
+def load_reference(folder, compute_dtype=None, matrix_dtype=None):
+    """As load_policy, of a policy that is not trained, on the CPU."""
+    model = load_policy(folder, compute_dtype=compute_dtype, matrix_dtype=matrix_dtype)
     return model.requires_grad_(False)
 
 
@@ -356,7 +358,12 @@ def run_model_config(shape, path):
 
 def fill(model, tensors, path, may_be_new=()):
     """Load {name: tensor} into the model; arguments and errors as those of `fitting`."""
-    model.load_state_dict(fitting(model, tensors, path, may_be_new), strict=False)
+    weights = fitting(model, tensors, path, may_be_new)
+    places = model.state_dict()
+    for name, tensor in weights.items():
+        if is_sharded(places[name]):
+            weights[name] = sharded_as(tensor, places[name])
+    model.load_state_dict(weights, strict=False)
 
 
 def fitting(model, tensors, path, may_be_new=()):

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from nanoroads.errors import InputError, nearest_first
 from nanoroads.weights.folder import check_regular, own_file, read_json_object
+from nanoroads.weights.sharded import gathered
 
 UMASK = os.umask(0)  # the only way to read it is to set it
 os.umask(UMASK)
@@ -136,7 +137,7 @@ def hash_tensors(digest, tensors):
     """Add {name: tensor} to a hash of hashlib's, one at a time on the CPU."""
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(gathered(tensor).detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def delete_half_written(folder):
@@ -251,7 +252,8 @@ def cpu_weights(model, without=()):
     tensors = model.state_dict()
     if model.config.tied and model.config.head == "lm":
         del tensors["lm_head.weight"]
-    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items() if name not in without}
+    kept = {name: tensor for name, tensor in tensors.items() if name not in without}
+    return {name: gathered(tensor).cpu().contiguous() for name, tensor in kept.items()}
 
 
 def all_finite(tensors):

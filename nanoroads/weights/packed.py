@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from nanoroads.attention import causal
 from nanoroads.model import GPT, norm_heads, rotary_table
 from nanoroads.weights.lora import LoRALinear, low_rank
+from nanoroads.weights.sharded import whole_model
 
 MIN_PARAMETERS = 2**20  # with fewer, packing takes longer than it saves
 
@@ -261,6 +262,7 @@ def decoding_twin(model, dtype, rows):
     """The model that decodes `rows` rows in `dtype`: a twin if that is faster, else the model itself.
 
     A twin shares all parameters but the matrices, of which it holds a copy; the model stays as it is."""
+    model = whole_model(model)
     if model.trunk_is_compiled:
         return model
     device = model.embedding.weight.device.type

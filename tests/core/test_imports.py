@@ -13,8 +13,14 @@ SCRIPTS = sorted([*ROOT.glob("*.py"), *(ROOT / "experiments").glob("*.py")])
 SCRIPT_NAMES = ["experiments", *(path.stem for path in SCRIPTS)]
 # They are not on every machine.
 OPTIONAL = {"datasets", "huggingface_hub", "pyarrow", "tokenizers", "transformers", "triton", "trl", "wandb"}
-# The first takes 0.3 s, and a CPU does without; the second needs a package that is not on every machine.
-SLOW = {"torch.nn.attention.flex_attention", "torch.utils.tensorboard"}
+# What takes time, or a package that is not on every machine, and is of use to some runs alone.
+SLOW = {
+    "torch.nn.attention.flex_attention",
+    "torch.utils.tensorboard",
+    "torch.distributed.device_mesh",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+}
 # The only methods that may import modules of ours, for the comfort of whoever has a GPT.
 LAZY_METHODS = {"from_pretrained", "save_pretrained"}
 

@@ -20,7 +20,7 @@ TOKENS = torch.arange(20).view(2, 10)
 def start(out, stage="sft", **changed):
     """A Run in the folder `out`, with these flags."""
     flags = {"out": out, "seed": 0, "device": "cpu", "dtype": "float32", "kernel": "auto", "compile": False}
-    flags |= {"resume": True, "inspect": False, "profile": False, "export_hf": None}
+    flags |= {"fsdp": False, "resume": True, "inspect": False, "profile": False, "export_hf": None}
     flags |= {"eval_every": 1, "log_every": 1, "save_every": 100, "track": None}
     flags |= {"lora": None, "checkpoint_activations": False}
     return Run(Namespace(**flags | changed), stage)
