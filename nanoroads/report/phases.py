@@ -1,11 +1,13 @@
 """The scheduler: commands that need each other's results, several at a time, resumed after a kill.
 
 OUT/phases.json and OUT/started.json are the ledger (ledger.py), OUT/logs/ holds what each command
-printed, and OUT/lock keeps two runs from writing to the same files.
+printed, and OUT/lock keeps two runs from writing to the same files. On Linux this project's own
+commands share their imports (run/warm.py).
 """
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -15,9 +17,10 @@ from tqdm import tqdm
 from nanoroads.errors import InputError
 from nanoroads.progress import Progress, last_step
 from nanoroads.report.ledger import Ledger, Phase
-from nanoroads.run.commands import as_typed, child_environment, command_line, how_it_failed
+from nanoroads.run.commands import as_typed, child_environment, command_line, how_it_failed, is_own
 from nanoroads.run.lock import Lock, acquire
 from nanoroads.run.signals import end, uninterrupted
+from nanoroads.run.warm import Child, Warm
 from nanoroads.weights.files import TEMPORARY, open_own, write_json
 
 POLL = 0.1  # seconds between two looks at the running commands
@@ -27,7 +30,7 @@ class Job(NamedTuple):
     """A phase whose command is running."""
 
     phase: Phase
-    child: subprocess.Popen
+    child: subprocess.Popen | Child
     begin: float  # time.monotonic() of its start
     log: TextIO  # what the command prints
 
@@ -66,6 +69,7 @@ def run_phases(phases: list[Phase], out: Path, jobs: int, lock: Lock | None = No
     running = []
     done = {}  # {name: entry in the ledger}
     progress = Progress("phases", "phase", total=len(phases))
+    starter = Starter(jobs)
     try:
         while waiting or ready or running:
             for phase in with_needs_done(waiting, names - done.keys()):
@@ -79,8 +83,9 @@ def run_phases(phases: list[Phase], out: Path, jobs: int, lock: Lock | None = No
             while ready and len(running) < jobs:
                 phase = ready.pop(0)
                 ledger.start(phase)
+                starter.prepare(phase)
                 with uninterrupted():  # or a signal could come before the child is in the list
-                    running.append(start(phase, out, jobs, lock))
+                    running.append(start(phase, out, starter, lock))
             progress.set_text(", ".join(how_far(job, out) for job in running))
             progress.advance(0)
             time.sleep(POLL if running else 0)
@@ -92,6 +97,7 @@ def run_phases(phases: list[Phase], out: Path, jobs: int, lock: Lock | None = No
                 progress.advance()
     finally:
         end([job.child for job in running])
+        starter.close()
         progress.close()
     return {short_name(name, out): entry["seconds"] for name, entry in done.items()}
 
@@ -150,21 +156,48 @@ def with_needs_done(waiting, not_done):
 # ---------------------------------------------------------------- start
 
 
-def start(phase, out, jobs, lock):
+class Starter:
+    """Starts commands, those of this project on Linux from a warm process, see run/warm.py."""
+
+    def __init__(self, jobs):
+        self.environment = child_environment()
+        # The jobs share the cores: more threads than cores would only get into each other's way.
+        self.environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+        self.warm = None
+        self.warm_is_of_use = sys.platform == "linux"
+
+    def prepare(self, phase):
+        """Start the warm process, if there is none and the phase's command has a use for it."""
+        if self.warm is None and self.warm_is_of_use and is_own(phase.command):
+            self.warm = Warm(self.environment)
+            if not self.warm.can_fork():
+                self.warm_is_of_use = False
+                self.warm.close()
+
+    def start(self, command, stdin, log):
+        """Start a command that prints into the open file `log`: a Popen, or a Child with its methods."""
+        words = command_line(command)
+        if self.warm is not None and self.warm_is_of_use and is_own(command):
+            return self.warm.start(words[1:], stdin, log)
+        return subprocess.Popen(
+            words, env=self.environment, stdin=stdin, stdout=log, stderr=subprocess.STDOUT
+        )
+
+    def close(self):
+        if self.warm is not None:
+            self.warm.close()
+
+
+def start(phase, out, starter, lock):
     """Start the command of a phase, say so, and return its Job."""
     tqdm.write(as_typed(phase.command))
     command = list(phase.command)
     if phase.resumes:
         command.append("--resume")
-    # The jobs share the cores: more threads than cores would only get into each other's way.
-    environment = child_environment()
-    environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     log = open_own(out / "logs" / (short_name(phase.name, out).replace("/", "-") + ".txt"), "w")
     # Children hold this lock as their stdin. If we are killed they keep it, and the next run waits
     # for them: what they are writing is not touched before they end.
-    child = subprocess.Popen(
-        command_line(command), env=environment, stdin=lock.file, stdout=log, stderr=subprocess.STDOUT
-    )
+    child = starter.start(command, lock.file, log)
     return Job(phase, child, time.monotonic(), log)
 
 

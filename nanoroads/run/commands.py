@@ -25,6 +25,13 @@ def command_line(command):
     return [sys.executable, script, *flags]
 
 
+def is_own(command):
+    """Whether a command is one of this project's."""
+    if command[0] == "-m":
+        return command[1].startswith("nanoroads.")
+    return (ROOT / command[0]).is_relative_to(ROOT)
+
+
 def child_environment():
     """The environment of a child process that finds this checkout, installed or not, and is no rank."""
     environment = dict(os.environ)

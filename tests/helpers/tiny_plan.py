@@ -124,9 +124,9 @@ def start_plan(folder, log, jobs=2):
     return Process(run_phases, tiny_plan(folder), folder, jobs, log=log)
 
 
-def wait_for(condition):
+def wait_for(condition, seconds=20):
     """Until the condition holds."""
-    end = time.time() + 20
+    end = time.time() + seconds
     while not condition():
         assert time.time() < end
         time.sleep(0.01)

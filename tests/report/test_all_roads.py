@@ -12,7 +12,7 @@ import all_roads
 from nanoroads.errors import InputError
 from nanoroads.model import GPT, GPTConfig
 from nanoroads.report import measures, on_map, phases, write
-from nanoroads.report.phases import Phase, by_critical_path, lock_folder, run_phases, start
+from nanoroads.report.phases import Phase, Starter, by_critical_path, lock_folder, run_phases, start
 from nanoroads.run import lock
 from nanoroads.text import tokenizer
 from nanoroads.world import optimum, roadmap
@@ -190,7 +190,7 @@ def test_a_child_keeps_the_lock_when_its_parent_is_gone(tmp_path, monkeypatch, c
     (tmp_path / "logs").mkdir()
     (tmp_path / "wait.py").write_text("import time\ntime.sleep(0.5)\n")
     ours = lock_folder(tmp_path)
-    job = start(Phase("a", [], ["-m", "wait", "--out", str(tmp_path / "a")]), tmp_path, 1, ours)
+    job = start(Phase("a", [], ["-m", "wait", "--out", str(tmp_path / "a")]), tmp_path, Starter(1), ours)
     ours.release.detach()
     ours.file.close()  # as when the parent is killed: the file of the lock stays
     lock.held.clear()
