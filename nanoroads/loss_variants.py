@@ -25,8 +25,11 @@ def of_pairs(
     beta: float,
     nll_weight: float,
     odds_weight: float,
+    **means: Tensor,
 ) -> Tensor:
-    """The loss (P,) called `name`, one of PAIR_LOSSES. logp, ref_logp, lengths (P, 2), chosen first."""
+    """The loss (P,) called `name`, one of PAIR_LOSSES. logp, ref_logp, lengths (P, 2), chosen first.
+
+    means: kto's chosen_mean and rejected_mean, where these P are not all pairs of the step."""
     chosen, rejected = logp.unbind(1)  # (P,) each: log pi(y|x), a sum over the response's tokens
     ref_chosen, ref_rejected = ref_logp.unbind(1)
     chosen_length, rejected_length = lengths.unbind(1)
@@ -37,7 +40,7 @@ def of_pairs(
     if name == "apo-down":
         return apo_down(chosen, rejected, ref_chosen, ref_rejected, beta)
     if name == "kto":
-        return kto(chosen, rejected, ref_chosen, ref_rejected, beta)
+        return kto(chosen, rejected, ref_chosen, ref_rejected, beta, **means)
     if name == "rpo":
         return rpo(chosen, rejected, ref_chosen, ref_rejected, chosen_length, beta, nll_weight)
     return dpo_norm(chosen, rejected, ref_chosen, ref_rejected, chosen_length, rejected_length, beta)
@@ -132,6 +135,8 @@ def kto(
     ref_rejected_logp: Tensor,
     beta: float,
     kl: Tensor | None = None,
+    chosen_mean: Tensor | None = None,
+    rejected_mean: Tensor | None = None,
 ) -> Tensor:
     """KTO, with y+ as a desirable example and y- as an undesirable one, (P,) each -> (P,):
 
@@ -142,16 +147,19 @@ def kto(
 
     kl None: z+ = max(0, mean of h-) and z- = max(0, mean of h+) over the given pairs, each half measured
     on the other one, as in the paper's first report (and TRL's "kto_pair", until it was dropped). Give it
-    the pairs of a whole step. It costs nothing; where both means are negative, z is 0 and KTO is
-    APO-zero, halved.
+    the pairs of a whole step, or the means () of h+ and h- over them. It costs nothing; where both means
+    are negative, z is 0 and KTO is APO-zero, halved.
 
     kl (): z+ = z- = kl, for a caller who has the estimate of the paper and of TRL: max(0, mean h) of
     responses to other prompts of the batch, (x_i, y_(i-1)), which takes a second forward pass."""
     chosen_log_ratio = chosen_logp - ref_chosen_logp  # h+
     rejected_log_ratio = rejected_logp - ref_rejected_logp  # h-
+    if chosen_mean is None:
+        chosen_mean = chosen_log_ratio.detach().mean()
+        rejected_mean = rejected_log_ratio.detach().mean()
     if kl is None:
-        chosen_kl = rejected_log_ratio.detach().mean().clamp(min=0)  # z+
-        rejected_kl = chosen_log_ratio.detach().mean().clamp(min=0)  # z-
+        chosen_kl = rejected_mean.clamp(min=0)  # z+
+        rejected_kl = chosen_mean.clamp(min=0)  # z-
     else:
         chosen_kl = rejected_kl = kl.detach()
     chosen_loss = 1 - torch.sigmoid(beta * (chosen_log_ratio - chosen_kl))

@@ -50,21 +50,32 @@ def sample_responses(args, policy, batch_rows, max_new_tokens, eos, seed):
 def score_responses(args, reference, judge, batch_rows, responses, logps):
     """Score what was drawn for each prompt of batch_rows (data Rows) -> one Rollout per micro-batch."""
     device = reference.embedding.weight.device
-    all_lengths = [len(response) for group in responses for response in group]
-    step_length = sum(all_lengths) / len(all_lengths)
+    step_length = mean_length(responses)
     rollouts = []
     for chunk in matched(chunks(range(len(batch_rows)), args.micro_batch_size), reference):
         prompts = [batch_rows.prompts[i] for i in chunk]
         groups = [responses[i] for i in chunk]
         batch = pack(prompts, groups, device=device)
         ref = reference(batch, args.temperature)  # at the temperature of the samples
-        prompt_texts = [batch_rows.texts[i] for i in chunk for _ in range(args.samples)]  # S strings
-        response_tokens = [response for group in groups for response in group]  # S token lists
+        prompt_texts = []  # S strings
+        response_tokens = []  # S token lists
+        token_logps = []  # R numbers
+        for i in chunk:
+            prompt_texts += args.samples * [batch_rows.texts[i]]
+            response_tokens += responses[i]
+            token_logps += chain.from_iterable(logps[i])
         reward = judge(batch, ref, prompt_texts, response_tokens)
-        response_logps = [response_logp for i in chunk for response_logp in logps[i]]  # S lists
-        drawn_logp = torch.tensor(list(chain.from_iterable(response_logps)))  # (R,)
+        drawn_logp = torch.tensor(token_logps)  # (R,)
         rollouts.append(Rollout(batch, upload(drawn_logp, device), ref, reward, step_length))
     return rollouts
+
+
+def mean_length(responses):
+    """The mean length of a step's responses, in tokens, those of all ranks."""
+    lengths = []
+    for group in responses:
+        lengths += map(len, group)
+    return float(all_means({"length": sum(lengths)}, {"length": len(lengths)})["length"])
 
 
 def true_reward(task, batch_rows, responses, encoding):

@@ -1,9 +1,13 @@
-"""How fast a run trains: tokens and pairs or samples a second, peak memory and, on CUDA, the MFU."""
+"""How fast a run trains: tokens and pairs or samples a second, peak memory and, on CUDA, the MFU.
+
+With torchrun the former are of all processes, memory and MFU of the first."""
 
 import sys
 import time
 
 import torch
+
+from nanoroads.run.distributed import all_ranks
 
 try:
     import resource
@@ -56,15 +60,16 @@ class Speed:
         groups, seconds = self.group_lengths, self.seconds
         self.group_lengths = []
         self.seconds = 0.0
-        if not groups:
-            return {}
         tokens = sum(sum(lengths) for lengths in groups)
         responses = sum(len(lengths) - 1 for lengths in groups)
         trained = len(groups) if self.unit == "pairs" else responses
+        totals = all_ranks({"tokens": tokens, "trained": trained})  # each rank has a share
+        if totals["tokens"] == 0:
+            return {}
         row = {
             "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            f"{self.unit}_per_second": trained / seconds,
+            "tokens_per_second": totals["tokens"] / seconds,
+            f"{self.unit}_per_second": totals["trained"] / seconds,
         }
         peak = peak_mib(self.device)
         if peak is not None:
