@@ -1,15 +1,17 @@
 """Both roads on a pretrained language model: one-line summaries, and two settings without a gap.
 
-    python experiments/summarize.py --model FOLDER --data FILE --reduced    28 minutes on two cores
-    python experiments/summarize.py --model FOLDER --data FILE              for a GPU, not measured
+    python experiments/summarize.py --model FOLDER --data FILE --reduced --jobs 2    two CPU cores
+    python experiments/summarize.py --model FOLDER --data FILE                       a GPU
 
 FOLDER: a Hugging Face model. FILE: rows {"document", "summary"}, as .jsonl, .jsonl.gz or .parquet.
 
 What runs in each setting
     1. SFT on the summaries.
-    2. Pairs of the SFT policy's own samples, labelled by Bradley-Terry on the setting's reward r.
+    2. Four samples of the SFT policy for each document. The two whose rewards differ most are a pair,
+       labelled by Bradley-Terry on the setting's reward r.
     3. DPO on the pairs; a global reward model and RLOO on them, with a KL term as strong as DPO's.
-    4. Held-out documents: reward, win rate against SFT, KL(policy || SFT), with standard errors.
+    4. Held-out documents: reward, win rate against SFT and of RLHF against DPO, KL(policy || SFT),
+       with standard errors.
 
 Rewards of a summary y of the document x
     one-line    r(x, y) = 10 c min(1, m/n). c: the share of the document's K = 5 salient words that
@@ -34,6 +36,7 @@ import resource
 import statistics
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,8 +49,8 @@ from nanoroads.losses import kl_k1
 from nanoroads.progress import tracked
 from nanoroads.report.ledger import Ledger, Phase
 from nanoroads.report.phases import claim_folder, run_phases, short_name
-from nanoroads.report.summaries import summaries_report, with_error
-from nanoroads.run.flags import SEED, Parser, run_script
+from nanoroads.report.summaries import comparison, rewards_of, summaries_report, win_rates
+from nanoroads.run.flags import SEED, Parser, positive, run_script
 from nanoroads.run.folder import read_metrics
 from nanoroads.run.made_from import make_or_keep, policy_hash, read_state, write_made
 from nanoroads.run.optim import chunks
@@ -71,6 +74,7 @@ class Size:
 
     sft: int  # documents for SFT
     pairs: int  # documents for pairs
+    draws: int  # samples of such a document, of which two become a pair
     test: int  # held-out documents
     words: int  # in the longest document
     tokens: int  # in the longest response
@@ -78,7 +82,8 @@ class Size:
     micro: int  # prompts per forward pass
     samples: int  # per prompt, in RL
     sft_lr: float
-    lr: float  # of DPO and RL
+    lr: float  # of DPO
+    rl_lr: float  # of RL
     rm_lr: float  # of the reward model
     kl: float  # strength of the KL term: DPO's beta, RL's --kl
     epochs: int  # of SFT, DPO and the reward model
@@ -87,14 +92,14 @@ class Size:
 
 
 FULL = Size(
-    sft=6000, pairs=6000, test=400, words=250, tokens=48,
+    sft=6000, pairs=6000, draws=4, test=400, words=250, tokens=48,
     batch=64, micro=16, samples=8,
-    sft_lr=1e-5, lr=1e-6, rm_lr=5e-6, kl=0.1, epochs=1, steps=150, dtype="auto",
+    sft_lr=1e-5, lr=1e-6, rl_lr=1e-6, rm_lr=5e-6, kl=0.1, epochs=1, steps=150, dtype="auto",
 )  # fmt: skip
 REDUCED = Size(
-    sft=320, pairs=448, test=80, words=36, tokens=16,
+    sft=400, pairs=900, draws=4, test=360, words=40, tokens=16,
     batch=8, micro=8, samples=4,
-    sft_lr=1e-4, lr=2e-5, rm_lr=5e-5, kl=0.1, epochs=1, steps=24, dtype="bfloat16",
+    sft_lr=1e-4, lr=5e-5, rl_lr=5e-5, rm_lr=1e-4, kl=0.1, epochs=1, steps=36, dtype="bfloat16",
 )  # fmt: skip
 TINY = replace(REDUCED, sft=80, pairs=24, test=8, batch=4, steps=5, sft_lr=3e-4)
 
@@ -111,6 +116,12 @@ def flags(argv):
     dtype = "of activations (default: bfloat16 with --reduced or --tiny, else on a GPU only)"
     add("--dtype", choices=["float32", "bfloat16"], help=dtype)
     add("--reduced", action="store_true", help="sizes for a 135M model on two CPU cores")
+    add(
+        "--jobs",
+        type=positive(int),
+        default=1,
+        help="commands at a time; a CPU with two cores runs 2 (default: 1)",
+    )
     add("--tiny", action="store_true", help="five steps of everything: does it run here?")
     args = parser.parse_args(argv)
 
@@ -125,37 +136,44 @@ def flags(argv):
 
 
 def main(argv=None):
-    """Run the settings. OUT/results.json and OUT/report.md hold what is known after each one."""
+    """Run the settings. OUT/results.json and OUT/report.md hold what is known after each one is measured.
+
+    What is there already is not made again, unless it was made from something that has changed since."""
     args, size = flags(argv)
     documents = read_documents(args.data, size, args.seed)
     lock = claim_folder(args.out)  # held to the end
     check_settings(args, size, documents)
+    rewards = {setting: reward_function(setting, documents.all) for setting in args.settings}
+
+    # Train both roads in all settings, as commands that a user would type.
+    phases = sft_phases(args, size, documents)
+    run_phases(phases, args.out, args.jobs, lock)
+    seconds = {}
+    for setting, reward in rewards.items():
+        seconds.update(make_pairs(args, size, setting, documents, reward))
+        phases += road_phases(args, size, setting)
+    seconds.update(run_phases(phases, args.out, args.jobs, lock))  # SFT again, only for its seconds
+
+    # Measure them, and write down what is known so far.
     results = {"seed": args.seed, "size": asdict(size)}
     results.update(total_seconds=0.0, peak_gib=0.0, seconds={}, settings={})
     made_from = {}
-
-    for setting in args.settings:
-        # Train both roads, as commands that a user would type, and measure them. What is there
-        # already is not made again, unless it was made from something that has changed since.
-        reward = reward_function(setting, documents.all)
-        folders, seconds = train(args, size, setting, documents, reward, lock)
+    for setting, reward in rewards.items():
+        folders = policy_folders(args, setting)
         path = args.out / setting / "measures.json"
         runs = Ledger(args.out).hashes([str(folder) for folder in folders.values()])
         made_from[str(path)] = runs
         measure_setting = partial(measures_file, args, size, folders, documents.test, reward)
         seconds[f"{setting}/measures"] = make_or_keep(path, runs, measure_setting)
         measures = read_json_object(path)
-
-        # Write down what is known so far.
         results["peak_gib"] = max(results["peak_gib"], measures.pop("peak_gib"))
         results["settings"][setting] = measures
-        results["seconds"].update(seconds)
-        results["total_seconds"] = round(sum(results["seconds"].values()), 1)
+        results["seconds"] = seconds
+        results["total_seconds"] = round(sum(seconds.values()), 1)
         report = summaries_report(results, args.model.name, documents.test[0]).encode()
         files = {"results.json": json_bytes(results), "report.md": report}
         write_made(args.out / "results.json", files, made_from, results["total_seconds"])
-        gap = with_error(measures["rlhf_minus_dpo"])
-        print(f"{setting}: RLHF - DPO {gap} ({results['total_seconds']:.0f} s so far)", flush=True)
+        print(f"{setting}: {comparison(measures['rlhf_against_dpo'])}", flush=True)
     print(f"{args.out}/report.md")
 
 
@@ -189,41 +207,63 @@ def peak_gib():
 # ---------------------------------------------------------------- the stages
 
 
-def train(args, size, setting, documents, reward, lock):
-    """Run the stages of one setting. Returns ({policy: folder}, {what was made: seconds})."""
+def sft_folder(args, setting):
+    """Where the SFT policy of a setting lies, which one-line and hidden share."""
+    return args.out / ("two-word" if setting == "two-word" else "one-line") / "sft"
+
+
+def policy_folders(args, setting):
+    """{policy: folder} of a setting."""
     folder = args.out / setting
-    sft = args.out / ("two-word" if setting == "two-word" else "one-line") / "sft"
+    return {"sft": sft_folder(args, setting), "dpo": folder / "dpo", "rlhf": folder / "rlhf"}
 
-    # 1. The SFT policy, which one-line and hidden share.
-    demos = sft.with_name("demos.jsonl")
-    make_or_keep(demos, {"setting": sft.parent.name}, partial(demos_file, setting, documents.sft))
-    init = ["--init", args.model, "--data", demos, "--lr", size.sft_lr, "--epochs", size.epochs]
-    phases = [phase(args, size, sft, ["train_sft.py", *init], needs=[demos])]
-    run_phases(phases, args.out, 1, lock)
 
-    # 2. Pairs of its samples.
+def sft_phases(args, size, documents):
+    """SFT on the summaries, and on their first two words, where a setting needs it: a list of phases."""
+    phases = []
+    for sft in dict.fromkeys(sft_folder(args, setting) for setting in args.settings):
+        demos = sft.with_name("demos.jsonl")
+        kind = sft.parent.name
+        make_or_keep(demos, {"setting": kind}, partial(demos_file, kind, documents.sft))
+        init = ["--init", args.model, "--data", demos, "--lr", size.sft_lr, "--epochs", size.epochs]
+        phases.append(phase(args, size, sft, ["train_sft.py", *init], needs=[demos]))
+    return phases
+
+
+def pairs_of(args, setting):
+    """The files of a setting's pairs: to train on, and held out."""
+    return args.out / setting / "pairs.jsonl", args.out / setting / "test.jsonl"
+
+
+def make_pairs(args, size, setting, documents, reward):
+    """Make the pairs of SFT's samples. Returns {what was made: seconds}."""
+    sft = sft_folder(args, setting)
     seconds = {}
-    train_pairs = folder / "pairs.jsonl"
-    test_pairs = folder / "test.jsonl"
-    for path, rows in ((train_pairs, documents.pairs), (test_pairs, documents.test)):
+    for path, rows in zip(pairs_of(args, setting), (documents.pairs, documents.test), strict=True):
         samples = sft.with_name(f"samples_{path.stem}.json")
         drawn_from = {"policy": policy_hash(sft)}
         make_samples = partial(samples_file, args, size, sft, rows, samples.name)
         seconds[short_name(str(samples), args.out)] = make_or_keep(samples, drawn_from, make_samples)
         labelled_from = {"samples": of_file(samples)}
-        make_pairs = partial(pairs_file, args, size, sft, rows, reward, samples, path.name)
-        seconds[short_name(str(path), args.out)] = make_or_keep(path, labelled_from, make_pairs)
+        label = partial(pairs_file, args, size, sft, rows, reward, samples, path.name)
+        seconds[short_name(str(path), args.out)] = make_or_keep(path, labelled_from, label)
+    return seconds
 
-    # 3. Both roads, from the same pairs and at the same strength of the KL term.
-    road = ["--init", sft, "--data", train_pairs, "--eval-data", test_pairs, "--lr", size.lr]
-    dpo = ["--beta", size.kl, "--epochs", size.epochs]
-    rl = ["--kl", size.kl, "--samples", size.samples, "--steps", size.steps, "--max-new-tokens", size.tokens]
+
+def road_phases(args, size, setting):
+    """Both roads, from the same pairs and at the same strength of the KL term: a list of phases."""
+    folders = policy_folders(args, setting)
+    train_pairs, test_pairs = pairs_of(args, setting)
+    road = ["--init", folders["sft"], "--data", train_pairs, "--eval-data", test_pairs]
+    dpo = ["--lr", size.lr, "--beta", size.kl, "--epochs", size.epochs]
+    rl = ["--lr", size.rl_lr, "--kl", size.kl, "--samples", size.samples, "--steps", size.steps]
+    rl += ["--max-new-tokens", size.tokens]
     stage_1 = ["--reward-lr", size.rm_lr, "--reward-epochs", size.epochs, "--reward-batch-size", size.batch]
-    needs = [sft, train_pairs, test_pairs]
-    phases.append(phase(args, size, folder / "dpo", ["train_dpo.py", *road, *dpo], needs))
-    phases.append(phase(args, size, folder / "rlhf", ["train_rlhf.py", *road, *rl, *stage_1], needs))
-    seconds.update(run_phases(phases, args.out, 1, lock))  # SFT again, only for its seconds
-    return {"sft": sft, "dpo": folder / "dpo", "rlhf": folder / "rlhf"}, seconds
+    needs = [folders["sft"], train_pairs, test_pairs]
+    return [
+        phase(args, size, folders["rlhf"], ["train_rlhf.py", *road, *rl, *stage_1], needs),
+        phase(args, size, folders["dpo"], ["train_dpo.py", *road, *dpo], needs),
+    ]
 
 
 def phase(args, size, out, command, needs):
@@ -272,30 +312,35 @@ def sample(args, size, policy, rows, k, temperature=1.0, seed=0):
 
 
 def samples_file(args, size, sft, rows, name):
-    """Two texts for each row, or none where one of them is empty or did not end within size.tokens.
-    They lie beside the SFT policy: one-line and hidden label the same samples."""
+    """The texts of size.draws samples for each row, less those that are empty or did not end within
+    size.tokens. They lie beside the SFT policy: one-line and hidden label the same samples."""
     stop = tokenizer.stop_ids(tokenizer.get(str(args.model)))
     seed = randomness.stream_key("pair samples", name, args.seed)
-    samples = sample(args, size, load(size, sft), rows, 2, seed=seed)
+    samples = sample(args, size, load(size, sft), rows, size.draws, seed=seed)
     drawn = []
     for group, texts in zip(samples.responses, samples.texts, strict=True):
-        # more than the EOS alone
-        both_end = all(len(response) > 1 and response[-1] in stop for response in group)
-        drawn.append(texts if both_end else [])
+        whole = []
+        for response, text in zip(group, texts, strict=True):
+            if len(response) > 1 and response[-1] in stop:  # more than the EOS alone
+                whole.append(text)
+        drawn.append(whole)
     return {name: json_bytes(drawn)}
 
 
 def pairs_file(args, size, sft, rows, reward, samples, name):
-    """Pairs of samples, where both end and they differ, labelled by Bradley-Terry on the reward.
+    """A pair for each row that has two different samples, labelled by Bradley-Terry on the reward.
 
-    samples: a file of `samples_file`."""
+    Of a row's samples it takes the two whose rewards differ most: a label says more of them. samples:
+    a file of `samples_file`."""
     rng = randomness.generator("labels", args.seed, Path(name).stem)
     pairs = []
     for row, texts in zip(rows, json.loads(samples.read_text()), strict=True):
-        if len(set(texts)) < 2:
+        rewards = {text: reward(row, text) for text in texts}
+        if len(rewards) < 2:
             continue
-        first, second = texts
-        first_wins = torch.sigmoid(torch.tensor(reward(row, first) - reward(row, second)))
+        two = combinations(rewards, 2)
+        first, second = max(two, key=lambda pair: abs(rewards[pair[0]] - rewards[pair[1]]))
+        first_wins = torch.sigmoid(torch.tensor(rewards[first] - rewards[second]))
         pair = {"prompt": PROMPT.format(**row), "chosen": first, "rejected": second}
         if rng.random() >= first_wins:
             pair.update(chosen=second, rejected=first)
@@ -316,27 +361,24 @@ def measures_file(args, size, folders, rows, reward):
 
 
 def measure(args, size, folders, rows, reward):
-    """Each policy on held-out documents, four samples of each at temperature 1 and the greedy one,
+    """Each policy on held-out documents, two samples of each at temperature 1 and the greedy one,
     and the reward model on held-out pairs, as results.json has it. folders: {policy: folder}."""
     sft = load(size, folders["sft"])
     policies = {}
-    rewards = {}  # {policy: (N, 4) fp64}
+    rewards = {}  # {policy: (N, 2) fp64}
     for name, folder in folders.items():  # sft first: the others are compared with its rewards
         policy = load(size, folder)
-        samples = sample(args, size, policy, rows, 4, seed=randomness.stream_key("measures"))
+        samples = sample(args, size, policy, rows, 2, seed=randomness.stream_key("measures"))
         greedy = [texts[0] for texts in sample(args, size, policy, rows, 1, temperature=0).texts]
-        logp = sequence_logps(policy, samples.prompts, samples.responses, size.micro)  # (N, 4)
-        ref_logp = sequence_logps(sft, samples.prompts, samples.responses, size.micro)  # (N, 4)
+        logp = sequence_logps(policy, samples.prompts, samples.responses, size.micro)  # (N, 2)
+        ref_logp = sequence_logps(sft, samples.prompts, samples.responses, size.micro)  # (N, 2)
         rewards[name] = rewards_of(samples.texts, rows, reward)
         greedy_rewards = [reward(row, text) for row, text in zip(rows, greedy, strict=True)]
-        # (N, 4, 4): each sample against each of SFT's
-        margin = rewards[name][:, :, None] - rewards["sft"][:, None, :]
-        wins = 0.5 + 0.5 * margin.sign()  # a tie is half a win
         mean_words = [statistics.mean(len(words(text)) for text in texts) for texts in samples.texts]
         policies[name] = {
             "reward": mean_se(rewards[name].mean(1)),
             "greedy_reward": mean_se(greedy_rewards),
-            "win_rate": mean_se(wins.mean((1, 2))),
+            "win_rate": mean_se(win_rates(rewards[name], rewards["sft"])),
             "kl_to_ref": mean_se(kl_k1(logp, ref_logp).mean(1)),
             "words": mean_se(mean_words),
             "example": greedy[0],
@@ -348,20 +390,11 @@ def measure(args, size, folders, rows, reward):
         "policies": policies,
         # Document by document, which removes what the two policies' rewards share.
         "rlhf_minus_dpo": mean_se(rewards["rlhf"].mean(1) - rewards["dpo"].mean(1)),
+        "rlhf_against_dpo": mean_se(win_rates(rewards["rlhf"], rewards["dpo"])),
         # Not the reference policy: the documents' own summaries.
         "reference": mean_se([reward(row, row["summary"]) for row in rows]),
         "reward_model": {"nll": last["eval_loss"], "accuracy": last["eval_accuracy"], "pairs": pair_count},
     }
-
-
-def rewards_of(texts, rows, reward):
-    """Rewards of k texts for each of N rows, (N, k) fp64.
-
-    They are rounded to fp32 on the way, so that rewards that differ only by rounding errors tie."""
-    values = []
-    for row, group in zip(rows, texts, strict=True):
-        values.append([reward(row, text) for text in group])
-    return torch.tensor(values, dtype=torch.float32).double()
 
 
 if __name__ == "__main__":

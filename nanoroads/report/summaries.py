@@ -1,4 +1,6 @@
-"""results.json of experiments/summarize.py -> its report.md."""
+"""Rewards of experiments/summarize.py -> win rates; its results.json -> its report.md."""
+
+import torch
 
 from nanoroads.report.write import table
 
@@ -9,6 +11,25 @@ COLUMNS = {
     "kl_to_ref": "KL to SFT",
     "words": "words",
 }
+
+
+def win_rates(one, other):
+    """Rewards (N, k) of two policies -> (N,): the share of pairs of samples in which `one` has more.
+
+    A tie is half a win."""
+    margin = one[:, :, None] - other[:, None, :]  # (N, k, k): each sample against each
+    wins = 0.5 + 0.5 * margin.sign()
+    return wins.mean((1, 2))
+
+
+def rewards_of(texts, rows, reward):
+    """Rewards of k texts for each of N rows, (N, k) fp64.
+
+    They are rounded to fp32 on the way, so that rewards that differ only by rounding errors tie."""
+    values = []
+    for row, group in zip(rows, texts, strict=True):
+        values.append([reward(row, text) for text in group])
+    return torch.tensor(values, dtype=torch.float32).double()
 
 
 def with_error(value: dict) -> str:
@@ -27,7 +48,7 @@ def summaries_report(results: dict, model: str, example: dict) -> str:
         lines += setting_section(setting, measures, example)
 
     total, peak = results["total_seconds"], results["peak_gib"]
-    lines.append(f"\n## Seconds\n\n{total:.0f} in all; at most {peak} GiB in a process.\n")
+    lines.append(f"\n## Seconds\n\n{total:.0f} in all phases together; at most {peak} GiB in a process.\n")
     rows = [[name, str(seconds)] for name, seconds in results["seconds"].items()]
     lines.append(table(["phase", "seconds"], rows))
     return "\n".join(lines) + "\n"
@@ -44,11 +65,13 @@ def setting_section(setting, measures, example):
     gap = with_error(measures["rlhf_minus_dpo"])
     lines.append(f"The documents' own summaries: {reference}. RLHF - DPO, document by document: {gap}.")
     reward_model = measures["reward_model"]
+    accuracy = reward_model["accuracy"]
+    accuracy_se = (accuracy * (1 - accuracy) / reward_model["pairs"]) ** 0.5
     lines.append(
         f"Reward model: {reward_model['nll']:.3f} nats per pair, "
-        f"accuracy {reward_model['accuracy']:.2f}, {reward_model['pairs']} held-out pairs.\n"
+        f"accuracy {accuracy:.3f} ± {accuracy_se:.3f}, {reward_model['pairs']} held-out pairs.\n"
     )
-    lines.append(f"The paper: {claim(setting)}. Here: {finding(measures['rlhf_minus_dpo'])}.\n")
+    lines.append(f"The paper: {claim(setting)}. Here: {comparison(measures['rlhf_against_dpo'])}.\n")
 
     document = " ".join(example["document"].split())
     lines += [f"> {document}\n", f"- its own: {example['summary']}"]
@@ -64,10 +87,17 @@ def claim(setting):
     return "there is no gap"
 
 
-def finding(gap):
-    """What a difference of rewards, RLHF - DPO as {"mean", "se"}, says."""
-    if abs(gap["mean"]) <= 2 * gap["se"]:
-        return "there is no gap beyond two standard errors"
-    if gap["mean"] > 0:
+def comparison(wins):
+    """RLHF's win rate against DPO, {"mean", "se"}, and what it says."""
+    lead = {"mean": wins["mean"] - 0.5, "se": wins["se"]}
+    return f"{finding(lead)}; RLHF wins {with_error(wins)} against DPO"
+
+
+def finding(lead):
+    """What a lead of RLHF over DPO, {"mean", "se"}, says."""
+    if abs(lead["mean"]) <= 2 * lead["se"]:
+        bound = abs(lead["mean"]) + 2 * lead["se"]
+        return f"there is no gap beyond two standard errors, nor one above {bound:.3f}"
+    if lead["mean"] > 0:
         return "RLHF is ahead"
     return "DPO is ahead"

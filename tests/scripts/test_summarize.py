@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.runs import write_jsonl
 
 from experiments import summarize
@@ -165,6 +166,44 @@ def test_new_samples_have_their_pairs_labelled_again(tmp_path, monkeypatch):
         label()
 
 
+def test_a_pair_is_of_the_two_samples_whose_rewards_differ_most(tmp_path):
+    """And almost always the better one is chosen, where they are 8 nats apart."""
+    samples = tmp_path / "samples.json"
+    texts = ["pango", "nothing", "pango text", "pango lays text cairo", "nothing"]
+    rows = ROWS[:1] * 20
+    samples.write_text(json.dumps([texts] * 20))
+    args, size = summarize.flags(["--model", "m", "--data", "d", "--tiny"])
+    reward = {"pango": 2.0, "nothing": 0.0, "pango text": 4.0, "pango lays text cairo": 8.0}
+
+    def reward_of(row, text):
+        return reward[text]
+
+    files = summarize.pairs_file(args, size, tmp_path, rows, reward_of, samples, "pairs.jsonl")
+    pairs = [json.loads(line) for line in files["pairs.jsonl"].splitlines()]
+    assert len(pairs) == 20
+    for pair in pairs:
+        assert {pair["chosen"], pair["rejected"]} == {"nothing", "pango lays text cairo"}
+    assert sum(pair["chosen"] == "pango lays text cairo" for pair in pairs) >= 19
+
+
+def test_of_a_documents_samples_those_that_are_empty_or_do_not_end_are_left_out(monkeypatch, tmp_path):
+    drawn = summarize.Samples([[1]], [[[5, 0], [5, 6], [0], [7, 8, 0]]], [["five", "five six", "", "78"]])
+    monkeypatch.setattr(summarize, "sample", lambda *args, **kwargs: drawn)
+    monkeypatch.setattr(summarize, "load", lambda *args: None)
+    monkeypatch.setattr(summarize.tokenizer, "get", lambda name: None)
+    monkeypatch.setattr(summarize.tokenizer, "stop_ids", lambda encoding: (0,))
+    args, size = summarize.flags(["--model", "m", "--data", "d", "--tiny"])
+    files = summarize.samples_file(args, size, tmp_path, ROWS[:1], "samples.json")
+    assert json.loads(files["samples.json"]) == [["five", "78"]]
+
+
+def test_a_win_rate_compares_each_sample_with_each():
+    one = torch.tensor([[1.0, 3.0], [0.0, 0.0]])
+    other = torch.tensor([[2.0, 3.0], [0.0, 5.0]])
+    # 1 < 2, 1 < 3, 3 > 2, 3 = 3; 0 = 0, 0 < 5, twice
+    assert summaries.win_rates(one, other).tolist() == [1.5 / 4, 1 / 4]
+
+
 def line_after(text, start):
     return next(line.removeprefix(start) for line in text.splitlines() if line.startswith(start))
 
@@ -174,3 +213,7 @@ def test_what_the_report_says_of_a_difference():
     assert summaries.finding({"mean": -0.3, "se": 0.1}) == "DPO is ahead"
     assert "no gap" in summaries.finding({"mean": -0.1, "se": 0.1})
     assert "no gap" in summaries.finding({"mean": 0.0, "se": 0.0})
+    assert "nor one above 0.070" in summaries.finding({"mean": -0.03, "se": 0.02})
+    said = summaries.comparison({"mean": 0.6, "se": 0.02})
+    assert said == "RLHF is ahead; RLHF wins 0.600 ± 0.020 against DPO"
+    assert summaries.comparison({"mean": 0.4, "se": 0.02}).startswith("DPO is ahead")
