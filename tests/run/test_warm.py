@@ -43,11 +43,11 @@ print(json.dumps(facts))
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """Three threads, whatever a sitecustomize.py of this machine says."""
+    """One thread, which is not what torch would have on most machines, whatever a sitecustomize.py says."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "sitecustomize.py").write_text("")
     path = os.pathsep.join([str(ROOT), str(folder)])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_it_is_started_as_python_starts_it(warm, environment, tmp_path):
     with open(tmp_path / "printed", "w") as log, open(os.devnull) as stdin:
         subprocess.run(words, env=environment, stdin=stdin, stdout=log, stderr=log, check=True)
     assert ours == json.loads((tmp_path / "printed").read_text())
-    assert ours["threads"] == 3 and ours["tasks"][1] == 3 and not ours["blocked"]
+    assert ours["threads"] == 1 and ours["tasks"] == [1, 1] and not ours["blocked"]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_ctrl_c_ends_all_of_a_job(folder, monkeypatch, tmp_path, capfd):
 
 
 def test_children_of_a_job_that_was_killed_hold_its_lock(folder, monkeypatch, tmp_path, capfd):
-    monkeypatch.setenv("TINY_PAUSE", "0.2")
+    monkeypatch.setenv("TINY_PAUSE", "0.5")
     job = start_plan(folder, tmp_path / "printed")
     wait_for(lambda: (folder / "sft/count").exists(), 120)
     warm_pid = children_of(job.process.pid)[0]
