@@ -96,10 +96,12 @@ def flags(argv):
     kind = model_kind(args.init)
     defaults = dict(DEFAULTS[kind])
     defaults["reward_lr"] = defaults["reward_lr"]["local" if args.reward == "local" else "global"]
-    defaults["clip_low"], defaults["clip_high"] = RATIO_LIMITS.get(args.algo, (0.2, 0.2))
     if args.steps or args.epochs:  # the user chose the length of stage 2
         del defaults["steps"], defaults["epochs"]
     use_defaults(args, defaults, kind)
+    low, high = RATIO_LIMITS.get(args.algo, (0.2, 0.2))
+    args.clip_low = args.clip_low or low
+    args.clip_high = args.clip_high or high
 
     # Refuse what does not exist or does not go together.
     if args.reward not in REWARD_CLASSES and ":" not in args.reward and not Path(args.reward).is_dir():

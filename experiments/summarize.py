@@ -7,8 +7,8 @@ FOLDER: a Hugging Face model. FILE: rows {"document", "summary"}, as .jsonl, .js
 
 What runs in each setting
     1. SFT on the summaries.
-    2. Four samples of the SFT policy for each document. The two whose rewards differ most are a pair,
-       labelled by Bradley-Terry on the setting's reward r.
+    2. Four samples of the SFT policy for each document. The two whose rewards differ most are a
+       pair, labelled by Bradley-Terry on the setting's reward r.
     3. DPO on the pairs; a global reward model and RLOO on them, with a KL term as strong as DPO's.
     4. Held-out documents: reward, win rate against SFT and of RLHF against DPO, KL(policy || SFT),
        with standard errors.

@@ -186,7 +186,8 @@ class Run:
             # load_state has put the file back, but not from an older version's checkpoint, nor without one.
             for name in ("metrics.jsonl", SAMPLES, SPEED):
                 drop_lines_after(self.out / name, self.saved)
-        model.checkpoint_activations = self.args.checkpoint_activations
+        if self.args.checkpoint_activations:
+            model.checkpoint_activations = True
         if self.args.compile:
             model.compile_trunk()
         tracker = self.args.track if self.writes else None

@@ -99,7 +99,8 @@ def test_of_pairs_names_each_loss(name):
     known.update(
         zip(("chosen_logp", "rejected_logp", "ref_chosen_logp", "ref_rejected_logp"), FOUR, strict=True)
     )
-    known.update(chosen_length=LENGTHS[0], rejected_length=LENGTHS[1], kl=None)
+    known.update(chosen_length=LENGTHS[0], rejected_length=LENGTHS[1])
+    known.update(kl=None, chosen_mean=None, rejected_mean=None)
     function = getattr(loss_variants, name.replace("-", "_"))
     wanted = function(**{argument: known[argument] for argument in inspect.signature(function).parameters})
     close(of_pairs(name, logp, ref_logp, lengths, 0.3, 0.6, 0.9), wanted)

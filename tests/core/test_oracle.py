@@ -333,7 +333,8 @@ def check_rl(algo, temperature, updates, micro, reward, world, recorded, out, dt
 @pytest.mark.parametrize("algo, temperature, updates, micro", RL_CASES)
 def test_rl(algo, temperature, updates, micro, world, recorded, tmp_path):
     log = check_rl(algo, temperature, updates, micro, "global", world, recorded, tmp_path / "rl")
-    if updates > 1 and algo in ("rloo", "reinforce", *train_rlhf.LIKE_GRPO):
+    # cispo's own limits are too wide to be reached; test_loss_variants.py has narrower ones.
+    if updates > 1 and algo in ("rloo", "reinforce", "grpo", "dr-grpo", "dapo", "gspo"):
         assert log[updates - 1]["clip_fraction"] > 0  # or the test would say nothing of clipping
 
 

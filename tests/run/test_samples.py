@@ -84,7 +84,7 @@ def show(policy, prompts, encoding, out, task=None):
     responses = [[] for _ in prompts]
     texts = [tokenizer.decode(encoding, prompt) for prompt in prompts]
     rows = data.Rows(prompts, responses, texts)
-    run = Namespace(args=Namespace(seed=0), device=torch.device("cpu"), out=out)
+    run = Namespace(writes=True, args=Namespace(seed=0), device=torch.device("cpu"), out=out)
     samples.show_samples(run, 4, policy, rows, encoding, task or FileTask("x"))
     return read_jsonl(out / "samples.jsonl") if (out / "samples.jsonl").exists() else []
 

@@ -17,6 +17,7 @@ from nanoroads import score
 from nanoroads.errors import InputError
 from nanoroads.model import LogProbs
 from nanoroads.randomness import uniform
+from nanoroads.run import rollouts
 from nanoroads.run.rollouts import Rollout
 from nanoroads.run.run import Run
 from nanoroads.weights import checkpoint
@@ -221,7 +222,7 @@ def test_the_limits_of_the_ratio_are_used(algo):
 
 def test_it_samples_a_few_micro_batches_at_a_time(sft, tmp_path, monkeypatch):
     """In order. How many at a time changes neither the samples nor what is logged."""
-    sizes, samples, generate = [], [], train_rlhf.generate_with_logps
+    sizes, samples, generate = [], [], rollouts.generate_with_logps
 
     def recorded(policy, prompts, *rest, **options):
         sizes.append(len(prompts))
@@ -229,7 +230,7 @@ def test_it_samples_a_few_micro_batches_at_a_time(sft, tmp_path, monkeypatch):
         samples.extend(responses)
         return responses, logps
 
-    monkeypatch.setattr(train_rlhf, "generate_with_logps", recorded)
+    monkeypatch.setattr(rollouts, "generate_with_logps", recorded)
     rule = {"reward": "helpers.runs:brevity", "batch_size": 20, "steps": 3, "updates": 1}
     logs, drawn = [], []
     for size in (1, 2, 3, None):
@@ -282,7 +283,7 @@ def test_the_reward_model_does_not_depend_on_where_stage_2_starts(sft, dpo, tmp_
 def test_each_batch_has_random_numbers_of_its_own(sft, dpo, tmp_path, monkeypatch):
     """And so has --compare."""
     seeds, numbers = [], []
-    for module, name in ((train_rlhf, "generate_with_logps"), (score, "generate")):
+    for module, name in ((rollouts, "generate_with_logps"), (score, "generate")):
         original = getattr(module, name)
 
         def recorded(policy, prompts, k, *rest, seed, generate=original, **options):
