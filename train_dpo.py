@@ -2,7 +2,7 @@
 
     python train_dpo.py                                    the built-in map, 20 s on two CPU cores
     python train_dpo.py --init FOLDER --data pairs.jsonl   your model and your pairs
-    python train_dpo.py --loss ipo|hinge|simpo|cdpo|reference-free|dpo-norm|rpo|apo-zero|kto|orpo
+    python train_dpo.py --loss ipo|hinge|simpo|cdpo|reference-free|dpo-norm|rpo|apo-zero|apo-down|kto|orpo
 
 A pair is a row {"prompt", "chosen", "rejected"}. The chosen log-prob usually falls while the margin
 grows (see metrics.jsonl): that is DPO, not a bug.
@@ -36,7 +36,7 @@ from nanoroads.weights.checkpoint import load_policy, load_reference
 from nanoroads.world.task import task_of
 
 # For a small model that is trained from scratch, as the map's is ("map"), and for a pretrained one
-# ("file"), which a learning rate of 5e-5 wrecks.
+# ("file"), which the map's learning rate would wreck.
 DEFAULTS = {
     "map": {"lr": 1e-4, "epochs": 4.0, "beta": 0.3, "batch_size": 32, "micro_batch_size": None},
     "file": {"lr": 1e-6, "epochs": 1.0, "beta": 0.1, "batch_size": 32, "micro_batch_size": 2},
@@ -54,7 +54,7 @@ def flags(argv):
     add("--loss", default="dpo", choices=LOSSES, help="see the README's table of losses (default: dpo)")
     add("--beta", type=positive(float), help="weight of the regulariser (default: 0.3; pretrained 0.1)")
     add("--label-smoothing", type=below_half, default=0.1, help="cdpo: share of wrong labels (default: 0.1)")
-    add("--gamma", type=non_negative(float), default=0.5, help="simpo: target margin, in nats (default: 0.5)")
+    add("--gamma", type=non_negative(float), default=0.5, help="simpo: target margin (default: 0.5)")
     add("--nll-weight", type=non_negative(float), default=1.0, help="rpo: of the chosen's NLL (default: 1)")
     add("--odds-weight", type=positive(float), default=0.1, help="orpo: of the odds ratio (default: 0.1)")
     args = parser.parse_args(argv)

@@ -54,7 +54,7 @@ DEFAULTS = {
 REWARD_CLASSES = ["global", "local"]
 LIKE_GRPO = ["grpo", "dr-grpo", "dapo", "gspo", "cispo"]
 ALGORITHMS = ["rloo"] + LIKE_GRPO + ["online-dpo", "rebel", "reinforce"]
-# How far pi/pi_old may go below 1 and above it: the papers' values, cispo's of 2510.13786; else .2 and .2.
+# How far pi/pi_old may go below 1 and above it: the papers', cispo's upper one of 2510.13786; else .2, .2.
 RATIO_LIMITS = {"dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (1.0, 4.0)}
 
 
@@ -62,7 +62,7 @@ def add_stage_2_flags(parser):
     """Stage 2's flags, apart from the others: stage 1's run must not depend on them."""
     add = parser.add_argument_group("stage 2: reward -> policy").add_argument
     add("--start", type=Path, help="folder of the policy that RL starts from, e.g. DPO's (default: --init)")
-    add("--algo", default="rloo", choices=ALGORITHMS, help="see rl_loss (default: rloo)")
+    add("--algo", default="rloo", choices=ALGORITHMS, help="see the README's table (default: rloo)")
     add("--samples", type=positive(int), default=8, help="responses per prompt (default: 8)")
     kl_help = "weight of the KL term (default: a local reward's beta, else map 0.5, file 0.05)"
     add("--kl", type=positive(float), help=kl_help)

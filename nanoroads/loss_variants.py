@@ -145,12 +145,12 @@ def kto(
     Ethayarajh et al., 2402.01306, eq. 7 and 8, both weights 1: half of the examples are desirable. 1/2 at
     step 0. z, the point of reference, is a constant of the whole step without gradient.
 
-    kl None: z+ = max(0, mean of h-) and z- = max(0, mean of h+) over the given pairs, each half measured
+    Without kl: z+ = max(0, mean of h-) and z- = max(0, mean of h+) over the given pairs, each half measured
     on the other one, as in the paper's first report (and TRL's "kto_pair", until it was dropped). Give it
     the pairs of a whole step, or the means () of h+ and h- over them. It costs nothing; where both means
     are negative, z is 0 and KTO is APO-zero, halved.
 
-    kl (): z+ = z- = kl, for a caller who has the estimate of the paper and of TRL: max(0, mean h) of
+    With kl, (): z+ = z- = kl, for a caller who has the estimate of the paper and of TRL: max(0, mean h) of
     responses to other prompts of the batch, (x_i, y_(i-1)), which takes a second forward pass."""
     chosen_log_ratio = chosen_logp - ref_chosen_logp  # h+
     rejected_log_ratio = rejected_logp - ref_rejected_logp  # h-
@@ -242,7 +242,7 @@ def cispo(
     In TRL epsilon_high is that limit, here it is 1 + clip_high. divisor: the mean
     length of the step's responses, as in `grpo`. Shapes as in `grpo`; clipped (R,) is 1 where the
     weight is limited. At pi = pi_old = pi_ref the gradient is that of `grpo` with this divisor; the
-    value, -A log pi, means nothing."""
+    value, -A log pi / divisor, means nothing."""
     token_advantage = to_tokens(advantage.detach(), lengths, len(logp))  # (R,)
     ratio = (logp - old_logp).detach().clamp(max=LARGEST_LOG_RATIO).exp()  # (R,) w
     weight = ratio.clamp(1 - clip, 1 + clip_high)

@@ -2,7 +2,7 @@
 
 Each process, a rank, takes its share of a step's groups (a prompt and its responses). It divides its loss by
 the size of the whole step, and gradients are added up over the ranks: all of them make the update that one
-process would make. Without torchrun no function here does anything."""
+process would make. Without torchrun there is one rank, which has all items, and nothing is sent."""
 
 import math
 
@@ -25,7 +25,8 @@ def share(items):
 def matched(items, model, takes_mean=False):
     """Yields the items of this rank. Where another rank has more, passes follow whose loss is 0.
 
-    For a sharded model's passes need all ranks, as do the batch_means of a loss (takes_mean)."""
+    All ranks must make equally many if the model is sharded, or if the loss calls batch_means
+    (takes_mean)."""
     missing = 0
     if ranks() > 1 and (takes_mean or is_sharded(model.norm.weight)):
         most = torch.tensor(len(items))
@@ -81,7 +82,8 @@ def batch_means(**tensors):
 def in_parts(count, compute):
     """compute(indices) -> a row on the CPU for each. Each rank computes a part -> rows (count, ...).
 
-    Parts have one size, so that a sharded model makes equally many passes: the last row may come twice."""
+    Parts have one size, so that a sharded model makes equally many passes: the last row may be computed
+    several times."""
     size = math.ceil(count / ranks())
     rows = compute([min(rank() * size + i, count - 1) for i in range(size)])
     if ranks() == 1:
