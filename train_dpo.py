@@ -2,7 +2,7 @@
 
     python train_dpo.py                                    the built-in map, 20 s on two CPU cores
     python train_dpo.py --init FOLDER --data pairs.jsonl   your model and your pairs
-    python train_dpo.py --loss ipo|simpo|kto|orpo|...      twelve losses: the README says when to take which
+    python train_dpo.py --loss ipo|simpo|kto|orpo|...      twelve losses: see the README's table
 
 A pair is a row {"prompt", "chosen", "rejected"}. The chosen log-prob usually falls while the margin
 grows (see metrics.jsonl): that is DPO, not a bug.
