@@ -10,8 +10,7 @@ What runs in each setting
     2. Four samples of the SFT policy for each document. The two whose rewards differ most are a
        pair, labelled by Bradley-Terry on the setting's reward r.
     3. DPO on the pairs; a global reward model and RLOO on them, with a KL term as strong as DPO's.
-    4. Held-out documents: reward, win rate against SFT and of RLHF against DPO, KL(policy || SFT),
-       with standard errors.
+    4. Held-out documents: reward, win rates (RLHF's against DPO, too), KL(policy || SFT).
 
 Rewards of a summary y of the document x
     one-line    r(x, y) = 10 c min(1, m/n). c: the share of the document's K = 5 salient words that
