@@ -114,7 +114,11 @@ def claim_folder(out: Path) -> Lock:
     if out.exists() and not (out / "phases.json").exists() and not (out / "started.json").exists():
         # A run that was killed at once leaves these.
         ours = ("lock", "logs", "phases.json", "started.json", TEMPORARY)
-        strangers = [path.name for path in out.iterdir() if not path.name.startswith(ours)]
+        strangers = []
+        for path in out.iterdir():
+            is_result = (path / "results.json").exists() and (path / "table.md").exists()  # of an experiment
+            if not path.name.startswith(ours) and not is_result:
+                strangers.append(path.name)
         if strangers:
             raise InputError(f"--out {out}: holds {min(strangers)}, no result of ours; choose another folder")
     lock = lock_folder(out)

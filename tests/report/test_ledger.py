@@ -220,6 +220,16 @@ def test_a_folder_in_the_place_of_a_ledger(name, tmp_path):
 # ---------------------------------------------------------------- the folder
 
 
+def test_results_of_an_exact_experiment_are_no_strangers(tmp_path):
+    """experiments/beta.py and misspecified.py run no commands, and may be the first to write there."""
+    (tmp_path / "beta").mkdir()
+    (tmp_path / "beta/results.json").write_text("{}")
+    with pytest.raises(InputError, match="holds beta, no result of ours"):
+        claim_folder(tmp_path)
+    (tmp_path / "beta/table.md").write_text("")
+    claim_folder(tmp_path).release()
+
+
 def test_a_folder_with_something_else_is_refused(tmp_path):
     (tmp_path / "report.md").write_text("mine")
     with pytest.raises(InputError, match="holds report.md"):
