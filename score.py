@@ -101,17 +101,17 @@ def columns_of(name, scorer, measures):
 
 def score_rows(pairs, subsets, lengths, measures_of):
     """Yields the lines of --out. measures_of: {name of a model or rule: {measure: (N, 2)}}."""
-    for place, pair in enumerate(pairs):
+    for i, pair in enumerate(pairs):
         row = {"row": pair.number}
         if "id" in pair.row:
             row["id"] = pair.row["id"]
         if subsets is not None:
-            row["subset"] = subsets[place]
+            row["subset"] = subsets[i]
         # From here on always two numbers: of the chosen answer and of the rejected one.
-        row["characters"] = lengths[place].tolist()
+        row["characters"] = lengths[i].tolist()
         row["scores"] = {}
         for name, measures in measures_of.items():
-            row["scores"][name] = {measure: values[place].tolist() for measure, values in measures.items()}
+            row["scores"][name] = {measure: values[i].tolist() for measure, values in measures.items()}
         yield row
 
 

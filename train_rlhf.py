@@ -75,6 +75,13 @@ def add_stage_2_flags(parser):
     add("--compare", type=Path, help="policy to record KL(it || ours) of, e.g. DPO's (default: none)")
 
 
+def stage_2_names():
+    """The names of stage 2's flags, as a parser that has no others knows them."""
+    parser = ArgumentParser()
+    add_stage_2_flags(parser)
+    return vars(parser.parse_args([])).keys()
+
+
 def flags(argv):
     """The command line -> args."""
     parser = training_parser(__doc__, Path("out/rlhf"), DEFAULTS)
@@ -149,13 +156,11 @@ def main(argv=None):
     judge_source = args.reward  # a folder, or module:function; for a class stage 1 replaces it
     if args.reward in REWARD_CLASSES:
         train, test = data.split(rows, train_path, test_path, layout, encoding, limits)
-        # Its run must not record stage 2's flags: to change one must not train the reward model again. A
-        # parser of these flags alone gives their names. --reward-lr becomes lr, the name that the loop reads.
-        stage_2_parser = ArgumentParser()
-        add_stage_2_flags(stage_2_parser)
+        # Its config.json must not hold stage 2's flags, or to change --kl would refuse the finished reward
+        # model. --reward-lr becomes lr, the name that the loop reads.
         reward_run = run.inside(
             "reward",
-            without=vars(stage_2_parser.parse_args([])),
+            without=stage_2_names(),
             steps=None,
             epochs=args.reward_epochs,
             lr=args.reward_lr,

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from nanoroads.losses import LARGEST_LOG_RATIO, clipped_policy_gradient, dpo, kl_k3, sum_responses, to_tokens
+from nanoroads.losses import (
+    LARGEST_LOG_RATIO,
+    clipped_policy_gradient,
+    dpo,
+    implicit_reward,
+    kl_k3,
+    margin,
+    sum_responses,
+    to_tokens,
+)
 
 # The names of --loss that `of_pairs` knows.
 PAIR_LOSSES = ["dpo-norm", "rpo", "apo-zero", "apo-down", "kto", "orpo"]
@@ -43,7 +52,9 @@ def of_pairs(
         return kto(chosen, rejected, ref_chosen, ref_rejected, beta, **means)
     if name == "rpo":
         return rpo(chosen, rejected, ref_chosen, ref_rejected, chosen_length, beta, nll_weight)
-    return dpo_norm(chosen, rejected, ref_chosen, ref_rejected, chosen_length, rejected_length, beta)
+    if name == "dpo-norm":
+        return dpo_norm(chosen, rejected, ref_chosen, ref_rejected, chosen_length, rejected_length, beta)
+    raise ValueError(f"of_pairs: {name} is not one of {', '.join(PAIR_LOSSES)}")
 
 
 def dpo_norm(
@@ -105,8 +116,8 @@ def apo_zero(
         1 - sigmoid(r+) + sigmoid(r-),   r = beta log pi/pi_ref
 
     D'Oosterlinck et al., 2408.06266, eq. 7, plus 1. 1 at step 0."""
-    chosen_reward = beta * (chosen_logp - ref_chosen_logp)
-    rejected_reward = beta * (rejected_logp - ref_rejected_logp)
+    chosen_reward = implicit_reward(chosen_logp, ref_chosen_logp, beta)
+    rejected_reward = implicit_reward(rejected_logp, ref_rejected_logp, beta)
     return 1 - torch.sigmoid(chosen_reward) + torch.sigmoid(rejected_reward)
 
 
@@ -123,9 +134,9 @@ def apo_down(
 
     D'Oosterlinck et al., 2408.06266, eq. 8, plus 1. 1 at step 0, where the chosen response has no
     gradient: it begins to fall once there is a margin."""
-    chosen_reward = beta * (chosen_logp - ref_chosen_logp)
-    rejected_reward = beta * (rejected_logp - ref_rejected_logp)
-    return 1 + torch.sigmoid(chosen_reward) - torch.sigmoid(chosen_reward - rejected_reward)
+    chosen_reward = implicit_reward(chosen_logp, ref_chosen_logp, beta)
+    reward_margin = margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, beta)
+    return 1 + torch.sigmoid(chosen_reward) - torch.sigmoid(reward_margin)
 
 
 def kto(
@@ -239,10 +250,10 @@ def cispo(
 
     MiniMax-M1, 2506.13585, section 3.1, w = pi/pi_old; they leave out the KL and the lower limit, which
     clip = 1 does, too, and do not say the upper one: it is 5 in Khatri et al. (ScaleRL), 2510.13786.
-    In TRL epsilon_high is that limit, here it is 1 + clip_high. divisor: the mean
-    length of the step's responses, as in `grpo`. Shapes as in `grpo`; clipped (R,) is 1 where the
-    weight is limited. At pi = pi_old = pi_ref the gradient is that of `grpo` with this divisor; the
-    value, -A log pi / divisor, means nothing."""
+    In TRL epsilon_high is that limit, here it is 1 + clip_high. divisor: the mean length of the step's
+    responses, as in `grpo`. Shapes as in `grpo`; clipped (R,) is 1 where the weight is limited. At pi =
+    pi_old = pi_ref the gradient is that of `grpo` with this divisor; the value, -A log pi / divisor, means
+    nothing."""
     token_advantage = to_tokens(advantage.detach(), lengths, len(logp))  # (R,)
     ratio = (logp - old_logp).detach().clamp(max=LARGEST_LOG_RATIO).exp()  # (R,) w
     weight = ratio.clamp(1 - clip, 1 + clip_high)

@@ -12,7 +12,6 @@ from nanoroads.randomness import stream_key
 from nanoroads.run.folder import SAMPLES
 from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.files import append_line
-from nanoroads.weights.sharded import whole_model
 
 FEW = 3  # prompts that are answered
 LONGEST = 80  # characters of a prompt, and of a response, that are printed
@@ -42,7 +41,7 @@ def show_samples(run, step, policy, rows, encoding, task, judge=None, reference=
     seed = stream_key("shown samples", run.args.seed)
     eos = tokenizer.stop_ids(encoding)
     try:
-        groups = generate(whole_model(policy), rows.prompts, 1, length, eos=eos, seed=seed)  # one each
+        groups = generate(policy, rows.prompts, 1, length, eos=eos, seed=seed)  # one response each
     except InputError:  # logits that are not finite: `Run.log` says of which step, and what to do
         return
     responses = [group[0] for group in groups]
