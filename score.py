@@ -5,7 +5,8 @@ python score.py --data pairs.jsonl --policy FOLDER --reference FOLDER --rule my_
 python score.py --data hf:allenai/reward-bench:filtered --chat --policy FOLDER --out scores.jsonl
 
 A policy gives the log-prob of each answer, in all and per token, and with its reference the
-implicit reward beta log pi/pi_ref (2305.18290). A reward model and a rule give explicit ones.
+implicit reward beta log pi/pi_ref (2305.18290). A scalar reward model and a rule give explicit
+ones.
 """
 
 from pathlib import Path
@@ -130,9 +131,11 @@ def main(argv=None):
     # same pairs, those that each of them can read.
     all_scorers = scorers(args)
     judges = {name: RuleJudge(name, encoding=None, flag="--rule") for name in args.rule}
+    # A row that cannot be read stops here, before a model is loaded; below, one that a model cannot read.
     pairs, errors = read_pairs(args.data, layouts.chat_texts if args.chat else layouts.preference_texts)
     if not args.skip_bad_rows:
         without_errors(args.data, pairs, errors, skip_bad_rows=False)
+    # Each model is loaded here to be checked, and again to score: memory holds one and its reference.
     encoded = []  # of each Scorer: {row's number: EncodedRow}, None for a rule
     for scorer in all_scorers:
         if scorer.kind == "rule":

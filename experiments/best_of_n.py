@@ -1,11 +1,11 @@
 """The third road: SFT on the favourites of a reward model, best of n distilled into a policy, without RL.
 
-    python experiments/best_of_n.py --seeds 0 1 2    about two minutes a seed on two cores (computed)
+    python experiments/best_of_n.py --seeds 0 1 2    about two minutes a seed on two cores (estimated)
 
 RAFT (Dong et al., 2304.06767). Gui et al. (BoNBoN), 2406.00832, and Sessa et al. (BOND), 2407.14622,
 distil best of n with other losses. RLHF's reward model chooses the favourite of n samples of SFT,
-twice for each of 2,000 training prompts; train_sft.py goes on with these 4,000 rows. The bound is
-best of n itself on held-out prompts, whose KL to SFT is at most log n - (n - 1) / n.
+twice for each of 2,000 training prompts; train_sft.py goes on with these 4,000 rows. It is compared
+with best of n itself on held-out prompts, whose KL to SFT is at most log n - (n - 1) / n.
 
 Tuned on seed 100 by sampled reward, of six settings (the other roads had nine each in sweep.py):
 learning rates 3e-4, 1e-3, 3e-3 for 4 epochs, the first two for 10, the last for 2. For n = 16, 1e-3
@@ -54,7 +54,8 @@ def draw(policy, reward_model, split, seed):
         key = stream_key("best of n", split, seed, start)
         ids, samples = sample_routes(policy, WORLD, ENCODING, part, CHOICES * max(BEST_OF), seed=key)
         score = scalar_rewards(reward_model, ids, samples, GROUPS_PER_PASS)
-        # What was cut off is no whole response, and what is empty no row to train on: never a favourite.
+        # What was cut off is no whole response, and what is empty no row to train on: a favourite only
+        # where all are such.
         whole = [[sample[-1] == eos and len(sample) > 1 for sample in group] for group in samples]
         scores.append(score.masked_fill(~torch.tensor(whole), -torch.inf))
         responses += samples

@@ -20,8 +20,8 @@ from matplotlib import colormaps
 
 from nanoroads import losses
 from nanoroads.report.drawing import COLOURS, INK, new_figure
-from nanoroads.report.evidence import values_of, write_files
-from nanoroads.report.write import table, yes_or_no
+from nanoroads.report.evidence import claim, values_of, write_files
+from nanoroads.report.write import table
 from nanoroads.run.flags import Parser, run_script
 
 REWARD = torch.linspace(0, 1, 9, dtype=torch.float64)  # (9,)
@@ -53,7 +53,7 @@ def verdict(rows):
     reward = values_of(rows.values(), "reward")
     holds = kl == sorted(kl, reverse=True) and reward == sorted(reward, reverse=True) and kl[-1] < 0.01
     text = f"a smaller beta goes further: KL {kl[0]:.2f} nats at {BETAS[0]}, {kl[-1]:.4f} at {BETAS[-1]}; "
-    return [f"{yes_or_no(holds)}: {text}expected reward {reward[0]:.3f} and {reward[-1]:.3f}."]
+    return [claim(holds, f"{text}expected reward {reward[0]:.3f} and {reward[-1]:.3f}.")]
 
 
 def figure_of():

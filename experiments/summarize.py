@@ -121,7 +121,7 @@ def flags(argv):
         default=1,
         help="commands at a time; a CPU with two cores runs 2 (default: 1)",
     )
-    add("--tiny", action="store_true", help="five steps of everything: does it run here?")
+    add("--tiny", action="store_true", help="a few steps of everything: does it run here?")
     args = parser.parse_args(argv)
 
     size = FULL

@@ -117,7 +117,7 @@ def length_bias_lines(columns, length_difference):
     lines = [f"length bias: the chosen answer is the longer one in {share:.1%} of pairs of unequal lengths"]
     wins = [longer_wins(column.margin, length_difference) for column in columns]
     correlations = [correlation(column.margin, length_difference) for column in columns]
-    lines.append(line_of("  the longer one wins", "", [cell(win) for win in wins]))
+    lines.append(line_of("  the longer one wins", "", [cell(win, int(differs.sum())) for win in wins]))
     cells = ["-" if value is None else f"{value:+.3f}" for value in correlations]
     lines.append(line_of("  corr(margin, length)", "", cells))
     return lines
@@ -135,7 +135,7 @@ def rewardbench_lines(columns, groups):
     for section in scores[0]:
         lines.append(line_of(f"  {section}", "", [cell(score[section]) for score in scores]))
     if lines:
-        lines.insert(0, "by RewardBench's sections (its weights; there a tie counts as wrong)")
+        lines.insert(0, "by RewardBench's sections (its weights; to RewardBench itself a tie is wrong)")
     return lines
 
 

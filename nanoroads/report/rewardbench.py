@@ -6,8 +6,8 @@ analysis/get_benchmark_results.py (Lambert et al., 2403.13787)."""
 import math
 
 # {section: {subset: its weight}}: the number of its rows, except for math-prm, whose 447 rows weigh as
-# much as those of code. Older versions of the constants have the two numbers of xstest the other way
-# round; these are the rows that there are.
+# much as those of code, and for the prior sets, which weigh the same. Older versions of the constants have
+# the two numbers of xstest the other way round; these are the rows that there are.
 SECTIONS = {
     "Chat": {
         "alpacaeval-easy": 100,

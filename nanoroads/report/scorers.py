@@ -26,7 +26,8 @@ class Scorer(NamedTuple):
 
 
 def policy_scorer(folder, reference=None):
-    """The Scorer of a policy. reference: a folder; None: the one that the run records, if it does.
+    """The Scorer of a policy. reference: a folder; None: the one that the run records, if it does, whatever
+    its loss was.
 
     Raises InputError where that is gone, or was trained again."""
     config = read_config(folder)

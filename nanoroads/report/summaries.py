@@ -2,7 +2,9 @@
 
 import torch
 
-from nanoroads.report.write import table
+from nanoroads.report.evidence import is_above, is_below
+from nanoroads.report.write import plus_minus, table
+from nanoroads.score import ranked_right
 
 COLUMNS = {
     "reward": "reward (T = 1)",
@@ -18,8 +20,7 @@ def win_rates(one, other):
 
     A tie is half a win."""
     margin = one[:, :, None] - other[:, None, :]  # (N, k, k): each sample against each
-    wins = 0.5 + 0.5 * margin.sign()
-    return wins.mean((1, 2))
+    return ranked_right(margin).mean((1, 2))
 
 
 def rewards_of(texts, rows, reward):
@@ -30,11 +31,6 @@ def rewards_of(texts, rows, reward):
     for row, group in zip(rows, texts, strict=True):
         values.append([reward(row, text) for text in group])
     return torch.tensor(values, dtype=torch.float32).double()
-
-
-def with_error(value: dict) -> str:
-    """{"mean", "se"} as text."""
-    return f"{value['mean']:.3f} ± {value['se']:.3f}"
 
 
 def summaries_report(results: dict, model: str, example: dict) -> str:
@@ -58,11 +54,11 @@ def setting_section(setting, measures, example):
     """One setting, a list of lines: table, comparisons, and what the policies write."""
     rows = []
     for policy, row in measures["policies"].items():
-        rows.append([policy.upper()] + [with_error(row[column]) for column in COLUMNS])
+        rows.append([policy.upper()] + [plus_minus(row[column]) for column in COLUMNS])
     lines = [f"\n## {setting}\n", table(["policy"] + list(COLUMNS.values()), rows)]
 
-    reference = with_error(measures["reference"])
-    gap = with_error(measures["rlhf_minus_dpo"])
+    reference = plus_minus(measures["reference"])
+    gap = plus_minus(measures["rlhf_minus_dpo"])
     lines.append(f"The documents' own summaries: {reference}. RLHF - DPO, document by document: {gap}.")
     reward_model = measures["reward_model"]
     accuracy = reward_model["accuracy"]
@@ -71,7 +67,7 @@ def setting_section(setting, measures, example):
         f"Reward model: {reward_model['nll']:.3f} nats per pair, "
         f"accuracy {accuracy:.3f} ± {accuracy_se:.3f}, {reward_model['pairs']} held-out pairs.\n"
     )
-    lines.append(f"The paper: {claim(setting)}. Here: {comparison(measures['rlhf_against_dpo'])}.\n")
+    lines.append(f"The paper: {paper_says(setting)}. Here: {comparison(measures['rlhf_against_dpo'])}.\n")
 
     document = " ".join(example["document"].split())
     lines += [f"> {document}\n", f"- its own: {example['summary']}"]
@@ -80,7 +76,7 @@ def setting_section(setting, measures, example):
     return lines
 
 
-def claim(setting):
+def paper_says(setting):
     """What the paper says of a setting."""
     if setting == "one-line":
         return "RLHF is ahead"
@@ -90,14 +86,14 @@ def claim(setting):
 def comparison(wins):
     """RLHF's win rate against DPO, {"mean", "se"}, and what it says."""
     lead = {"mean": wins["mean"] - 0.5, "se": wins["se"]}
-    return f"{finding(lead)}; RLHF wins {with_error(wins)} against DPO"
+    return f"{finding(lead)}; RLHF wins {plus_minus(wins)} against DPO"
 
 
 def finding(lead):
     """What a lead of RLHF over DPO, {"mean", "se"}, says."""
-    if abs(lead["mean"]) <= 2 * lead["se"]:
-        bound = abs(lead["mean"]) + 2 * lead["se"]
-        return f"there is no gap beyond two standard errors, nor one above {bound:.3f}"
-    if lead["mean"] > 0:
+    if is_above(lead):
         return "RLHF is ahead"
-    return "DPO is ahead"
+    if is_below(lead):
+        return "DPO is ahead"
+    bound = abs(lead["mean"]) + 2 * lead["se"]
+    return f"there is no gap beyond two standard errors, nor one above {bound:.3f}"

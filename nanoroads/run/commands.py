@@ -70,7 +70,7 @@ def make_if_missing(path, command):
     path = Path(path)
     if torchrun.rank() == 0 and not path.exists():
         make(path, command)
-    torchrun.rank_0_says("it is there")
+    torchrun.wait_for_rank_0()
 
 
 def make(path, command):

@@ -28,16 +28,18 @@ def matched(items, model, takes_mean=False):
     All ranks must make equally many if the model is sharded, or if the loss calls batch_means
     (takes_mean)."""
     missing = 0
-    if ranks() > 1 and (takes_mean or is_sharded(model.norm.weight)):
+    sharded = is_sharded(model.norm.weight)
+    if ranks() > 1 and (takes_mean or sharded):
         most = torch.tensor(len(items))
         dist.all_reduce(most, dist.ReduceOp.MAX)
         missing = int(most) - len(items)
     yield from items
     for _ in range(missing):
-        output = model(pack([[0]], [[[0]]], model.norm.weight.device))[0]
+        if sharded:
+            output = model(pack([[0]], [[[0]]], model.norm.weight.device))[0]  # log-probs, or a reward
         if takes_mean:
-            batch_means()
-        if torch.is_grad_enabled():
+            batch_means()  # adds nothing to what the others have
+        if sharded and torch.is_grad_enabled():
             (0.0 * output.sum()).backward()
 
 

@@ -20,7 +20,7 @@ def check(args):
     lora = f"--lora {args.lora}"
     if args.init is None:
         raise InputError(f"{lora}: adapts a model that exists; name it by --init")
-    if getattr(args, "fsdp", False):
+    if args.fsdp:
         raise InputError(f"{lora}: does not go with --fsdp; leave out one of the two")
     start = getattr(args, "start", None)
     if start:
@@ -33,7 +33,8 @@ def check(args):
 def frozen_dtype(args):
     """What a run holds the matrices in that it does not train; None: fp32.
 
-    With --lora and --dtype bfloat16 in bf16: the products cast them to that anyway."""
+    With --lora and --dtype bfloat16, by name, in bf16: the products cast them to that anyway. Not with
+    "auto", which is another dtype on another device."""
     if args.lora and args.dtype == "bfloat16":
         return torch.bfloat16
     return None

@@ -129,6 +129,6 @@ class Mean:
             self.largest[name] = torch.maximum(self.largest.get(name, largest), largest)
 
     def means(self) -> dict[str, torch.Tensor]:
-        """{name: the mean of all values that were added under it, or the largest}."""
+        """{name: the mean of all values that were added under it, or the largest}. Every rank has to ask."""
         means = distributed.all_means(self.sums, self.counts)
         return {**means, **distributed.all_ranks(self.largest, "largest")}

@@ -1,6 +1,6 @@
 """Run: the bookkeeping of a training run. A script keeps the loop; its Run keeps the folder and the record.
 
-A Run knows nothing of losses, and calls no function of the script but the one whose result `once` keeps.
+A Run knows nothing of losses, and calls back only the function whose result `once` keeps.
 """
 
 import contextlib
@@ -161,7 +161,7 @@ class Run:
             value = compute() if count is None else distributed.in_parts(count, compute)
             if self.writes:
                 write_safetensors(path, {"value": value}, {"made_from": made_from})
-            torchrun.rank_0_says("it is written")
+            torchrun.wait_for_rank_0()
         try:
             tensors, metadata = read_safetensors(path)
         except InputError as error:
@@ -209,9 +209,10 @@ class Run:
 
     def evaluates(self, step: int) -> bool:
         """Whether held-out measures are due. If so, the time until `log` does not count as training."""
-        if self.evaluation_is_due(step):
+        due = self.evaluation_is_due(step)
+        if due:
             self.speed.stop()
-        return self.evaluation_is_due(step)
+        return due
 
     def evaluation_is_due(self, step: int) -> bool:
         """It is every --eval-every steps, and after the last one."""
@@ -278,7 +279,7 @@ class Run:
             checkpoint.drop_state(self.out)
         else:
             help_to_save(model)
-        torchrun.rank_0_says("it is written")
+        torchrun.wait_for_rank_0()
         self.finished = True
         self.export()
 

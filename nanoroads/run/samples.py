@@ -30,7 +30,7 @@ def show_samples(run, step, policy, rows, encoding, task, judge=None, reference=
 
     Each prompt's random numbers are the same at every evaluation, so that answers can be compared;
     temperature 1. A line is {"step", "prompt", "response"}, on the map with "true_reward", and in
-    RL with the "reward" of `judge`, which reads the reference's log-probs."""
+    RL with the "reward" of `judge`, which reads the reference's log-probs at --temperature."""
     context = policy.config.block_size
     rows = rows.slice(0, 20 * FEW).unique_prompts()
     answered = [i for i in range(len(rows)) if len(rows.prompts[i]) < context][:FEW]
@@ -51,7 +51,7 @@ def show_samples(run, step, policy, rows, encoding, task, judge=None, reference=
         records.append({"step": step + 1, "prompt": text, "response": response})
     if judge is not None:
         batch = pack(rows.prompts, groups, device=run.device)
-        rewards = judge(batch, reference(batch), rows.texts, responses)  # (FEW,)
+        rewards = judge(batch, reference(batch, run.args.temperature), rows.texts, responses)  # (FEW,)
         for record, reward in zip(records, rewards.tolist(), strict=True):
             record["reward"] = round(reward, 6)
     for record, group in zip(records, groups, strict=True):

@@ -59,10 +59,18 @@ def rank_0_says(value):
     """Rank 0's value, on all ranks; one that JSON has. The others wait here until it has one."""
     if ranks() == 1:
         return value
-    text = json.dumps(value).encode().ljust(MESSAGE)  # of a size that all ranks know
+    said = json.dumps(value if rank() == 0 else None).encode()
+    if len(said) > MESSAGE:
+        raise ValueError(f"rank 0 says {len(said)} bytes, more than {MESSAGE}")
+    text = said.ljust(MESSAGE)  # of a size that all ranks know
     data = torch.tensor(list(text), dtype=torch.uint8)
     dist.broadcast(data, src=0)
     return json.loads(bytes(data.tolist()))
+
+
+def wait_for_rank_0():
+    """The other ranks wait until rank 0 comes here, too."""
+    rank_0_says(None)
 
 
 def check(args, device):

@@ -5,7 +5,7 @@ child for each command. The child does what `python COMMAND` does, to the same b
 has another command line. The messages on the socket between job and warm process are JSON:
 
     ["train_dpo.py", ...], with two open files    start this command -> the child's process number
-    number                                        its exit code -> null while it runs
+    a child's process number                      how has it ended? -> its exit code, null while it runs
 """
 
 import json

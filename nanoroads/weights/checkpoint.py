@@ -234,7 +234,7 @@ def load_model(
     tensor."""
     config = read_config(folder)
     if "lora" in config:
-        model = load_merged(folder, config, dtype, head, readout)
+        model = load_merged(folder, config, dtype, head, readout).to(dtype or torch.float32)
         model.compute_dtype = compute_dtype
         model.hold_matrices(matrix_dtype)
         return model.to(device)

@@ -40,7 +40,7 @@ class LoRALinear(nn.Module):
         a = nn.init.kaiming_uniform_(a, a=math.sqrt(5)).to(self.weight.device)
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         self.lora_A = nn.Parameter(a.to(dtype))
-        self.lora_B = nn.Parameter(torch.zeros_like(self.weight[:, :1], dtype=dtype).repeat(1, rank))
+        self.lora_B = nn.Parameter(torch.zeros(len(self.weight), rank, dtype=dtype, device=a.device))
 
     def change(self, x):
         return low_rank(x, self.lora_A, self.lora_B, self.sizes, self.scale)
@@ -59,7 +59,8 @@ class LoRALinear(nn.Module):
 def add_adapters(model, rank, alpha=ALPHA):
     """A GPT that has new adapters on all matrices of its blocks, and otherwise shares the model's
     weights, which are frozen. A is drawn from torch's global generator."""
-    shared = {id(parameter): parameter for parameter in model.requires_grad_(False).parameters()}
+    model.requires_grad_(False)
+    shared = {id(parameter): parameter for parameter in model.parameters()}
     twin = copy.deepcopy(model, memo=shared)  # new modules, the same parameters: what the memo has is kept
     for name, linear in list(twin.blocks.named_modules()):
         if isinstance(linear, nn.Linear):

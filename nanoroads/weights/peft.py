@@ -19,7 +19,9 @@ def save_peft(folder, model, base):
     """Write both files. base: the folder, or hf:org/name, that has the model's other weights."""
     kind = nearest_family(model.config)
     tensors, targets = {}, []
-    for name, adapted in adapters(model).items():
+    all_adapters = adapters(model)
+    first = next(iter(all_adapters.values()))  # all have one rank and one alpha
+    for name, adapted in all_adapters.items():
         b = adapted.lora_B.detach()
         if kind == "gpt_neox":  # whose qkv has its rows in another order
             b = relayout(b, f"{name}.lora_B", kind, (3, model.config.n_head))
@@ -41,8 +43,8 @@ def save_peft(folder, model, base):
         "task_type": "SEQ_CLS" if is_reward_model else "CAUSAL_LM",
         "modules_to_save": ["score"] if is_reward_model else None,
         "base_model_name_or_path": path,
-        "r": adapted.rank,
-        "lora_alpha": adapted.alpha,
+        "r": first.rank,
+        "lora_alpha": first.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": sorted(set(targets)),

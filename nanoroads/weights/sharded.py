@@ -72,12 +72,17 @@ def whole_model(model):
         return model
     with torch.device("meta"):
         whole = GPT(model.config, model.compute_dtype)
+    is_tied = model.config.tied and model.config.head == "lm"
     weights = {}
     for name, tensor in model.state_dict().items():
+        if is_tied and name == "lm_head.weight":  # it is the embedding's
+            continue
         weights[name] = gathered(tensor).detach()
         if model.compute_dtype and name.startswith("blocks.") and tensor.ndim == 2:
             weights[name] = weights[name].to(model.compute_dtype)
-    whole.load_state_dict(weights, assign=True)
+    whole.load_state_dict(weights, assign=True, strict=not is_tied)
+    if is_tied:
+        whole.lm_head.weight = whole.embedding.weight
     return whole.requires_grad_(False)
 
 
