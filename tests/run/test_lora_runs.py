@@ -12,6 +12,7 @@ import train_dpo
 import train_rlhf
 import train_sft
 from nanoroads import model, score
+from nanoroads.model import GPT
 from nanoroads.run.run import Run
 from nanoroads.weights.checkpoint import load_model, load_policy, load_reference, with_run_adapters
 from nanoroads.weights.files import read_config, read_safetensors
@@ -85,6 +86,13 @@ def test_a_run_holds_what_it_trained_and_finds_the_rest(base, adapted):
     peft_config = json.loads((adapted / "adapter_config.json").read_text())
     assert peft_config["base_model_name_or_path"] == str(base)
     assert len(read_safetensors(adapted / "adapter_model.safetensors")[0]) == len(names)
+
+
+def test_it_is_read_in_one_dtype(adapted):
+    """Also its merged matrices, which the adapters have in fp32."""
+    policy = GPT.from_pretrained(adapted, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.bfloat16}
+    policy.logits(torch.tensor([[1, 2, 3]]))  # nothing has to be cast
 
 
 def test_it_is_sampled_from_exported_and_trained_further(adapted, flags, tmp_path, capsys):

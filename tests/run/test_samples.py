@@ -12,6 +12,7 @@ import train_dpo
 import train_rlhf
 import train_sft
 from nanoroads.run import samples
+from nanoroads.score import LocalJudge
 from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_model
 from nanoroads.world.task import FileTask, task_of
@@ -79,13 +80,13 @@ def encoding():
     return tokenizer.get("roadmap")
 
 
-def show(policy, prompts, encoding, out, task=None):
+def show(policy, prompts, encoding, out, task=None, judge=None, reference=None):
     prompts = [array("i", prompt) for prompt in prompts]
     responses = [[] for _ in prompts]
     texts = [tokenizer.decode(encoding, prompt) for prompt in prompts]
     rows = data.Rows(prompts, responses, texts)
-    run = Namespace(writes=True, args=Namespace(seed=0), device=torch.device("cpu"), out=out)
-    samples.show_samples(run, 4, policy, rows, encoding, task or FileTask("x"))
+    run = Namespace(writes=True, args=Namespace(seed=0, temperature=0.5), device=torch.device("cpu"), out=out)
+    samples.show_samples(run, 4, policy, rows, encoding, task or FileTask("x"), judge, reference)
     return read_jsonl(out / "samples.jsonl") if (out / "samples.jsonl").exists() else []
 
 
@@ -114,6 +115,15 @@ def test_answers_of_a_file_are_short_and_prompts_few(sft, encoding, tmp_path, mo
     assert asked == [(3, 1, 64)] and len(records) == 3
     show(policy, [tokenizer.encode(encoding, "WA>FL:")], encoding, tmp_path, task_of("roadmap"))
     assert asked[1] == (1, 1, task_of("roadmap").world.max_moves + 1)
+
+
+def test_a_local_reward_is_of_the_temperature_of_training(sft, encoding, tmp_path):
+    """A policy that is the reference has none, at the temperature of both."""
+    policy = load_model(sft)
+    judge = LocalJudge(policy, beta=0.3, temperature=0.5)
+    prompt = tokenizer.encode(encoding, "WA>FL:")
+    [record] = show(policy, [prompt], encoding, tmp_path, judge=judge, reference=policy)
+    assert record["response"] and record["reward"] == pytest.approx(0, abs=1e-5)
 
 
 def test_a_policy_that_went_wrong_answers_nothing(sft, encoding, tmp_path):
