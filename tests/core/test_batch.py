@@ -236,6 +236,59 @@ def test_torch_compile_compiles_once_for_all_batches(name, monkeypatch):
         torch.testing.assert_close(logp, wanted, rtol=0, atol=1e-4)
 
 
+def in_bfloat16(seed, shapes):
+    """q, k, v and an output's gradient in bf16, of so many tokens and heads."""
+    torch.manual_seed(seed)
+    return [torch.randn(*shape, 16).bfloat16() for shape in shapes]
+
+
+def values_and_gradients(function, leaves, out_gradient):
+    """function(q, k, v), and the gradients of all three."""
+    leaves = [x.detach().clone().requires_grad_() for x in leaves]
+    y = function(*leaves)
+    return [y, *torch.autograd.grad(y, leaves, out_gradient.to(y.dtype))]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind", ["causal", "bool", "scores"])
+def test_a_cpu_trains_in_bfloat16_as_in_fp32_rounded_at_the_end(kind, autocast):
+    """To the last bit of the output and of each gradient, with grouped heads, and under autocast, too."""
+    leaves = in_bfloat16(0, [(2, 9, 4), (2, 9, 2), (2, 9, 2), (2, 9, 4)])
+    sees = torch.ones(9, 9, dtype=torch.bool).tril()
+    sees[7:, 2:5] = False  # less than a causal mask shows
+    scores = torch.zeros(9, 9).masked_fill(~sees, -torch.inf)
+    options = {"causal": {"is_causal": True}, "bool": {"mask": sees}, "scores": {"mask": scores}}[kind]
+    exact = [x.float() for x in leaves]
+    wanted = values_and_gradients(lambda *x: attention.attention(*x, **options), exact[:3], exact[3])
+    if kind == "scores":
+        options = {"mask": scores.bfloat16()}
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = values_and_gradients(lambda *x: attention.attention(*x, **options), leaves[:3], leaves[3])
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.dtype == torch.bfloat16 and theirs.dtype == torch.float32
+        assert torch.equal(ours, theirs.bfloat16())
+
+
+@pytest.mark.parametrize("most", [1, 4])
+@pytest.mark.parametrize("name", ["by_segment", "by_group", "padded"])
+def test_each_way_of_a_cpu_trains_in_bfloat16_close_to_fp32(name, most):
+    """Also where each prompt has one response, so that no way needs a mask."""
+    prompts, responses = random_groups(3, most=most)
+    lengths = pack(prompts, responses).group_lengths
+    n = sum(map(sum, lengths))
+    leaves = in_bfloat16(1, [(n, 4), (n, 2), (n, 2), (n, 4)])
+    exact = [x.float() for x in leaves]
+
+    def attend(q, k, v):
+        return getattr(attention, name)(lengths, "cpu")(0, q, k, v)
+
+    wanted = values_and_gradients(attend, exact[:3], exact[3])
+    found = values_and_gradients(attend, leaves[:3], leaves[3])
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.dtype == torch.bfloat16 and theirs.dtype == torch.float32
+        assert (ours.float() - theirs).norm() < 1e-2 * theirs.norm()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
