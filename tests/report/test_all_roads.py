@@ -249,6 +249,7 @@ def test_the_verdict_can_go_either_way():
     assert words(rlhf=0.39) == ["NO", "yes", "yes", "yes", "NO"]
     assert words(rlhf=0.42) == ["NO", "yes", "yes", "yes", "NO"]  # ahead, but within two standard errors
     assert words(dpo=0.1) == ["yes", "NO", "yes", "yes", "NO"]
+    assert words(dpo=0.22) == ["yes", "NO", "yes", "yes", "NO"]  # so is DPO here
     assert words(kl=0.26) == ["yes", "yes", "NO", "yes", "NO"]
     assert "by +0.100 ± 0.014)." in write.verdict(results())[0]
     assert "by +0.020 ± 0.014, less than two standard errors)." in write.verdict(results(rlhf=0.42))[0]

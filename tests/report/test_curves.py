@@ -73,6 +73,13 @@ def test_training_batches_are_pale_and_what_is_held_out_is_strong(tmp_path):
     assert true_reward[2] == last[2] == [(1.5, 0.4)]
 
 
+def test_a_row_that_lacks_one_of_two_measures_is_no_point(tmp_path):
+    rows = [{"step": 10, "kl": 1.0}, {"step": 20, "reward": 2.0}, {"step": 30, "kl": 3.0, "reward": 4.0}]
+    panels, _ = panels_of(make_run(tmp_path / "rl", rows))
+    assert lines_of(panels["reward against KL"])[0][2] == [(3, 4)]
+    assert lines_of(panels["reward"])[0][2] == [(20, 2), (30, 4)]
+
+
 def test_without_held_out_values_a_mean_is_strong(tmp_path):
     panels, _ = panels_of(make_run(tmp_path / "rl", RL_ROWS))
     pale, strong = lines_of(panels["reward"])
