@@ -68,6 +68,9 @@ def test_numbers_are_those_of_training(sft, dpo, rlhf, scores):
     assert (margins[:, 0] - margins[:, 1]).mean().item() == pytest.approx(trained["eval_margin"], abs=1e-5)
     right = [row["logp"][0] > row["logp"][1] for row in of_policy]
     assert logp == pytest.approx(sum(right) / 40, abs=6e-4)
+    longer = sum(row["characters"][0] > row["characters"][1] for row in rows)
+    shorter = sum(row["characters"][0] < row["characters"][1] for row in rows)
+    assert cells(table, "chosen longer")[0] == longer != shorter == cells(table, "chosen shorter")[0]
 
 
 def test_each_row_against_plain_forward_passes(sft, dpo, rlhf, scores):
@@ -138,14 +141,15 @@ def approximate(row):
 
 
 def test_the_local_class_and_rl(sft, tmp_path, scores):
-    """A local reward model's is an implicit reward; RL's policy has its KL's weight as beta."""
+    """A local reward model's is an implicit reward, of its own beta; RL's policy has its KL's weight."""
     local = run(train_rlhf, tmp_path / "local", init=sft, reward="local", steps=3, kl=0.25)
     table, rows = scores(data=sft / "pairs_test.jsonl", policy=[local], reward=[local / "reward"])
     assert any(f"{local}: implicit reward 0.25 log pi/pi_ref, pi_ref {sft}" in line for line in table)
     trained = read_metrics(local / "reward")[-1]
     assert cells(table, "all")[-1] == pytest.approx(trained["eval_accuracy"], abs=6e-4)
-    policy = rows[0]["scores"][str(local)]
-    assert policy["reward"][0] == pytest.approx(0.25 * (policy["logp"][0] - policy["ref_logp"][0]), abs=1e-5)
+    for name, beta in ((local, 0.25), (local / "reward", 0.3)):
+        found = rows[0]["scores"][str(name)]
+        assert found["reward"][0] == pytest.approx(beta * (found["logp"][0] - found["ref_logp"][0]), abs=1e-5)
 
 
 def test_rewardbench_and_chat(tmp_path, scores):

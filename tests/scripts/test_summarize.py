@@ -166,10 +166,11 @@ def test_new_samples_have_their_pairs_labelled_again(tmp_path, monkeypatch):
         label()
 
 
-def test_a_pair_is_of_the_two_samples_whose_rewards_differ_most(tmp_path):
-    """And almost always the better one is chosen, where they are 8 nats apart."""
+@pytest.mark.parametrize("first", [[], ["pango lays text cairo"]])
+def test_a_pair_is_of_the_two_samples_whose_rewards_differ_most(first, tmp_path):
+    """And almost always the better one is chosen, drawn first or last, where they are 8 nats apart."""
     samples = tmp_path / "samples.json"
-    texts = ["pango", "nothing", "pango text", "pango lays text cairo", "nothing"]
+    texts = [*first, "pango", "nothing", "pango text", "pango lays text cairo", "nothing"]
     rows = ROWS[:1] * 20
     samples.write_text(json.dumps([texts] * 20))
     args, size = summarize.flags(["--model", "m", "--data", "d", "--tiny"])
