@@ -141,10 +141,10 @@ def test_a_model_that_is_spread_over_two_ranks(settings, alone, tmp_path):
 
 def check_largest():
     """Rank 1 has the larger number, and rank 0 alone has the other one."""
-    numbers = {"gap": torch.tensor(float(distributed.get_rank()))}
+    numbers = {"gap": torch.tensor(1.0 + distributed.get_rank())}
     if distributed.get_rank() == 0:
         numbers["other"] = torch.tensor(-3.0)
-    assert all_ranks(numbers, "largest") == {"gap": 1.0, "other": -3.0}
+    assert all_ranks(numbers, "largest") == {"gap": 2.0, "other": -3.0}  # not their sum
 
 
 def test_the_largest_value_of_all_ranks():
