@@ -139,15 +139,14 @@ def main(argv=None):
     if not task.has_measures and not args.lora:
         reference = None  # the map's measures and adapters need it; else the policy can have its memory
 
-    # 3. Train a second copy of --init, or with --lora adapters on the first. Each step is a function of
-    # (seed, step), so a resumed run ends in the same bits.
+    # 3. Train a second copy of --init, or adapters on the first. A step depends on (seed, step) alone.
     policy = adapted(run, reference) or run.place(load_policy(args.init, compute_dtype=run.compute_dtype))
     run.describe(policy, tokenizer_name, beta=args.beta, reference=str(args.init))  # config.json
     optimizer = adamw(policy, args.lr, args.weight_decay)
     total = total_steps(len(train), args.batch_size, args.epochs, args.steps)
     print(f"{args.loss}: {len(train):,} pairs, {total} steps, {run.device}")
 
-    for step in run.steps(policy, optimizer, total):  # from the last checkpoint on
+    for step in run.steps(policy, optimizer, total):  # from the last checkpoint on, to the same bits
         indices = batch_indices(len(train), args.batch_size, step, args.seed)
         metrics = Mean()
         for chunk in rank_chunks(indices, args.micro_batch_size, policy, takes_mean=args.loss == "kto"):
@@ -174,7 +173,7 @@ def main(argv=None):
     loss, accuracy = run.last_row["eval_loss"], run.last_row["eval_accuracy"]
     print(f"held-out loss {loss:.4f}, accuracy {accuracy:.3f}, margin {run.last_row['eval_margin']:.3f}")
     task.report(run.last_row)
-    rlhf = ["train_rlhf.py", "--init", args.init, *data_flag(args.data, pairs=args.data)]
+    rlhf = ["train_rlhf.py", "--init", args.init] + data_flag(args.data, pairs=args.data)
     print_next(rlhf, ["sample.py", "--model", run.out])
 
 

@@ -329,9 +329,7 @@ def train_policy(run, task, reference, judge, prompt_rows, shown, max_new_tokens
     other = score.other_samples(run, policy, prompt_rows.prompts, max_new_tokens, eos, groups_per_pass)
     run.describe(policy, tokenizer_name, kl=kl_weight, reference=str(args.init))  # config.json
     optimizer = adamw(policy, args.lr, args.weight_decay)
-    total = total_steps(len(prompt_rows), args.batch_size, args.epochs, args.steps)
-    if not args.steps:  # epochs count batches of samples; each serves --updates optimizer steps
-        total *= args.updates
+    total = total_steps(len(prompt_rows), args.batch_size, args.epochs, args.steps, args.updates)
     print(f"{args.algo}: {len(prompt_rows):,} prompts x {args.samples}, {total} steps, kl {kl_weight}")
 
     for step in run.steps(policy, optimizer, total):  # from the last checkpoint on

@@ -15,9 +15,10 @@ from nanoroads.weights.sharded import gathered, is_sharded
 BUCKET = 2**25  # gradients that are added up in one message: 128 MiB in fp32
 
 
-def total_steps(examples, batch_size, epochs, steps=None):
-    """Optimizer steps in all: `steps` where it is given, else `epochs` passes over the examples."""
-    return steps or max(1, round(epochs * math.ceil(examples / batch_size)))
+def total_steps(examples, batch_size, epochs, steps=None, updates=1):
+    """Optimizer steps in all: `steps` where it is given, else `epochs` passes over the examples, with
+    `updates` steps on each batch."""
+    return steps or updates * max(1, round(epochs * math.ceil(examples / batch_size)))
 
 
 @functools.lru_cache(maxsize=4)

@@ -100,6 +100,8 @@ def test_steps_and_chunks():
     assert optim.total_steps(95, 10, epochs=2.5, steps=7) == 7
     assert optim.total_steps(95, 10, epochs=None, steps=7) == 7
     assert optim.total_steps(95, 10, epochs=0.001) == 1
+    assert optim.total_steps(95, 10, epochs=2.5, updates=4) == 100
+    assert optim.total_steps(95, 10, epochs=2.5, steps=7, updates=4) == 7
     assert optim.chunks([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]
     assert optim.chunks([1, 2, 3], None) == [[1, 2, 3]] == optim.chunks([1, 2, 3], 9)
 
