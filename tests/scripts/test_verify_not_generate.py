@@ -8,7 +8,10 @@ import torch
 from helpers.in_process import run_phases
 
 from experiments import verify_not_generate as script
+from nanoroads.experiments import verifies_and_generates as counted
+from nanoroads.experiments.pairs_with_one_defect import WORLD, demonstrations, pairs
 from nanoroads.losses import implicit_reward
+from nanoroads.report.on_map import ENCODING
 from nanoroads.score import sequence_logps
 from nanoroads.text import tokenizer
 from nanoroads.weights.checkpoint import load_policy, load_reward_model
@@ -19,8 +22,8 @@ from nanoroads.world.roadmap import ends, moves_of, prompts, reward_parts
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_rejected_route_has_exactly_one_defect(split):
-    rows = script.pairs(400, split, seed=3)
-    assert len(rows) == 400 and {row["prompt"] for row in rows} <= set(prompts(script.WORLD, split))
+    rows = pairs(400, split, seed=3)
+    assert len(rows) == 400 and {row["prompt"] for row in rows} <= set(prompts(WORLD, split))
     defects = {"ends elsewhere": 0, "illegal hop": 0}
     for row in rows:
         chosen = reward_parts(row["prompt"], row["chosen"])
@@ -38,17 +41,17 @@ def test_a_rejected_route_has_exactly_one_defect(split):
 
 
 def test_rows_are_functions_of_the_seed():
-    assert script.pairs(20, "train", 1) == script.pairs(20, "train", 1) != script.pairs(20, "train", 2)
-    assert script.demonstrations(20, 1) == script.demonstrations(20, 1) != script.demonstrations(20, 2)
+    assert pairs(20, "train", 1) == pairs(20, "train", 1) != pairs(20, "train", 2)
+    assert demonstrations(20, 1) == demonstrations(20, 1) != demonstrations(20, 2)
 
 
 def test_demonstrations_follow_roads_and_no_goal():
-    rows = script.demonstrations(2000, seed=3)
+    rows = demonstrations(2000, seed=3)
     parts = [reward_parts(row["prompt"], row["response"]) for row in rows]
     assert all(part["legal"] for part in parts)
     assert {part["moves"] for part in parts} == set(range(1, 12))
     assert sum(part["arrives"] for part in parts) < 100  # about one in 48
-    assert {row["prompt"] for row in rows} <= set(prompts(script.WORLD, "train"))
+    assert {row["prompt"] for row in rows} <= set(prompts(WORLD, "train"))
 
 
 # ---------------------------------------------------------------- what is counted
@@ -63,7 +66,7 @@ ROWS = [
 
 
 def test_groups_of_pairs():
-    groups = {name: mask.tolist() for name, mask in script.groups_of(ROWS).items()}
+    groups = {name: mask.tolist() for name, mask in counted.groups_of(ROWS).items()}
     assert groups == {
         "all": [True] * 5,
         "ends elsewhere": [True, False, True, False, True],
@@ -83,13 +86,13 @@ def test_a_pair_is_right_where_the_chosen_route_scores_higher(monkeypatch):
         seen.update(reference=reference, asked=asked, answers=answers)
         return torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0], [0.0, -1.0], [-1.0, 0.0]])
 
-    monkeypatch.setattr(script, "rewards", scores)
-    assert script.verifies("model", "reference", ROWS).tolist() == [1, 0, 0.5, 1, 0]
+    monkeypatch.setattr(counted, "rewards", scores)
+    assert counted.verifies("model", "reference", ROWS).tolist() == [1, 0, 0.5, 1, 0]
     assert seen["reference"] == "reference"
-    eos = tokenizer.eos_id(script.ENCODING)
+    eos = tokenizer.eos_id(ENCODING)
     first, second = seen["answers"][0]
-    assert tokenizer.decode_all(script.ENCODING, [first, second]) == [">OR", ">ID"]
-    assert first[-1] == second[-1] == eos and tokenizer.decode(script.ENCODING, seen["asked"][0]) == "WA>OR:"
+    assert tokenizer.decode_all(ENCODING, [first, second]) == [">OR", ">ID"]
+    assert first[-1] == second[-1] == eos and tokenizer.decode(ENCODING, seen["asked"][0]) == "WA>OR:"
 
 
 def test_a_prompt_counts_once_for_each_of_its_pairs(monkeypatch):
@@ -98,8 +101,8 @@ def test_a_prompt_counts_once_for_each_of_its_pairs(monkeypatch):
         reward = [0.95] * 8 + [0.5] * 2 + [0.0] * 6 + [0.0] * 16
         return {"reward": reward, "greedy_reward": [0, 0.9, 0, 1], "legal": [1.0] * 8 + [0.0] * 24}
 
-    monkeypatch.setattr(script, "measure_on_map", measures)
-    values = script.generates(None, None, ROWS)
+    monkeypatch.setattr(counted, "measure_on_map", measures)
+    values = counted.generates(None, None, ROWS)
     assert values["valid"].tolist() == [1, 0.25, 0, 0, 0.25]
     assert values["greedy"].tolist() == [0, 1, 0, 1, 1]
     assert values["legal"].tolist() == [1, 0, 0, 0, 0]
@@ -121,7 +124,7 @@ def seeds_that_agree():
         measures = {"accuracy": accuracy, "valid": valid, "greedy": greedy, "legal": 0.8}
         row[name] = {}
         for measure, value in measures.items():
-            row[name][measure] = dict.fromkeys(script.groups_of(ROWS), value)
+            row[name][measure] = dict.fromkeys(counted.groups_of(ROWS), value)
     return [row, copy.deepcopy(row)]
 
 
@@ -181,16 +184,16 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     rows = [json.loads(line) for line in (folder / "seed0/pairs_test.jsonl").read_text().splitlines()]
     sft = load_policy(folder / "seed0/sft")
     assert row["pairs"]["all"] == 40
-    assert row["sft"]["accuracy"]["all"] == script.verifies(sft, None, rows).mean()
+    assert row["sft"]["accuracy"]["all"] == counted.verifies(sft, None, rows).mean()
     head = load_reward_model(folder / "seed0/rlhf/reward")
-    assert row["rlhf"]["accuracy"]["all"] == script.verifies(head, None, rows).mean()
+    assert row["rlhf"]["accuracy"]["all"] == counted.verifies(head, None, rows).mean()
     for name in ("dpo", "imitation"):
         policy = load_policy(folder / "seed0" / name)
         right = []
         for pair in rows:
-            asked = [tokenizer.encode(script.ENCODING, pair["prompt"])]
-            both = [tokenizer.encode(script.ENCODING, pair[key]) for key in ("chosen", "rejected")]
-            answers = [[answer + [tokenizer.eos_id(script.ENCODING)] for answer in both]]
+            asked = [tokenizer.encode(ENCODING, pair["prompt"])]
+            both = [tokenizer.encode(ENCODING, pair[key]) for key in ("chosen", "rejected")]
+            answers = [[answer + [tokenizer.eos_id(ENCODING)] for answer in both]]
             logps = [sequence_logps(model, asked, answers) for model in (policy, sft)]
             chosen, rejected = implicit_reward(*logps, 0.3)[0].tolist()
             right.append(chosen > rejected)
