@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from experiments import overoptimisation
-from experiments.overoptimisation import BEST_OF, BETAS, KLS, ROADS
+from experiments.overoptimisation import BEST_OF, BETAS, KLS
+from nanoroads.experiments import gao, gold_and_proxy
+from nanoroads.experiments.overoptimisation import ROADS, lead_at_equal_kl
 from nanoroads.report import evidence
 from nanoroads.world import roadmap
 from nanoroads.world.roadmap import World, prompts
@@ -27,7 +29,7 @@ def test_best_of_n_is_the_mean_over_all_choices(n):
         for choice in itertools.combinations(range(5), n):
             favourite = max(choice, key=lambda i: proxy[prompt, i])
             best.append(value[prompt, favourite].item())
-    assert overoptimisation.best_of_n(proxy, value, n) == pytest.approx(sum(best) / len(best), abs=1e-12)
+    assert gao.best_of_n(proxy, value, n) == pytest.approx(sum(best) / len(best), abs=1e-12)
 
 
 @pytest.mark.parametrize("form, falls", [("d", lambda d: d), ("ln d", math.log)])
@@ -36,7 +38,7 @@ def test_a_fit_finds_the_curve_it_is_of(form, falls):
     for kl in (0.25, 1.0, 4.0, 9.0):
         d = math.sqrt(kl)
         rows.append({"kl": kl, "gold": d * (0.5 - 0.2 * falls(d))})
-    fit = overoptimisation.fit(rows, "gold", form)
+    fit = gao.fit(rows, "gold", form)
     assert fit == pytest.approx({"a": 0.5, "b": 0.2, "r2": 1.0}, abs=1e-9)
 
 
@@ -44,13 +46,13 @@ def test_r2_of_what_does_not_fit():
     rows = [
         {"kl": 1.0, "gold": height} for height in (0.0, 2.0, 2.0, 0.0)
     ]  # of one d: no better than the mean
-    assert overoptimisation.fit(rows, "gold", "ln d")["r2"] == pytest.approx(0, abs=1e-9)
+    assert gao.fit(rows, "gold", "ln d")["r2"] == pytest.approx(0, abs=1e-9)
 
 
 def test_best_of_n_beside_rl_at_equal_kl():
     seed = {"rl": [{}, {"kl": 1.0, "gold": 0.3}]}
     seed["best of n"] = [{"kl": 0.5, "gold": 0.2}, {"kl": 1.5, "gold": 0.6}]
-    assert overoptimisation.lead_at_equal_kl(seed) == pytest.approx(0.1)
+    assert lead_at_equal_kl(seed, place=1) == pytest.approx(0.1)
 
 
 # ---------------------------------------------------------------- the verdict
@@ -140,9 +142,10 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     small = {"PAIRS": 40, "TEST_PAIRS": 30, "SFT": model, "DPO": ["--steps", 2], "RLHF": ["--steps", 2]}
     for name, value in small.items():
         monkeypatch.setattr(evidence, name, value)
-    monkeypatch.setattr(overoptimisation, "WORLD", Counting(**vars(overoptimisation.WORLD)))
-    small = {"prompts": few_prompts, "run_phases": run_phases, "BEST_OF": [1, 2, 4, 8], "BETAS": [0.3, 0.1]}
-    for name, value in {**small, "KLS": [0.5, 0.1]}.items():
+    monkeypatch.setattr(gold_and_proxy, "WORLD", Counting(**vars(gold_and_proxy.WORLD)))
+    monkeypatch.setattr(gold_and_proxy, "prompts", few_prompts)
+    small = {"run_phases": run_phases, "BEST_OF": [1, 2, 4, 8], "BETAS": [0.3, 0.1], "KLS": [0.5, 0.1]}
+    for name, value in small.items():
         monkeypatch.setattr(overoptimisation, name, value)
     overoptimisation.main(["--seeds", "0", "--out", str(tmp_path / "out")])
     folder = tmp_path / "out/overoptimisation"
