@@ -11,6 +11,8 @@ from experiments import verify_not_generate as script
 from nanoroads.experiments import verifies_and_generates as counted
 from nanoroads.experiments.pairs_with_one_defect import WORLD, demonstrations, pairs
 from nanoroads.losses import implicit_reward
+from nanoroads.report.evidence import values_of
+from nanoroads.report.judged import read_pairs
 from nanoroads.report.on_map import ENCODING
 from nanoroads.score import sequence_logps
 from nanoroads.text import tokenizer
@@ -179,9 +181,13 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert (folder / "figure.svg").read_text().startswith("<?xml")
     assert (folder / "table.md").read_text() in capsys.readouterr().out
 
+    # Imitation learns from the better route of each pair.
+    imitated = read_pairs(folder / "seed0/chosen.jsonl")
+    assert values_of(imitated, "response") == values_of(read_pairs(folder / "seed0/pairs.jsonl"), "chosen")
+
     # The numbers again, from the files that the commands left.
     (row,) = written["by_seed"]
-    rows = [json.loads(line) for line in (folder / "seed0/pairs_test.jsonl").read_text().splitlines()]
+    rows = read_pairs(folder / "seed0/pairs_test.jsonl")
     sft = load_policy(folder / "seed0/sft")
     assert row["pairs"]["all"] == 40
     assert row["sft"]["accuracy"]["all"] == counted.verifies(sft, None, rows).mean()
