@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from experiments import displacement
+from nanoroads.experiments import displacement_claims, displacement_measures
 from nanoroads.report import evidence
 from nanoroads.report.on_map import ENCODING
 from nanoroads.weights.checkpoint import load_policy
@@ -38,7 +39,7 @@ def test_chosen_changes_by_half_the_margin_less_the_kl():
     logp, ref_logp, better, kl = every_pair()
     swap = better == 1  # so that the better one is chosen
     logp[swap], ref_logp[swap] = logp[swap].flip(1), ref_logp[swap].flip(1)
-    row = displacement.pair_row(logp, ref_logp, better.clamp(max=0))
+    row = displacement.pair_row(logp, ref_logp)
     assert abs(row["margin"]) > 0.01
     assert row["both"]["mean"] == pytest.approx(-kl, abs=1e-12)
     assert row["chosen"] == pytest.approx(row["margin"] / 2 - kl, abs=1e-12)
@@ -48,7 +49,7 @@ def test_chosen_changes_by_half_the_margin_less_the_kl():
 def test_the_better_and_the_ties():
     logp = torch.tensor([[-1.0, -4.0], [-2.0, -3.0], [-5.0, -6.0]])
     ref_logp = torch.tensor([[-2.0, -4.5], [-3.0, -1.0], [-1.0, -1.0]])
-    row = displacement.pair_row(logp, ref_logp, torch.tensor([0, 1, -1]))
+    row = displacement_measures.which_rise(logp, ref_logp, torch.tensor([0, 1, -1]))
     assert row["better"] == pytest.approx((1 - 2) / 2) and row["ties"] == -4
     assert row["rise"] == pytest.approx(2 / 3)
     before = torch.tensor([-2.0, -3.0, -1.0]).exp().sum()
@@ -56,7 +57,7 @@ def test_the_better_and_the_ties():
 
 
 def test_which_is_better():
-    assert displacement.better_of(torch.tensor([0.5, -0.2, 0.0])).tolist() == [0, 1, -1]
+    assert displacement_measures.better_of(torch.tensor([0.5, -0.2, 0.0])).tolist() == [0, 1, -1]
 
 
 def test_dpo_at_the_kl_of_another_policy():
@@ -68,8 +69,9 @@ def test_dpo_at_the_kl_of_another_policy():
         ("DPO 0.05", 30, 0.9),
     ):
         rows[name] = {"kl": kl, "illegal": illegal}
-    assert displacement.at_equal_kl(rows, "RLHF 1", "illegal") == pytest.approx(0.3)
-    assert displacement.at_equal_kl(rows, "RLHF 0.2", "illegal") == 0.9
+    at_equal_kl, dpo = displacement_claims.at_equal_kl, displacement.DPO_RUNS
+    assert at_equal_kl(rows, dpo, "RLHF 1", "illegal") == pytest.approx(0.3)
+    assert at_equal_kl(rows, dpo, "RLHF 0.2", "illegal") == 0.9
 
 
 # ---------------------------------------------------------------- the verdict
@@ -115,7 +117,7 @@ def test_every_claim_can_fail(line, name, measure, value):
 
 
 def test_the_error_of_the_identity_is_that_of_the_samples():
-    gap = displacement.identity_gap(seeds_that_agree(), "DPO 1")
+    gap = displacement_claims.identity_gap(seeds_that_agree(), "DPO 1")
     assert gap["mean"] == pytest.approx(0.0005) and gap["se"] == pytest.approx((4 * 0.01) ** 0.5 / 2)
 
 
@@ -129,6 +131,7 @@ def few_prompts(world, split):
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(roadmap, "prompts", few_prompts)
     monkeypatch.setattr(displacement, "prompts", few_prompts)
+    monkeypatch.setattr(displacement_measures, "prompts", few_prompts)
     monkeypatch.setattr(displacement, "run_phases", run_phases)
     model = ["--n-layer", 1, "--n-embd", 16, "--rows", 200, "--steps", 30, "--lr", 2e-2]
     steps = ["--steps", 2, "--lr", 3e-2]  # large enough for a KL that is positive beyond doubt
@@ -148,7 +151,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert row["DPO 0.05"]["kl"] > 0 and row["DPO 0.05"]["kl_from_ref"]["mean"] > 0
 
     sft, dpo = load_policy(tmp_path / "out/seed0/sft"), load_policy(tmp_path / "out/seed0/dpo")
-    ours = displacement.sample_row(dpo, sft, 1)
+    ours = displacement_measures.sample_row(dpo, sft, 1)
     values = measure_on_map(
         dpo, sft, displacement.WORLD, ENCODING, few_prompts(None, "test"), samples=8, seed=1
     )
@@ -156,5 +159,5 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert ours["kl"] == pytest.approx(means["kl"], abs=1e-4) and ours["reward"] == means["reward"]
     assert ours["arrives"] == means["arrives"] and ours["illegal"] == pytest.approx(1 - means["legal"])
     for bound, share in ((0, 0), (1.1, 1)):
-        monkeypatch.setattr(displacement, "UNSEEN", bound)
-        assert displacement.sample_row(sft, sft, 1)["unseen"] == share
+        monkeypatch.setattr(displacement_measures, "UNSEEN", bound)
+        assert displacement_measures.sample_row(sft, sft, 1)["unseen"] == share

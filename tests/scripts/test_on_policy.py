@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from experiments import on_policy
-from experiments.on_policy import BETAS, OFFLINE, ON_POLICY, RLHF_SAMPLES, SFT_SAMPLES, named
+from experiments.on_policy import BETAS, ROUNDS
+from nanoroads.experiments import dpo_in_rounds, on_policy_claims, own_pairs
+from nanoroads.experiments.pair_sources import OFFLINE, ON_POLICY, RLHF_SAMPLES, SFT_SAMPLES, by_rounds, named
 from nanoroads.report import evidence, judged
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.world import pairs, roadmap
@@ -22,13 +24,13 @@ def folder(sft, dpo, tmp_path, monkeypatch):
     """A seed's folder with tiny runs: 200 pairs, 30 steps."""
     (tmp_path / "sft").symlink_to(sft)
     (tmp_path / "dpo").symlink_to(dpo)
-    monkeypatch.setattr(on_policy, "PAIRS", 200)
+    monkeypatch.setattr(dpo_in_rounds, "PAIRS", 200)
     monkeypatch.setattr(pairs, "CHUNK", 64)
     return tmp_path
 
 
 def test_one_round_is_dpo(folder):
-    policy, used = on_policy.train_on_policy(folder, 0, 1, "dpo")
+    policy, used = dpo_in_rounds.train_on_policy(folder, 0, 1, "dpo")
     assert used == read_jsonl(folder / "sft/pairs.jsonl")
     dpo = load_policy(folder / "dpo").state_dict()
     for name, tensor in policy.state_dict().items():
@@ -38,8 +40,9 @@ def test_one_round_is_dpo(folder):
 def test_more_rounds_have_the_same_budget(folder, monkeypatch):
     """One optimizer, one schedule, as many pairs and steps; all pairs but the first are the policy's own."""
     steps, within, drawn, optimizers = [], [], [], []
-    real_indices = on_policy.batch_indices
-    real_rate, real_draw, real_adamw = on_policy.learning_rate, on_policy.draw_labelled, on_policy.adamw
+    real_indices = dpo_in_rounds.batch_indices
+    real_rate, real_draw = dpo_in_rounds.learning_rate, dpo_in_rounds.draw_labelled
+    real_adamw = dpo_in_rounds.adamw
     reference = load_policy(folder / "sft").state_dict()
 
     def rate(peak, step, total, *rest):
@@ -62,8 +65,8 @@ def test_more_rounds_have_the_same_budget(folder, monkeypatch):
 
     replaced = {"learning_rate": rate, "draw_labelled": draw, "adamw": adamw, "batch_indices": indices}
     for name, function in replaced.items():
-        monkeypatch.setattr(on_policy, name, function)
-    _, used = on_policy.train_on_policy(folder, 7, 3, "dpo")
+        monkeypatch.setattr(dpo_in_rounds, name, function)
+    _, used = dpo_in_rounds.train_on_policy(folder, 7, 3, "dpo")
     assert steps == list(range(30)) and within == 3 * list(range(10)) and len(optimizers) == 1
     assert len(used) == 200 and used[:66] == read_jsonl(folder / "sft/pairs.jsonl")[:66]
     assert [(n, done) for n, done, _, _ in drawn] == [(67, 10), (67, 20)]
@@ -74,13 +77,13 @@ def test_more_rounds_have_the_same_budget(folder, monkeypatch):
 
 def test_labels_are_those_of_the_true_reward(folder, monkeypatch):
     policy = load_policy(folder / "sft")
-    certain = dataclasses.replace(on_policy.WORLD, bt_scale=500.0)
-    monkeypatch.setattr(on_policy, "WORLD", certain)
-    rows = on_policy.draw_labelled(policy, 100, "test", "labels")
+    certain = dataclasses.replace(own_pairs.WORLD, bt_scale=500.0)
+    monkeypatch.setattr(own_pairs, "WORLD", certain)
+    rows = own_pairs.draw_labelled(policy, 100, "test", "labels")
     gaps = judged.true_margins(rows)
     assert gaps.min() >= 0 and gaps.max() > 0
     assert {row["prompt"] for row in rows} <= set(roadmap.prompts(certain, "test"))
-    assert on_policy.draw_labelled(policy, 100, "test", "labels") == rows
+    assert own_pairs.draw_labelled(policy, 100, "test", "labels") == rows
 
 
 def test_true_order(monkeypatch):
@@ -96,8 +99,8 @@ def test_true_order(monkeypatch):
 
     def accuracy(policy, reference):
         logps = {"policy": torch.tensor(policy), "reference": torch.tensor(reference)}
-        monkeypatch.setattr(on_policy, "sequence_logps", lambda name, *_: logps[name])
-        return on_policy.true_order_accuracy("policy", "reference", rows)
+        monkeypatch.setattr(own_pairs, "sequence_logps", lambda name, *_: logps[name])
+        return own_pairs.true_order_accuracy("policy", "reference", rows)
 
     nothing = [[0.0, 0.0]] * 3
     assert accuracy(nothing, nothing) == 0.5
@@ -116,7 +119,7 @@ def seeds_that_agree():
     for more in (0.0, 0.001):  # no standard error is 0
         row = {}
         for beta in BETAS:
-            for height, name in enumerate([*on_policy.by_rounds(beta).values(), "RLHF"]):
+            for height, name in enumerate([*by_rounds(beta, ROUNDS).values(), "RLHF"]):
                 row[name] = {"accuracy_sft": 0.8, "accuracy_own": 0.5, "kl_to_ref": 1.0, "legal": 0.9}
                 row[name]["reward"] = 0.4 + 0.02 * height + more * (height + 1)
                 row[name]["greedy_reward"] = 0.6 + 0.02 * height + more * (height + 1)
@@ -140,9 +143,10 @@ def test_every_claim_can_hold():
 
 def test_slope_is_of_ten_times_as_many_rounds():
     row = {}
-    for rounds, name in on_policy.by_rounds(0.3).items():
+    names = by_rounds(0.3, ROUNDS)
+    for rounds, name in names.items():
         row[name] = {"reward": 0.4 + 0.07 * math.log10(rounds)}
-    assert on_policy.slope_of(row, 0.3, "reward") == pytest.approx(0.07)
+    assert on_policy_claims.slope_of(row, names, "reward") == pytest.approx(0.07)
 
 
 MAKE_IT_FAIL = [  # line, policy, measure, what is added
@@ -190,8 +194,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     model = "--n-layer 1 --n-embd 16 --n-head 1 --rows 500 --steps 60 --lr 2e-2".split()
     for name, value in {"PAIRS": 60, "TEST_PAIRS": 40, "SFT": model, "RLHF": ["--steps", "2"]}.items():
         monkeypatch.setattr(evidence, name, value)
-    for name, value in {"PAIRS": 60, "OWN_PAIRS": 20, "run_phases": run_phases}.items():
-        monkeypatch.setattr(on_policy, name, value)
+    monkeypatch.setattr(dpo_in_rounds, "PAIRS", 60)
+    monkeypatch.setattr(own_pairs, "OWN_PAIRS", 20)
+    monkeypatch.setattr(on_policy, "run_phases", run_phases)
     out = tmp_path / "out"
     on_policy.main(["--seeds", "0", "--out", str(out)])
     written = json.loads((out / "on_policy/results.json").read_text())
@@ -210,5 +215,5 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         for name, path in data.items():
             flags = json.loads((out / f"seed0/{name}/config.json").read_text())["args"]
             assert flags["data"] == path and flags["beta"] == beta
-    _, again = on_policy.train_on_policy(out / "seed0", 0, 10, "dpo_beta_0.1")
+    _, again = dpo_in_rounds.train_on_policy(out / "seed0", 0, 10, "dpo_beta_0.1")
     assert used == again  # of the last beta
