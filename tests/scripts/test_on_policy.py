@@ -210,6 +210,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         same = out / f"seed0/on_policy_pairs_beta_{beta}.jsonl"
         used = read_jsonl(same)
         assert len(used) == 60 and used[:6] == read_jsonl(out / "seed0/sft/pairs.jsonl")[:6]
+        informative = judged.true_margins(used).count_nonzero().item()
+        assert row[named(ON_POLICY, beta)]["informative"] == pytest.approx(informative / 60)
         data = {evidence.dpo_run(beta): "roadmap", f"dpo_on_policy_pairs_beta_{beta}": str(same)}
         data[f"dpo_rlhf_pairs_beta_{beta}"] = str(out / "seed0/rlhf_global/pairs.jsonl")
         for name, path in data.items():
