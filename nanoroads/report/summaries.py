@@ -1,10 +1,11 @@
-"""Rewards of experiments/summarize.py -> win rates; its results.json -> its report.md."""
+"""Rewards of experiments/summarize.py -> win rates; its results.json -> report.md, also over seeds."""
 
 import torch
 
-from nanoroads.report.evidence import is_above, is_below
+from nanoroads.report.evidence import claim, is_above, is_below, over_seeds, values_of
 from nanoroads.report.write import plus_minus, table
 from nanoroads.score import ranked_right
+from nanoroads.weights.files import json_bytes
 
 COLUMNS = {
     "reward": "reward (T = 1)",
@@ -13,6 +14,8 @@ COLUMNS = {
     "kl_to_ref": "KL to SFT",
     "words": "words",
 }
+NO_GAP = 0.1  # a win rate that is nearer to one half by two standard errors shows no gap
+ACCURATE = 0.6  # what a reward model's held-out accuracy has to be above, by two standard errors
 
 
 def win_rates(one, other):
@@ -38,8 +41,7 @@ def summaries_report(results: dict, model: str, example: dict) -> str:
 
     model: the name of the pretrained model. example: a held-out row {"document", "summary"}."""
     lines = ["# Summaries: both roads on a pretrained model\n"]
-    size = ", ".join([f"{key} {value}" for key, value in results["size"].items()])
-    lines.append(f"`{model}`: {size}\n")
+    lines.append(f"`{model}`: {size_line(results['size'])}")
     for setting, measures in results["settings"].items():
         lines += setting_section(setting, measures, example)
 
@@ -52,20 +54,15 @@ def summaries_report(results: dict, model: str, example: dict) -> str:
 
 def setting_section(setting, measures, example):
     """One setting, a list of lines: table, comparisons, and what the policies write."""
-    rows = []
-    for policy, row in measures["policies"].items():
-        rows.append([policy.upper()] + [plus_minus(row[column]) for column in COLUMNS])
-    lines = [f"\n## {setting}\n", table(["policy"] + list(COLUMNS.values()), rows)]
+    lines = [f"\n## {setting}\n", policies_table(measures)]
 
     reference = plus_minus(measures["reference"])
     gap = plus_minus(measures["rlhf_minus_dpo"])
     lines.append(f"The documents' own summaries: {reference}. RLHF - DPO, document by document: {gap}.")
     reward_model = measures["reward_model"]
-    accuracy = reward_model["accuracy"]
-    accuracy_se = (accuracy * (1 - accuracy) / reward_model["pairs"]) ** 0.5
     lines.append(
         f"Reward model: {reward_model['nll']:.3f} nats per pair, "
-        f"accuracy {accuracy:.3f} ± {accuracy_se:.3f}, {reward_model['pairs']} held-out pairs.\n"
+        f"accuracy {plus_minus(accuracy(reward_model))}, {reward_model['pairs']} held-out pairs.\n"
     )
     lines.append(f"The paper: {paper_says(setting)}. Here: {comparison(measures['rlhf_against_dpo'])}.\n")
 
@@ -74,6 +71,25 @@ def setting_section(setting, measures, example):
     for policy, row in measures["policies"].items():
         lines.append(f"- {policy.upper()}: {row['example'].strip()}")
     return lines
+
+
+def size_line(size):
+    """How much was read, sampled and trained."""
+    return ", ".join([f"{key} {value}" for key, value in size.items()]) + "\n"
+
+
+def policies_table(measures):
+    """A row of measures for each policy."""
+    rows = []
+    for policy, row in measures["policies"].items():
+        rows.append([policy.upper()] + [plus_minus(row[column]) for column in COLUMNS])
+    return table(["policy"] + list(COLUMNS.values()), rows)
+
+
+def accuracy(reward_model):
+    """A reward model's held-out accuracy, {"mean", "se"}: the error is over its pairs."""
+    share = reward_model["accuracy"]
+    return {"mean": share, "se": (share * (1 - share) / reward_model["pairs"]) ** 0.5}
 
 
 def paper_says(setting):
@@ -97,3 +113,116 @@ def finding(lead):
         return "DPO is ahead"
     bound = abs(lead["mean"]) + 2 * lead["se"]
     return f"there is no gap beyond two standard errors, nor one above {bound:.3f}"
+
+
+# ---------------------------------------------------------------- over seeds
+
+
+def over_seeds_files(seeds: list[int], by_seed: list[dict]) -> tuple[dict, dict[str, bytes]]:
+    """results.json over seeds, as a dict, and the files results.json and report.md.
+
+    by_seed: each seed's results.json, all of the same settings."""
+    settings = {}
+    for setting in by_seed[0]["settings"]:
+        settings[setting] = averaged(values_of(by_seed, "settings", setting))
+    results = {"seeds": seeds, "verdict": verdict(settings)}
+    results["seconds"] = round(sum(values_of(by_seed, "total_seconds")), 1)
+    results.update(settings=settings, by_seed=by_seed)
+    files = {"results.json": json_bytes(results), "report.md": over_seeds_report(results).encode()}
+    return results, files
+
+
+def averaged(rows):
+    """A setting's measures over seeds, {"policies": {policy: {column: cell}}, "rlhf_against_dpo": cell, ...}.
+
+    rows: its measures for each seed. A cell: {"mean", "se"}. The error is over seeds; of one seed, it is
+    over its held-out documents, as in its own report."""
+    policies = {}
+    for policy in rows[0]["policies"]:
+        policies[policy] = {column: averaged_cell(rows, "policies", policy, column) for column in COLUMNS}
+    measures = {"policies": policies}
+    for name in ("reference", "rlhf_minus_dpo", "rlhf_against_dpo"):
+        measures[name] = averaged_cell(rows, name)
+    measures["accuracy"] = accuracy(rows[0]["reward_model"])
+    if len(rows) > 1:
+        measures["accuracy"] = over_seeds(rows, "reward_model", "accuracy")
+    return measures
+
+
+def averaged_cell(rows, *path):
+    """{"mean", "se"} over seeds of rows[i][path[0]]...["mean"]; of one seed, its own cell."""
+    if len(rows) == 1:
+        return values_of(rows, *path)[0]
+    return over_seeds(rows, *path, "mean")
+
+
+def verdict(settings):
+    """Two lines for each setting: does the paper's order come out, and is its reward model accurate?
+
+    settings: {setting: measures over seeds}."""
+    lines = []
+    for setting, measures in settings.items():
+        wins = measures["rlhf_against_dpo"]
+        here = f"RLHF wins {plus_minus(wins)} against DPO, {in_errors(wins, 0.5)}"
+        if setting == "one-line":
+            lines.append(claim(is_above(wins, 0.5), f"{setting}: RLHF is ahead. {here}."))
+        else:
+            bound = abs(wins["mean"] - 0.5) + 2 * wins["se"]
+            text = f"{setting}: there is no gap above {NO_GAP}. {here}"
+            lines.append(claim(bound < NO_GAP, f"{text}; within two errors the gap is at most {bound:.3f}."))
+        share = measures["accuracy"]
+        text = f"{setting}: the reward model's accuracy is above {ACCURATE} by two standard errors"
+        text += f" ({plus_minus(share)}, {in_errors(share, ACCURATE)})."
+        lines.append(claim(is_above(share, ACCURATE), text))
+    return lines
+
+
+def in_errors(cell, bound):
+    """How far {"mean", "se"} is from `bound`: `7.2 standard errors above 0.5`."""
+    distance = cell["mean"] - bound
+    side = "below" if distance < 0 else "above"
+    if cell["se"] == 0:
+        return f"{abs(distance):.3f} {side} {bound} without an error"
+    return f"{abs(distance) / cell['se']:.1f} standard errors {side} {bound}"
+
+
+def over_seeds_report(results):
+    """The text of report.md. results: results.json over seeds."""
+    lines = ["# Summaries: both roads on a pretrained model\n", size_line(results["by_seed"][0]["size"])]
+    lines.append(errors_line(results["seeds"]))
+    for line in results["verdict"]:
+        lines.append(f"- {line}\n")
+    for setting, measures in results["settings"].items():
+        lines += [f"## {setting}\n", policies_table(measures)]
+        reference = plus_minus(measures["reference"])
+        gap = plus_minus(measures["rlhf_minus_dpo"])
+        lines.append(f"The documents' own summaries: {reference}. RLHF - DPO: {gap}.\n")
+        lines.append(single_seeds_table(results["by_seed"], setting))
+    rows = []
+    for row in results["by_seed"]:
+        rows.append([str(row["seed"]), f"{row['total_seconds']:.0f}", f"{row['peak_gib']:.2f}"])
+    head = ["seed", "seconds of all phases together", "most GiB in a process"]
+    lines += ["## Seconds\n", table(head, rows)]
+    return "\n".join(lines)
+
+
+def errors_line(seeds):
+    """What the standard errors are over."""
+    single = "over held-out documents, an accuracy's over pairs.\n"
+    if len(seeds) == 1:
+        return f"Seed {seeds[0]} alone: standard errors are {single}"
+    names = ", ".join([str(seed) for seed in seeds])
+    return f"Seeds {names}: standard errors are over seeds; in the tables of single seeds {single}"
+
+
+def single_seeds_table(by_seed, setting):
+    """What the verdict is about, seed by seed."""
+    rows = []
+    for results in by_seed:
+        measures = results["settings"][setting]
+        cells = [str(results["seed"])]
+        cells.append(plus_minus(measures["rlhf_against_dpo"]))
+        cells.append(plus_minus(measures["rlhf_minus_dpo"]))
+        cells.append(plus_minus(accuracy(measures["reward_model"])))
+        rows.append(cells)
+    return table(["seed", "RLHF wins against DPO", "RLHF - DPO", "reward model's accuracy"], rows)

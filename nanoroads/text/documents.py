@@ -1,6 +1,16 @@
 """Documents with one-line summaries, and rewards of a summary that are known exactly.
 
-experiments/summarize.py uses them, and says what the rewards are."""
+Rewards of a summary y of the document x, for experiments/summarize.py:
+    one-line    r(x, y) = 10 c min(1, m/n). c: the share of the document's K = 5 salient words that
+                y names. n: the words of y. m: those of a median summary of all short documents.
+                Salient are, of the document's words of four letters or more, the five of largest
+                (count in x) log(documents / documents with the word). A count and two look-ups
+                verify it; a summary has to find what the document is about, and say it in a line.
+    two-word    the same with K = m = 2.
+    hidden      r(x, y) = 10 ROUGE-L(y, the document's own summary). Neither x nor a reward model
+                shows that summary, so verifying is no easier than writing.
+r is in nats of Bradley-Terry: P(a beats b) = sigmoid(r(a) - r(b)).
+"""
 
 import math
 import statistics

@@ -11,6 +11,7 @@ import train_dpo
 import train_rlhf
 import train_sft
 from experiments import bench_step, misspecified, ppo, summarize, sweep, theorem_3_1
+from nanoroads.experiments import summaries_over_seeds
 from nanoroads.report import page
 from nanoroads.run.flags import Parser
 from nanoroads.world import pairs
@@ -28,6 +29,7 @@ COMMANDS = {
     "misspecified": misspecified.main,
     "page": page.main,
     "ppo": ppo.flags,
+    "summaries_over_seeds": summaries_over_seeds.main,
     "summarize": summarize.flags,
     "sweep": sweep.main,
     "theorem_3_1": theorem_3_1.main,

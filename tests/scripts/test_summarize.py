@@ -9,12 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.made_up_summaries import made_up_measures
 from helpers.runs import write_jsonl
 
 from experiments import summarize
 from nanoroads.errors import InputError
+from nanoroads.experiments import summaries_of_policies
+from nanoroads.experiments import summarize as stages
 from nanoroads.report import summaries
+from nanoroads.run.made_from import make_or_keep
 from nanoroads.text import documents
+from nanoroads.text.rouge import words
+from nanoroads.weights.files import read_json_object, write_json
+from nanoroads.weights.identity import of_file
 
 ROWS = [
     {"document": "Pango lays out text; pango draws text on Cairo.", "summary": "text layout with Pango"},
@@ -24,7 +31,7 @@ ROWS = [
 
 
 def test_salient_words_are_frequent_here_and_rare_elsewhere():
-    frequency = collections.Counter(w for row in ROWS for w in set(summarize.words(row["document"])))
+    frequency = collections.Counter(w for row in ROWS for w in set(words(row["document"])))
     # pango: 2 ln 3; lays: ln 3 (text: 2 ln 1.5 = .81); cairo: ln 1.5; draws: 0; "out" and "on" are short
     assert documents.salient_words(ROWS[0]["document"], frequency, 3, 3) == ["pango", "lays", "text"]
 
@@ -51,7 +58,7 @@ def test_two_words_and_the_hidden_summary():
 
 def read(path, **size):
     sizes = {"words": 99, "sft": 1, "pairs": 1, "test": 1, **size}
-    return summarize.read_documents(path, replace(summarize.FULL, **sizes), seed=0)
+    return summarize.read_documents(path, replace(stages.FULL, **sizes), seed=0)
 
 
 def test_documents(tmp_path):
@@ -74,20 +81,29 @@ def json_line(row):
     return json.dumps(row) + "\n"
 
 
+def one_seed(*more):
+    """(args, size) of the first seed of a command line."""
+    args, size = summarize.flags(["--model", "m", "--data", "d", *more])
+    return stages.args_of_seed(args, args.seeds[0]), size
+
+
 def test_sizes():
     files = ["--model", "m", "--data", "d"]
-    assert summarize.flags(files)[1] == summarize.FULL
-    assert summarize.flags([*files, "--reduced"])[1] == summarize.REDUCED
+    assert summarize.flags(files)[1] == stages.FULL
+    assert summarize.flags([*files, "--reduced"])[1] == stages.REDUCED
     _, tiny = summarize.flags([*files, "--tiny", "--reduced", "--dtype", "float32"])
-    assert (tiny.steps, tiny.words, tiny.dtype) == (5, summarize.REDUCED.words, "float32")
+    assert (tiny.steps, tiny.words, tiny.dtype) == (5, stages.REDUCED.words, "float32")
 
 
 def test_the_committed_report_is_that_of_the_committed_results():
     folder = Path(summarize.__file__).parent / "summarize"
     text = (folder / "report.md").read_text()
-    example = {"document": line_after(text, "> "), "summary": line_after(text, "- its own: ")}
     results = json.loads((folder / "results.json").read_text())
-    assert summaries.summaries_report(results, "smollm2", example) == text
+    if "by_seed" in results:
+        assert summaries.over_seeds_report(results) == text
+    else:  # of one seed, as earlier versions have it
+        example = {"document": line_after(text, "> "), "summary": line_after(text, "- its own: ")}
+        assert summaries.summaries_report(results, "smollm2", example) == text
 
 
 # ---------------------------------------------------------------- started again
@@ -106,8 +122,10 @@ def started(tmp_path):
         args, _ = summarize.flags(
             ["--model", str(tmp_path / "model"), "--data", str(path), "--out", str(tmp_path / "out"), *more]
         )
-        small = replace(summarize.FULL, **{"words": 99, "sft": 1, "pairs": 1, "test": 1, **size})
-        summarize.check_settings(args, small, summarize.read_documents(args.data, small, args.seed))
+        small = replace(stages.FULL, **{"words": 99, "sft": 1, "pairs": 1, "test": 1, **size})
+        run = stages.args_of_seed(args, args.seeds[0])
+        run.out = tmp_path / "out"  # of whatever seed
+        stages.check_settings(run, small, summarize.read_documents(args.data, small, run.seed))
 
     begin()
     begin("--settings", "hidden")  # one more setting changes nothing
@@ -122,7 +140,7 @@ def test_results_of_another_size_are_refused(name, value, started):
 
 def test_results_of_another_seed_are_refused(started):
     with pytest.raises(InputError, match="results of another seed"):
-        started("--seed", "1")
+        started("--seeds", "1")
 
 
 @pytest.mark.parametrize("name, word", [("model/model.safetensors", "model"), ("rows.jsonl", "documents")])
@@ -147,12 +165,14 @@ def test_damaged_settings_are_one_line(text, started, tmp_path):
 def test_new_samples_have_their_pairs_labelled_again(tmp_path, monkeypatch):
     """And pairs that somebody has changed are refused."""
     samples, pairs = tmp_path / "samples_pairs.json", tmp_path / "pairs.jsonl"
-    args, size = summarize.flags(["--model", "m", "--data", "d", "--tiny"])
+    args, size = one_seed("--tiny")
 
     def label():
-        labelled_from = {"samples": summarize.of_file(samples)}
-        make = partial(summarize.pairs_file, args, size, tmp_path, ROWS, reward, samples, pairs.name)
-        summarize.make_or_keep(pairs, labelled_from, make)
+        labelled_from = {"samples": of_file(samples)}
+        make = partial(
+            summaries_of_policies.pairs_file, args, size, tmp_path, ROWS, reward, samples, pairs.name
+        )
+        make_or_keep(pairs, labelled_from, make)
         return pairs.read_text()
 
     reward = summarize.reward_function("one-line", ROWS)
@@ -173,13 +193,13 @@ def test_a_pair_is_of_the_two_samples_whose_rewards_differ_most(first, tmp_path)
     texts = [*first, "pango", "nothing", "pango text", "pango lays text cairo", "nothing"]
     rows = ROWS[:1] * 20
     samples.write_text(json.dumps([texts] * 20))
-    args, size = summarize.flags(["--model", "m", "--data", "d", "--tiny"])
+    args, size = one_seed("--tiny")
     reward = {"pango": 2.0, "nothing": 0.0, "pango text": 4.0, "pango lays text cairo": 8.0}
 
     def reward_of(row, text):
         return reward[text]
 
-    files = summarize.pairs_file(args, size, tmp_path, rows, reward_of, samples, "pairs.jsonl")
+    files = summaries_of_policies.pairs_file(args, size, tmp_path, rows, reward_of, samples, "pairs.jsonl")
     pairs = [json.loads(line) for line in files["pairs.jsonl"].splitlines()]
     assert len(pairs) == 20
     for pair in pairs:
@@ -188,13 +208,15 @@ def test_a_pair_is_of_the_two_samples_whose_rewards_differ_most(first, tmp_path)
 
 
 def test_of_a_documents_samples_those_that_are_empty_or_do_not_end_are_left_out(monkeypatch, tmp_path):
-    drawn = summarize.Samples([[1]], [[[5, 0], [5, 6], [0], [7, 8, 0]]], [["five", "five six", "", "78"]])
-    monkeypatch.setattr(summarize, "sample", lambda *args, **kwargs: drawn)
-    monkeypatch.setattr(summarize, "load", lambda *args: None)
-    monkeypatch.setattr(summarize.tokenizer, "get", lambda name: None)
-    monkeypatch.setattr(summarize.tokenizer, "stop_ids", lambda encoding: (0,))
-    args, size = summarize.flags(["--model", "m", "--data", "d", "--tiny"])
-    files = summarize.samples_file(args, size, tmp_path, ROWS[:1], "samples.json")
+    drawn = summaries_of_policies.Samples(
+        [[1]], [[[5, 0], [5, 6], [0], [7, 8, 0]]], [["five", "five six", "", "78"]]
+    )
+    monkeypatch.setattr(summaries_of_policies, "sample", lambda *args, **kwargs: drawn)
+    monkeypatch.setattr(summaries_of_policies, "load", lambda *args: None)
+    monkeypatch.setattr(summaries_of_policies.tokenizer, "get", lambda name: None)
+    monkeypatch.setattr(summaries_of_policies.tokenizer, "stop_ids", lambda encoding: (0,))
+    args, size = one_seed("--tiny")
+    files = summaries_of_policies.samples_file(args, size, tmp_path, ROWS[:1], "samples.json")
     assert json.loads(files["samples.json"]) == [["five", "78"]]
 
 
@@ -218,3 +240,88 @@ def test_what_the_report_says_of_a_difference():
     said = summaries.comparison({"mean": 0.6, "se": 0.02})
     assert said == "RLHF is ahead; RLHF wins 0.600 ± 0.020 against DPO"
     assert summaries.comparison({"mean": 0.4, "se": 0.02}).startswith("DPO is ahead")
+
+
+# ---------------------------------------------------------------- over seeds
+
+
+def test_each_seed_has_its_folder():
+    args, _ = summarize.flags(["--model", "m", "--data", "d", "--out", "o", "--seeds", "3", "1", "3"])
+    assert args.seeds == [3, 1]
+    run = stages.args_of_seed(args, 1)
+    assert (run.seed, run.out, run.model, args.out) == (1, Path("o/seed1"), Path("m"), Path("o"))
+
+
+@pytest.fixture
+def run_without_training(started, tmp_path, monkeypatch):
+    """run(flags): the script, with measures at once in place of all training. RLHF wins .6 + seed / 10."""
+    (tmp_path / "out/settings.json").unlink()  # of `started`
+
+    def measure(args, size, setting, rows, reward):
+        path = args.out / setting / "measures.json"
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {**made_up_measures(0.6 + args.seed / 10), "peak_gib": 1.0 + args.seed})
+        return path, {"seed": str(args.seed)}, 2.5
+
+    monkeypatch.setattr(summarize, "run_phases", lambda *args: {"sft": 1.0})
+    monkeypatch.setattr(stages, "make_pairs", lambda *args: {})
+    monkeypatch.setattr(stages, "make_measures", measure)
+    tiny = replace(stages.FULL, words=99, sft=1, pairs=1, test=1)
+    monkeypatch.setattr(stages, "FULL", tiny)
+
+    def run(*more):
+        files = ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "rows.jsonl")]
+        summarize.main([*files, "--out", str(tmp_path / "out"), "--settings", "hidden", *more])
+
+    return run
+
+
+def test_each_seed_is_run_in_its_folder_and_results_over_seeds_hold_them(run_without_training, tmp_path):
+    run_without_training("--seeds", "2", "0")
+    out = tmp_path / "out"
+    over_seeds = read_json_object(out / "results.json")
+    assert over_seeds["seeds"] == [2, 0]
+    for seed, results in zip((2, 0), over_seeds["by_seed"], strict=True):
+        folder = out / f"seed{seed}"
+        assert results == read_json_object(folder / "results.json")
+        assert (results["seed"], results["total_seconds"], results["peak_gib"]) == (seed, 3.5, 1.0 + seed)
+        assert results["seconds"] == {"sft": 1.0, "hidden/measures": 2.5}
+        assert results["settings"]["hidden"] == made_up_measures(0.6 + seed / 10)
+        assert read_json_object(folder / "settings.json")["seed"] == seed
+        assert "- RLHF: as it is" in (folder / "report.md").read_text()
+    wins = over_seeds["settings"]["hidden"]["rlhf_against_dpo"]
+    assert wins == {"mean": pytest.approx(0.7), "se": pytest.approx(0.1)}
+    assert over_seeds["seconds"] == 7.0
+    # Results over seeds are of those that were asked for last; the others stay.
+    before = (out / "seed2/results.json").read_bytes()
+    run_without_training("--seeds", "0")
+    assert read_json_object(out / "results.json")["seeds"] == [0]
+    assert (out / "seed2/results.json").read_bytes() == before
+
+
+def test_all_seeds_are_checked_before_the_first_is_run(run_without_training, tmp_path):
+    run_without_training("--seeds", "1")
+    settings = tmp_path / "out/seed1/settings.json"
+    settings.write_text(settings.read_text().replace('"lr":', '"other":'))
+    with pytest.raises(InputError, match="seed1 holds results of another lr"):
+        run_without_training("--seeds", "0", "1")
+    assert not (tmp_path / "out/seed0/results.json").exists()
+
+
+def test_a_folder_of_earlier_versions_is_refused_and_nothing_in_it_changes(run_without_training, tmp_path):
+    out = tmp_path / "out"
+    for name in ("settings.json", "phases.json", "results.json"):
+        (out / name).write_text("{}")
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(InputError, match="--out .*out: holds the runs of one seed.*choose another --out"):
+        run_without_training()
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_changed_results_over_seeds_are_refused(run_without_training, tmp_path):
+    run_without_training()
+    path = tmp_path / "out/report.md"
+    path.write_text("mine")
+    with pytest.raises(InputError, match="out/report.md: has changed since it was made"):
+        run_without_training("--seeds", "0", "1")
+    assert path.read_text() == "mine"
