@@ -112,6 +112,11 @@ def differences(one: list[float], other: list[float]) -> dict[str, float]:
     return mean_se([a - b for a, b in zip(one, other, strict=True)])
 
 
+def lead(by_seed: list[dict], one: list[str | int], other: list[str | int]) -> dict[str, float]:
+    """The same of two numbers of each seed. one, other: the paths to them, as `values_of` has them."""
+    return differences(values_of(by_seed, *one), values_of(by_seed, *other))
+
+
 def with_errors(cell: dict[str, float], digits: int = 3) -> str:
     """{"mean", "se"} of a difference -> `+0.097 ± 0.006, 16 standard errors`."""
     if cell["se"] == 0:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from experiments import misspecified
-from experiments.misspecified import OWN_PARAMETERS, REF_LOGP, fp64
 from nanoroads import losses
+from nanoroads.experiments import three_responses
+from nanoroads.experiments.three_responses import OWN_PARAMETERS, REF_LOGP, fp64
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ REWARD, PHI = fp64(1, 0.5, -1), fp64(0.5, 1, -1)
 
 def dpo_at(share):
     weights = fp64(share, (1 - share) / 2, (1 - share) / 2)
-    return misspecified.dpo(REWARD, weights, PHI[:, None], 0.5)
+    return three_responses.dpo(REWARD, weights, PHI[:, None], 0.5)
 
 
 def test_dpo_leaves_the_reference_on_the_wrong_side_from_a_share_that_is_known():
@@ -46,9 +47,9 @@ def test_dpo_leaves_the_reference_on_the_wrong_side_from_a_share_that_is_known()
     against, towards = 0.5 * half[0], 0.5 * (1.5 * half[1] + 2 * half[2])
     share = (towards / (against + towards)).item()
     assert share == pytest.approx(0.9078, abs=1e-4)
-    reference = misspecified.value(REF_LOGP, REWARD)
-    assert misspecified.value(dpo_at(share - 1e-3), REWARD) > reference
-    assert misspecified.value(dpo_at(share + 1e-3), REWARD) < reference
+    reference = three_responses.value(REF_LOGP, REWARD)
+    assert three_responses.value(dpo_at(share - 1e-3), REWARD) > reference
+    assert three_responses.value(dpo_at(share + 1e-3), REWARD) < reference
 
 
 def test_with_one_pair_dpo_fits_its_margin():
@@ -69,16 +70,16 @@ def test_numbers_of_the_pairs(results):
 @pytest.mark.parametrize("ref", [fp64(0.6, 0.3, 0.1), fp64(0.2, 0.5, 0.3)])
 def test_for_small_rewards_pairs_of_the_references_samples_make_dpo_the_natural_gradient(ref, monkeypatch):
     """theta / c at a reward c r: RLHF has Cov(phi, r) / (beta Var(phi)), DPO too on pairs ~ ref x ref."""
-    monkeypatch.setattr(misspecified, "REF_LOGP", ref.log())
+    monkeypatch.setattr(three_responses, "REF_LOGP", ref.log())
     c, beta = 1e-3, 0.5
     features = PHI[:, None]
-    sampled = ref[misspecified.FIRST] * ref[misspecified.SECOND]
+    sampled = ref[three_responses.FIRST] * ref[three_responses.SECOND]
     covariance = (ref * PHI * REWARD).sum() - (ref * PHI).sum() * (ref * REWARD).sum()
     variance = (ref * PHI**2).sum() - (ref * PHI).sum() ** 2
     limit = (covariance / (beta * variance)).item()
-    rlhf = misspecified.best_policy(c * REWARD, features, beta)
-    on_samples = misspecified.dpo(c * REWARD, sampled / sampled.sum(), features, beta)
-    on_all_pairs = misspecified.dpo(c * REWARD, fp64(1, 1, 1) / 3, features, beta)
+    rlhf = three_responses.best_policy(c * REWARD, features, beta)
+    on_samples = three_responses.dpo(c * REWARD, sampled / sampled.sum(), features, beta)
+    on_all_pairs = three_responses.dpo(c * REWARD, fp64(1, 1, 1) / 3, features, beta)
     assert theta_of(rlhf, PHI, ref.log()) / c == pytest.approx(limit, rel=5e-3)
     assert theta_of(on_samples, PHI, ref.log()) / c == pytest.approx(limit, rel=1e-4)
     assert abs(theta_of(on_all_pairs, PHI, ref.log()) / c - limit) > 0.05 * limit
@@ -103,8 +104,8 @@ def test_each_road_wins_one_row(results):
 def test_under_a_strong_regulariser_no_road_of_the_small_class_leaves_the_reference():
     small = fp64(1, -1, 0)[:, None]
     for logp in (
-        misspecified.best_policy(fp64(0, 0, -1), small, 0.5),
-        misspecified.online_dpo(fp64(0, 0, -1), small, 0.5, rounds=200),
+        three_responses.best_policy(fp64(0, 0, -1), small, 0.5),
+        three_responses.online_dpo(fp64(0, 0, -1), small, 0.5, rounds=200),
     ):
         close(logp, REF_LOGP, atol=1e-3)
 
@@ -134,10 +135,10 @@ def test_the_descent_is_dpos(results):
     theta = torch.zeros(2, dtype=torch.float64)
     for _ in range(100):
         theta.requires_grad_()
-        logp = misspecified.log_policy(theta, shared)
+        logp = three_responses.log_policy(theta, shared)
         loss = losses.dpo(logp[0], logp[1], REF_LOGP[0], REF_LOGP[1], 1.0)
         theta = theta.detach() - 0.2 * torch.autograd.grad(loss, theta)[0]
-    expected = misspecified.log_policy(theta, shared)[2].exp().item()
+    expected = three_responses.log_policy(theta, shared)[2].exp().item()
     assert results["unseen"]["policy"]["dpo_mass_on_y3"][9] == pytest.approx(expected, abs=1e-6)
 
 
@@ -196,4 +197,4 @@ def test_a_bad_flag_is_one_line(capsys):
 
 def test_all_policies_are_in_the_large_class():
     logp = torch.log_softmax(fp64(0.3, -2, 1), 0)
-    close(misspecified.log_policy(logp - REF_LOGP, OWN_PARAMETERS), logp)
+    close(three_responses.log_policy(logp - REF_LOGP, OWN_PARAMETERS), logp)

@@ -8,7 +8,10 @@ import torch
 from helpers.in_process import run_phases
 
 from experiments import theorem_3_1
-from experiments.theorem_3_1 import CLASSES, GPT_SIZES, SIMPLE_SIZES, WORLD
+from experiments.theorem_3_1 import GPT_SIZES, SIMPLE_SIZES, WORLD
+from nanoroads.experiments import simple_rewards
+from nanoroads.experiments.simple_rewards import CLASSES
+from nanoroads.experiments.theorem_3_1 import pairs_needed
 from nanoroads.model import GPT, GPTConfig
 from nanoroads.text import tokenizer
 from nanoroads.world import distance, roadmap
@@ -22,7 +25,7 @@ def world():
     torch.manual_seed(0)
     vocabulary = tokenizer.get("roadmap").n_vocab
     reference = GPT(GPTConfig(vocab_size=vocabulary, n_layer=1, n_embd=16, block_size=16, tied=False))
-    return theorem_3_1.enumerate_world(reference)
+    return simple_rewards.enumerate_world(reference)
 
 
 def test_every_text_is_counted_once(world):
@@ -45,8 +48,8 @@ def test_the_true_reward_is_in_the_class_of_checks(world):
 
 def test_the_optimum_is_the_worlds(world):
     _, ref_logp, _, truth = world
-    logp = theorem_3_1.soft_optimum(ref_logp, WORLD.bt_scale * truth)
-    exact = exact_optimum(ref_logp[:, :-1], WORLD.bt_scale * truth[:, :-1], theorem_3_1.BETA)
+    logp = simple_rewards.soft_optimum(ref_logp, WORLD.bt_scale * truth)
+    exact = exact_optimum(ref_logp[:, :-1], WORLD.bt_scale * truth[:, :-1], simple_rewards.BETA)
     ours = (logp.exp() * WORLD.bt_scale * truth).sum(1)
     torch.testing.assert_close(ours, exact["reward"], rtol=1e-5, atol=1e-7)
 
@@ -65,18 +68,18 @@ def test_the_roads_over_a_simple_class_are_one(name, world):
             a, b = torch.randint(len(texts) + 1, (2,), generator=generator).tolist()
             first, second = ([*texts, ">WA>FL"][i] for i in (a, b))  # the last is not legal anywhere
             rows.append({"prompt": prompt, "chosen": first, "rejected": second})
-    row = theorem_3_1.both_roads(world, rows, CLASSES[name], seed=0)
+    row = simple_rewards.both_roads(world, rows, CLASSES[name], seed=0)
     assert row["parameters_apart"] < 1e-6 and row["logp_apart"] < 1e-6 and row["kl_apart"] < 1e-12
     assert row["dpo"] == pytest.approx(row["rlhf"], abs=1e-7)
 
 
 def test_the_judge_is_phi_times_f(monkeypatch):
-    monkeypatch.setenv(theorem_3_1.PHI, "[1, 10, 100, 1000]")
-    assert theorem_3_1.judge("WA>OR:", ">OR") == 11
-    assert theorem_3_1.judge("WA>CA:", ">OR>CA") == 1111
-    assert theorem_3_1.judge("WA>CA:", ">OR>NV") == 101
-    assert theorem_3_1.judge("WA>CA:", ">ID") == 1
-    assert theorem_3_1.judge("WA>CA:", ">CA") == 0
+    monkeypatch.setenv(simple_rewards.PHI, "[1, 10, 100, 1000]")
+    assert simple_rewards.judge("WA>OR:", ">OR") == 11
+    assert simple_rewards.judge("WA>CA:", ">OR>CA") == 1111
+    assert simple_rewards.judge("WA>CA:", ">OR>NV") == 101
+    assert simple_rewards.judge("WA>CA:", ">ID") == 1
+    assert simple_rewards.judge("WA>CA:", ">CA") == 0
 
 
 # ---------------------------------------------------------------- the verdict
@@ -126,9 +129,9 @@ def test_every_claim_can_fail(line):
 
 def test_pairs_needed_stay_at_the_goal():
     curve = {30: {"mean": 0.9}, 100: {"mean": 0.7}, 300: {"mean": 0.8}}
-    assert theorem_3_1.pairs_needed(curve, 0.75) == 300
-    assert theorem_3_1.pairs_needed(curve, 0.7) == 30
-    assert theorem_3_1.pairs_needed(curve, 0.85) is None
+    assert pairs_needed(curve, 0.75) == 300
+    assert pairs_needed(curve, 0.7) == 30
+    assert pairs_needed(curve, 0.85) is None
 
 
 def few_prompts(world, split):
@@ -137,13 +140,13 @@ def few_prompts(world, split):
 
 @pytest.mark.slow
 def test_the_command(tmp_path, monkeypatch, capsys):
-    for module in (roadmap, distance, theorem_3_1):
+    for module in (roadmap, distance, simple_rewards):
         monkeypatch.setattr(module, "prompts", few_prompts)
     small = {"SIMPLE_SIZES": [30, 100], "GPT_SIZES": [60, 100], "RLOO_PAIRS": 100, "STEPS": 2, "RL_STEPS": 2}
     model = ["--n-layer", "1", "--n-embd", "16", "--rows", "500", "--steps", "60", "--lr", "2e-2"]
     for name, value in {**small, "SFT": model, "run_phases": run_phases}.items():
         monkeypatch.setattr(theorem_3_1, name, value)
-    monkeypatch.setenv(theorem_3_1.PHI, "[]")  # taken back after the test
+    monkeypatch.setenv(simple_rewards.PHI, "[]")  # taken back after the test
     out = tmp_path / "out"
     theorem_3_1.main(["--seeds", "0", "--out", str(out)])
     written = json.loads((out / "theorem_3_1/results.json").read_text())
