@@ -2,18 +2,18 @@
 
     python experiments/misspecified.py    about six seconds on one CPU core
 
-Exact examples from the papers that dispute H6 of Swamy et al., 2503.01067: one prompt, three responses, a
-uniform reference, no samples, hence no seeds (nanoroads/experiments/three_responses.py).
+Exact examples from the papers that dispute H6 of Swamy et al., 2503.01067: one prompt, three
+responses, no samples, hence no seeds (nanoroads/experiments/three_responses.py).
 
-pairs    Gopalan et al., 2510.20413: DPO weighs pairs as often as they are compared, so *which are* can
-         turn it against the reward. RLHF stays where it was, as long as any pair shows y3.
-classes  Shi et al., 2505.19770: RLHF wins if the policy class is too small, DPO if the reward class is,
-         online DPO if both are.
-unseen   Xu et al., 2404.10719, and Razin et al., 2410.08847: DPO may move mass to a response that no
-         pair shows. RLHF does the same if its reward model has the same features (Theorem 2.2).
+pairs    Gopalan et al., 2510.20413: *which pairs are compared* can turn DPO against the reward.
+         RLHF stays where it was, as long as any pair shows y3.
+classes  Shi et al., 2505.19770: RLHF wins if the policy class is too small, DPO if the reward
+         class is, online DPO if both are.
+unseen   Xu et al., 2404.10719, and Razin et al., 2410.08847: DPO may move mass to a response that
+         no pair shows; so may RLHF, if its reward model has the same features (Theorem 2.2).
 
-All three hold: DPO is below the reference once .908 of the pairs are (y1, y2), each road wins one row of
-Shi's table, and DPO ends with .9995 on y3. Settings, and what it does not show: experiments/README.md.
+All three hold: DPO is below the reference once .908 of the pairs are (y1, y2), each road wins one
+row of Shi's table, and DPO ends with .9995 on y3. Settings: experiments/README.md.
 """
 
 from pathlib import Path

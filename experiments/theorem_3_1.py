@@ -2,15 +2,14 @@
 
     python experiments/theorem_3_1.py --seeds 0 1 2    about 100 seconds a seed on two CPU cores
 
-Swamy et al., 2503.01067, Theorem 3.1. R_sim is phi . f(x, y) on roadmap-2; both roads over it are exact
-(nanoroads/experiments/simple_rewards.py), for "checks", a class that CONTAINS the true reward, and for
-"roads", which does not know the goal. Beside them GPTs, at the same beta = kl = .5: unrestricted DPO, RLHF
-with a GPT as its reward model, and stage 2 by RLOO on the reward of "checks" that 1,000 pairs give.
+Swamy et al., 2503.01067, Theorem 3.1. R_sim is phi . f(x, y) on roadmap-2; both roads over it are
+exact (nanoroads/experiments/simple_rewards.py), for "checks", a class that CONTAINS the true
+reward, and for "roads", which does not know the goal. Beside them GPTs, at the same beta = kl = .5:
+unrestricted DPO, RLHF with a GPT reward model, and RLOO on the reward that 1,000 pairs give.
 
-The roads over R_sim are one. With the true reward in R_sim 30 pairs are enough for 95 % of the optimum's
-.967; with 20,000 unrestricted DPO has .580 +- .025 and RLHF with a GPT reward model .494 +- .044, so here
-it does not lead DPO. Without the goal both roads stay at .358 +- .007. RLOO loses .048 +- .012: it is not
-lossless.
+The roads over R_sim are one. With the true reward in R_sim 30 pairs are enough for 95 % of the
+optimum's .967; with 20,000 unrestricted DPO has .580 +- .025 and RLHF with a GPT reward model
+.494 +- .044, no lead. Without the goal both roads stay at .358 +- .007. RLOO loses .048 +- .012.
 Settings that were tried, and what it does not show: experiments/README.md.
 """
 
