@@ -2,24 +2,16 @@
 
     python experiments/hypotheses.py --seeds 0 1 2    about 160 seconds a seed on two cores
 
-Swamy et al., 2503.01067, section 3, ask why RLHF is ahead of DPO. H2: it has the better
-regulariser. H3: it is easier to optimise. Their table has SFT, DPO, DPO with twice the epochs, RL
-from SFT and RL from DPO. Here are four rows more: DPO with three times the epochs, the same at a
-lower rate, another loss (IPO), and RLHF whose reward model has twice the epochs. All runs are the
-scripts' own commands; true reward is measured on 256 held-out prompts.
+Swamy et al., 2503.01067, ask why RLHF is ahead of DPO. H2: it has the better regulariser. H3: it
+is easier to optimise. Their table has SFT, DPO, DPO with twice the epochs, RL from SFT and from
+DPO. Four rows are new: DPO with three times the epochs, the same at a lower rate, IPO's loss, and
+RLHF whose reward model has twice the epochs. (H3 about prompts and H4: wider_data.py.)
 
-Tuned on seed 100: DPO, the reward model and RL in sweep.md; IPO's beta here, five values by true
-reward. The last row was added after seed 1's reward model had been seen to be weak.
+Result, three seeds: whether RLHF is ahead is undecided (.040 ± .047), and so is why. Where RL starts
+makes no difference (+.003 ± .004), and no budget moves DPO beyond .41. What varies most is the
+reward model, which neither hypothesis is about.
 
-Result, three seeds: it is undecided whether RLHF is ahead (.040 ± .047), and so why it would be. RL
-with seed 1's reward model ends at .351, the other two at .490 and .475. (The first ranks .826 of
-held-out pairs as the true reward does, the others .943 and .916; see reward_classes.py.) Where RL
-starts makes no difference (+.003 ± .004), and no budget moves DPO beyond .41. With twice the epochs
-for both roads RLHF leads by .059 ± .011. So what varies most here is the reward model, which
-neither hypothesis is about.
-
-H1 the paper rejects by argument. More prompts (H3, too) and relabelled samples (H4) are in
-wider_data.py, H5 is reward_classes.py.
+Settings that were tried, and what it does not show: experiments/README.md
 """
 
 from nanoroads.report import evidence

@@ -12,32 +12,21 @@ relabelling   5,000 more pairs of SFT's samples, whose labels are drawn by Bradl
               rewards of the first reward model: no new word of the true reward. Both roads train on
               true and relabelled pairs together, for as many steps as on the true ones alone.
 
-Tuned: nothing. The settings are the scripts' defaults, which sweep.md chose on seed 100.
-
 Result, three seeds: all prompts add .003 ± .003 to RLHF, which is less than half of its lead over
-DPO; but that lead, .040 ± .047, is not sure itself (one of the three first reward models is weak,
-see hypotheses.py). With relabelled samples for both RLHF leads by .069 ± .018. What they add is
-below two standard errors on either road (-.009 ± .009 for DPO, +.020 ± .020 for RLHF).
+DPO; but that lead, .040 ± .047, is not sure itself. With relabelled samples for both RLHF leads by
+.069 ± .018. What such samples add to either road is below two standard errors.
+
+Settings that were tried, and what it does not show: experiments/README.md
 """
 
-import torch
-
-from nanoroads import randomness
+from nanoroads.experiments.wider_data import write_files
 from nanoroads.report import evidence
 from nanoroads.report.compared import WORLD, lead, policies_figure, policies_table, policy_rows
 from nanoroads.report.evidence import is_above, is_below, over_seeds, with_errors
-from nanoroads.report.judged import read_pairs
-from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS
 from nanoroads.report.phases import claim_folder, new_phase, run_phases
 from nanoroads.report.write import plus_minus
 from nanoroads.run.flags import run_script
 from nanoroads.run.folder import read_metrics
-from nanoroads.score import scalar_rewards
-from nanoroads.text.data import Limits, load
-from nanoroads.text.layouts import preference_texts
-from nanoroads.weights.checkpoint import load_reward_model
-from nanoroads.weights.files import jsonl_bytes, write_bytes
-from nanoroads.world.roadmap import prompts
 
 DRAWN = 11000  # pairs, so that 5,000 and more are of one half of the prompts
 MAP = ["--kl", 0.5, "--max-new-tokens", WORLD.max_moves + 1]  # the map's settings, for files of pairs
@@ -50,39 +39,6 @@ LABELS = {
     "rlhf_half": "RLHF, half of the prompts",
     "rlhf_augmented": "RLHF, that reward model, all prompts",
 }
-
-
-def write_files(folder, seed):
-    """half_pairs.jsonl, all_prompts.jsonl and relabelled_pairs.jsonl of a seed.
-
-    more_pairs.jsonl begins with the rows of sft/pairs.jsonl; the others are new."""
-    more_pairs = folder / "more_pairs.jsonl"
-    rows = read_pairs(more_pairs)
-    all_prompts = prompts(WORLD, "train")  # in random order
-    half = set(all_prompts[: len(all_prompts) // 2])
-    half_pairs = [row for row in rows if row["prompt"] in half]
-    write_bytes(folder / "half_pairs.jsonl", jsonl_bytes(half_pairs[: evidence.PAIRS]))
-    write_bytes(folder / "all_prompts.jsonl", jsonl_bytes([{"prompt": prompt} for prompt in all_prompts]))
-
-    # The first pairs keep their true labels, as many more get a reward model's.
-    reward_model = load_reward_model(folder / "rlhf_global/reward")
-    limits = Limits(context=reward_model.config.block_size)
-    pairs = load(more_pairs, preference_texts, ENCODING, limits)
-    reward = scalar_rewards(reward_model, pairs.prompts, pairs.responses, GROUPS_PER_PASS)  # (N, 2)
-    relabelled = relabel(rows, reward, randomness.generator("relabelled", seed))
-    both = rows[: evidence.PAIRS] + relabelled[evidence.PAIRS : 2 * evidence.PAIRS]
-    write_bytes(folder / "relabelled_pairs.jsonl", jsonl_bytes(both))
-
-
-def relabel(rows, reward, rng):
-    """The same pairs with labels by Bradley-Terry on a model's rewards (N, 2), chosen first."""
-    stays = torch.sigmoid(reward[:, 0] - reward[:, 1]).tolist()  # the chance that chosen stays chosen
-    relabelled = []
-    for row, chance, draw in zip(rows, stays, rng.random(len(rows)), strict=True):
-        if draw >= chance:
-            row = {"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}
-        relabelled.append(row)
-    return relabelled
 
 
 def run_seed(args, seed, lock):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from experiments import best_of_n
+from nanoroads.experiments import best_of_n as samples_to_choose
 from nanoroads.report import evidence
 from nanoroads.report.on_map import ENCODING
 from nanoroads.score import scalar_rewards
@@ -31,10 +32,10 @@ def test_what_is_cut_off_or_empty_is_no_favourite(monkeypatch):
     end, road = [EOS], [1]
     groups = [[road + end, road, end, road + road + end] * 8, [road + road, road + end, end, road + end] * 8]
     scores = torch.arange(64.0).view(2, 32)
-    monkeypatch.setattr(best_of_n, "prompts", lambda world, split: ["WA>OR:", "WA>ID:"])
-    monkeypatch.setattr(best_of_n, "sample_routes", lambda *_, **__: ("ids", groups))
-    monkeypatch.setattr(best_of_n, "scalar_rewards", lambda model, ids, samples, size: scores)
-    split_prompts, responses, score = best_of_n.draw("policy", "reward model", "train", 0)
+    monkeypatch.setattr(samples_to_choose, "prompts", lambda world, split: ["WA>OR:", "WA>ID:"])
+    monkeypatch.setattr(samples_to_choose, "sample_routes", lambda *_, **__: ("ids", groups))
+    monkeypatch.setattr(samples_to_choose, "scalar_rewards", lambda model, ids, samples, size: scores)
+    split_prompts, responses, score = best_of_n.draw("policy", "reward model", "train", 32, 0)
     assert split_prompts == ["WA>OR:", "WA>ID:"] and responses == groups
     whole = torch.tensor([[True, False, False, True] * 8, [False, True, False, True] * 8])
     assert torch.equal(score[whole], scores[whole])
@@ -96,7 +97,7 @@ def test_every_claim_can_fail(lines, name, measure, more):
 def test_the_command(tmp_path, monkeypatch, capsys):
     real_prompts = roadmap.prompts
     monkeypatch.setattr(roadmap, "prompts", lambda world, split: real_prompts(world, split)[:12])
-    monkeypatch.setattr(best_of_n, "prompts", roadmap.prompts)
+    monkeypatch.setattr(samples_to_choose, "prompts", roadmap.prompts)
     monkeypatch.setattr(pairs, "CHUNK", 16)
     model = "--n-layer 1 --n-embd 16 --n-head 1 --rows 500 --steps 60 --lr 2e-2".split()
     for name, value in {"PAIRS": 60, "TEST_PAIRS": 40, "SFT": model, "RLHF": ["--steps", "2"]}.items():
@@ -118,14 +119,14 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     for n, run in best_of_n.BEST_OF.items():
         rows = read_jsonl(folder / f"best_of_{n}.jsonl")
         assert [r["prompt"] for r in rows] == [
-            p for p in best_of_n.prompts(best_of_n.WORLD, "train") for _ in range(2)
+            p for p in roadmap.prompts(best_of_n.WORLD, "train") for _ in range(2)
         ]
         flags = json.loads((folder / run / "config.json").read_text())["args"]
         assert flags["data"] == str(folder / f"best_of_{n}.jsonl") and flags["init"] == str(folder / "sft")
         prompts = [tokenizer.encode(ENCODING, r["prompt"]) for r in rows]
         responses = [[tokenizer.encode(ENCODING, r["response"]) + [EOS]] for r in rows]
         best[n] = scalar_rewards(reward_model, prompts, responses).mean().item()
-    _, _, score = best_of_n.draw(load_policy(folder / "sft"), reward_model, "train", 0)
+    _, _, score = best_of_n.draw(load_policy(folder / "sft"), reward_model, "train", 32, 0)
     for n in best_of_n.BEST_OF:
         assert best[n] == pytest.approx(score[:, : 2 * n].view(12, 2, n).amax(2).mean().item(), abs=1e-5)
     assert best[4] < best[16]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments import data_size
+from nanoroads.experiments import small_worlds
 from nanoroads.report import evidence, to_optimum
 from nanoroads.run.optim import total_steps
 from nanoroads.world import distance, roadmap
@@ -55,10 +56,9 @@ def test_every_claim_can_fail(kind, line):
     assert verdict[place].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 5
 
 
-def test_the_smaller_sets_are_the_first_pairs(tmp_path, monkeypatch):
-    monkeypatch.setattr(data_size, "SIZES", [2, 3])
+def test_the_smaller_sets_are_the_first_pairs(tmp_path):
     (tmp_path / "pairs.jsonl").write_text("a\nb\nc\n")
-    data_size.write_subsets(tmp_path)
+    small_worlds.write_subsets(tmp_path, [2, 3])
     assert (tmp_path / "pairs_2.jsonl").read_text() == "a\nb\n"
     assert (tmp_path / "pairs_3.jsonl").read_text() == "a\nb\nc\n"
 
@@ -88,7 +88,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     for module in (roadmap, distance, to_optimum):
         monkeypatch.setattr(module, "prompts", few_prompts)
     monkeypatch.setattr(evidence, "SFT", [*TINY, "--n-layer", "1", "--n-embd", "16"])
-    small = {"SFT": TINY, "SIZES": [40, 64], "STEPS": 2, "RL_STEPS": 2, "run_phases": run_phases}
+    monkeypatch.setattr(small_worlds, "SFT", TINY)
+    small = {"SIZES": [40, 64], "STEPS": 2, "RL_STEPS": 2, "run_phases": run_phases}
     for name, value in small.items():
         monkeypatch.setattr(data_size, name, value)
     out = tmp_path / "out"

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from experiments import horizon
+from nanoroads.experiments import small_worlds
 from nanoroads.report import evidence, to_optimum
 from nanoroads.world import distance, roadmap
 from nanoroads.world.roadmap import prompts
@@ -85,7 +86,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     for module in (roadmap, distance, to_optimum):
         monkeypatch.setattr(module, "prompts", few_prompts)
     monkeypatch.setattr(evidence, "SFT", [*TINY, "--n-layer", "1", "--n-embd", "16"])
-    small = {"SFT": TINY, "PAIRS": 64, "TEST_PAIRS": 32, "STEPS": 2, "RL_STEPS": 2, "run_phases": run_phases}
+    monkeypatch.setattr(small_worlds, "SFT", TINY)
+    small = {"PAIRS": 64, "TEST_PAIRS": 32, "STEPS": 2, "RL_STEPS": 2, "run_phases": run_phases}
     for name, value in {**small, "WORLDS": {1: "roadmap-short", 2: "roadmap-2"}}.items():
         monkeypatch.setattr(horizon, name, value)
     out = tmp_path / "out"

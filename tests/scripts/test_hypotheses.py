@@ -4,6 +4,7 @@ to end in one folder, whose runs they share."""
 import copy
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ import torch
 
 from experiments import hypotheses, prior_of_local, reward_classes, wider_data
 from nanoroads.batch import pack
+from nanoroads.experiments import local_rewards
+from nanoroads.experiments.wider_data import relabel
 from nanoroads.model import GPT, GPTConfig
-from nanoroads.report import compared, evidence, judged
+from nanoroads.report import compared, evidence, judged, measures
 from nanoroads.text import tokenizer
 from nanoroads.world.roadmap import prompts
 from tests.helpers.in_process import run_phases
@@ -131,7 +134,7 @@ def ladder_rows():
             worse = 0.02 * place + 0.001 * seed
             row[name] = {"nll": 0.6 + worse, "nll_rescaled": 0.6 + worse, "accuracy": 0.64 - worse}
             row[name] |= {"true_order": 0.9 - worse}
-            row[name]["best_of_n"] = {str(n): 0.5 - worse for n in reward_classes.BEST_OF}
+            row[name]["best_of_n"] = {str(n): 0.5 - worse for n in measures.BEST_OF}
         by_seed.append(row)
     return by_seed
 
@@ -185,16 +188,54 @@ def test_the_prior_can_hold_and_fail(changed, fails):
     assert [place for place, sign in enumerate(signs(lines)) if sign == "NO"] == fails
 
 
+# ---------------------------------------------------------------- tables and figures
+
+
+def committed(script):
+    """The folder with a script's results, and its rows of three seeds."""
+    folder = Path(script.__file__).with_suffix("")
+    return folder, json.loads((folder / "results.json").read_text())["by_seed"]
+
+
+def test_tables_show_the_results():
+    folder, by_seed = committed(reward_classes)
+    shown = (folder / "table.md").read_text()
+    assert shown.startswith(reward_classes.table_of(by_seed, reward_classes.LADDER))
+    folder, by_seed = committed(prior_of_local)
+    assert (folder / "table.md").read_text().startswith(prior_of_local.table_of(by_seed))
+
+
+def test_the_ladder_is_drawn():
+    _, by_seed = committed(reward_classes)
+    ladder, best = reward_classes.figure_of(by_seed, reward_classes.PAPER).axes
+    for place, name in enumerate([*reward_classes.LADDER, "truth"]):
+        assert (
+            ladder.lines[3 * place].get_ydata()[0] == evidence.over_seeds(by_seed, name, "accuracy")["mean"]
+        )
+        curve = [evidence.over_seeds(by_seed, name, "best_of_n", str(n))["mean"] for n in measures.BEST_OF]
+        assert list(best.lines[place].get_ydata()) == curve
+    assert list(ladder.lines[-1].get_ydata()) == list(reward_classes.PAPER.values())
+
+
+def test_the_prior_is_drawn():
+    _, by_seed = committed(prior_of_local)
+    (ax,) = prior_of_local.figure_of(by_seed, prior_of_local.WEIGHTS).axes
+    for container, name in zip(ax.containers, ("global", "local"), strict=True):
+        means = [evidence.over_seeds(by_seed, name, "curve", str(w))["mean"] for w in prior_of_local.WEIGHTS]
+        assert container.get_label() == name and list(container.lines[0].get_ydata()) == means
+        assert list(container.lines[0].get_xdata()) == prior_of_local.WEIGHTS
+
+
 # ---------------------------------------------------------------- exact parts
 
 
 def test_relabelling_follows_the_reward():
     rows = [{"prompt": "p", "chosen": "a", "rejected": "b"} for _ in range(4000)]
     reward = torch.tensor([[1.0, 0.0]] * 4000)
-    kept = [row["chosen"] == "a" for row in wider_data.relabel(rows, reward, np.random.default_rng(0))]
+    kept = [row["chosen"] == "a" for row in relabel(rows, reward, np.random.default_rng(0))]
     chance = 1 / (1 + math.exp(-1))
     assert abs(sum(kept) / 4000 - chance) < 4 * math.sqrt(chance * (1 - chance) / 4000)
-    certain = wider_data.relabel(rows[:9], 100 * reward[:9].flip(1), np.random.default_rng(0))
+    certain = relabel(rows[:9], 100 * reward[:9].flip(1), np.random.default_rng(0))
     assert certain == [{"prompt": "p", "chosen": "b", "rejected": "a"}] * 9
     assert rows[0]["chosen"] == "a"  # the rows themselves stay as they are
 
@@ -232,7 +273,7 @@ def test_the_parts_of_a_local_reward():
     batch = pack([tokens("WA>FL:")], [responses])
     value = {}
     for name, beta in reward_classes.BETA.items():
-        value[name] = reward_classes.local_reward(name, policy, batch) / beta
+        value[name] = local_rewards.local_reward(name, beta, policy, batch) / beta
     logps = policy(batch)
     lengths = torch.tensor([len(response) for response in responses])
     torch.testing.assert_close(value["last"], logps.token[lengths.cumsum(0) - 1])
@@ -241,24 +282,23 @@ def test_the_parts_of_a_local_reward():
     torch.testing.assert_close(value["length"] * lengths, logps.sequence)
 
     models = {"dpo": policy, "reference": small_policy(1)}
-    reward = reward_classes.rewards("dpo", models, [tokens("WA>FL:")], [responses])
+    reward = local_rewards.rewards("dpo", reward_classes.BETA, models, [tokens("WA>FL:")], [responses])
     ratio = logps.sequence - models["reference"](batch).sequence
     torch.testing.assert_close(reward, reward_classes.BETA["dpo"] * ratio[None].detach())
 
 
-def test_training_a_part_raises_its_margin(monkeypatch, tmp_path):
+def test_training_a_part_raises_its_margin(tmp_path):
     """Of a pair whose chosen response ends with another token than the rejected one."""
     row = {"prompt": "WA>FL:", "chosen": ">OR", "rejected": ">ID"}
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps(row) + "\n")
     pairs, _ = judged.pairs_of(path, context=16)
-    monkeypatch.setattr(reward_classes, "EPOCHS", 30)
-    monkeypatch.setattr(reward_classes, "LR", 1e-2)
+    batch = pack(pairs.prompts, pairs.responses)
     for name in ("last", "prefix"):
-        chosen, rejected = reward_classes.local_reward(
-            name, reward_classes.train(name, small_policy(0), pairs, 0), pack(pairs.prompts, pairs.responses)
-        ).tolist()
-        before = reward_classes.local_reward(name, small_policy(0), pack(pairs.prompts, pairs.responses))
+        beta = reward_classes.BETA[name]
+        policy = local_rewards.train(name, beta, small_policy(0), pairs, seed=0, lr=1e-2, epochs=30)
+        chosen, rejected = local_rewards.local_reward(name, beta, policy, batch).tolist()
+        before = local_rewards.local_reward(name, beta, small_policy(0), batch)
         assert chosen - rejected > (before[0] - before[1]).item() + 0.1
 
 
