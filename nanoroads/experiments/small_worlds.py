@@ -13,7 +13,7 @@ SFT = ["--rows", 10_000, "--steps", 150, "--lr", 1e-3]
 def reference_phase(out: Path, seed: int, here: str, world: str) -> Phase:
     """OUT/HERE/sft: the main world's SFT policy goes on with this world's demonstrations.
 
-    A policy of routes of 11 moves hardly ever stops after one, so it has to."""
+    Without them a policy of routes of 11 moves hardly ever stops after one."""
     train_sft = ["train_sft.py", "--seed", seed, "--data", world, "--init", out / f"seed{seed}/sft"] + SFT
     return new_phase(out, f"{here}/sft", train_sft, [f"seed{seed}/sft"])
 

@@ -63,6 +63,14 @@ def test_the_smaller_sets_are_the_first_pairs(tmp_path):
     assert (tmp_path / "pairs_3.jsonl").read_text() == "a\nb\nc\n"
 
 
+def test_the_reference_goes_on_from_the_main_world_s_and_writes_the_pairs():
+    _, reference, draw = data_size.pair_phases(Path("o"), 3)
+    assert reference.command[reference.command.index("--init") + 1] == "o/seed3/sft"
+    words = ["--policy", "o/data_size/seed3/sft", "--seed", "3", "--n", "80000"]
+    words += ["--test-out", "o/data_size/seed3/pairs_test.jsonl", "--out", "o/data_size/seed3/pairs.jsonl"]
+    assert draw.command[2:] == words
+
+
 def test_steps_are_equal():
     """Whatever the number of pairs, as the scripts count: epochs x batches of 32."""
     for n, phases in zip(data_size.SIZES, batched(data_size.road_phases(Path("o"), 0)), strict=True):
