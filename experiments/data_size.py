@@ -10,7 +10,6 @@ enumeration. Twice, as in horizon.py: with any token, and with legal moves only.
 Result, three seeds: on 1,000 pairs RLHF leads by .254 ± .029 with any token and by .308 ± .023 with
 legal moves, on 80,000 by .163 ± .092 and .089 ± .009. So it needs fewer pairs, and at equal steps
 more pairs do not make DPO as good, though with any token three seeds do not decide that.
-
 Settings that were tried, and what it does not show: experiments/README.md
 """
 
@@ -107,7 +106,8 @@ def main(argv=None):
         phases += pair_phases(args.out, seed)
     run_phases(phases, args.out, args.jobs, lock)
     for seed in args.seeds:
-        write_subsets(args.out / f"data_size/seed{seed}", SIZES)
+        folder = args.out / f"data_size/seed{seed}"
+        write_subsets(folder / "pairs.jsonl", folder, SIZES)
         phases += road_phases(args.out, seed)
     run_phases(phases, args.out, args.jobs, lock)
     by_seed = [measure(args.out, seed) for seed in args.seeds]

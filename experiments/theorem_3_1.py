@@ -13,7 +13,8 @@ optimum's .967; with 20,000 unrestricted DPO has .580 +- .025 and RLHF with a GP
 Settings that were tried, and what it does not show: experiments/README.md.
 """
 
-from nanoroads.experiments.simple_rewards import BETA, WORLD, fit_classes, reward_of, set_judge, write_subsets
+from nanoroads.experiments.simple_rewards import BETA, WORLD, fit_classes, reward_of, set_judge
+from nanoroads.experiments.small_worlds import write_subsets
 from nanoroads.experiments.theorem_3_1 import curves_of, figure_of, furthest_apart, pairs_and_words, table_of
 from nanoroads.report import evidence
 from nanoroads.report.phases import claim_folder, new_phase, run_phases
@@ -59,7 +60,7 @@ def run_seed(args, seed, lock):
     folder = args.out / "theorem_3_1" / f"seed{seed}"
     run_phases(sft_phases(folder, seed), args.out, args.jobs, lock)
     sft, optimum, simple = fit_classes(folder / "sft", SIMPLE_SIZES, seed)
-    write_subsets(folder, GPT_SIZES)
+    write_subsets(folder / "sft/pairs.jsonl", folder, GPT_SIZES)
     set_judge(simple[f"checks {RLOO_PAIRS}"]["phi"])
     run_phases(gpt_phases(folder, seed), args.out, args.jobs, lock)
     results = {"sft": sft, "optimum": optimum, "rloo": reward_of(folder / "rloo"), "simple": simple}

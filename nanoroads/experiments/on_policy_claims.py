@@ -5,14 +5,14 @@ text: what is claimed, as the script says it. by_seed: of each seed {policy: {me
 import numpy as np
 
 from nanoroads.experiments.pair_sources import OFFLINE, ON_POLICY, SFT_SAMPLES, named
-from nanoroads.report.evidence import claim, differences, is_above, is_below, values_of, with_errors
+from nanoroads.report import evidence
+from nanoroads.report.evidence import claim, is_above, is_below, with_errors
 from nanoroads.score import mean_se
 
 
 def lead(by_seed, one, other, measure):
     """{"mean", "se"} over seeds of how far one policy is ahead of another, seed by seed."""
-    ours = values_of(by_seed, one, measure)
-    return differences(ours, values_of(by_seed, other, measure))
+    return evidence.lead(by_seed, [one, measure], [other, measure])
 
 
 def gain(text, by_seed, one, other, measure, end):

@@ -20,7 +20,6 @@ import torch
 from nanoroads import losses, randomness
 from nanoroads.report.on_map import route_logps
 from nanoroads.weights.checkpoint import load_policy
-from nanoroads.weights.files import write_text
 from nanoroads.world.distance import exact_reward, listed_routes
 from nanoroads.world.roadmap import NEIGHBOURS, WORLDS, ends, prompts, reward_parts, route
 
@@ -171,13 +170,6 @@ def fit_classes(sft, sizes, seed):
 
 
 # ---------------------------------------------------------------- beside GPTs
-
-
-def write_subsets(folder, sizes):
-    """The first n pairs of SFT's samples as folder/pairs_n.jsonl, for each n of `sizes`."""
-    rows = (folder / "sft/pairs.jsonl").read_text().splitlines()
-    for n in sizes:
-        write_text(folder / f"pairs_{n}.jsonl", "\n".join(rows[:n]) + "\n")
 
 
 def reward_of(folder):

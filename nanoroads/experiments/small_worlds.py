@@ -1,4 +1,5 @@
-"""What experiments/horizon.py and data_size.py train on: a world's reference, and files of pairs.
+"""What experiments/horizon.py and data_size.py train on: a world's reference, and files of pairs, which
+theorem_3_1.py has, too.
 
 Their worlds have routes of few moves, and 200 prompts."""
 
@@ -27,8 +28,8 @@ def pairs_phase(out: Path, seed: int, here: str, pairs: str, n: int, flags: list
     return new_phase(out, pairs, draw + flags, [f"{here}/sft"])
 
 
-def write_subsets(folder: Path, sizes: list[int]):
-    """The first n pairs of pairs.jsonl as a file of their own, pairs_n.jsonl, for each n of `sizes`."""
-    rows = (folder / "pairs.jsonl").read_text().splitlines(keepends=True)
+def write_subsets(pairs: Path, folder: Path, sizes: list[int]):
+    """The first n rows of the file `pairs` as folder/pairs_n.jsonl, for each n of `sizes`."""
+    rows = pairs.read_text().splitlines(keepends=True)
     for n in sizes:
         write_text(folder / f"pairs_{n}.jsonl", "".join(rows[:n]))

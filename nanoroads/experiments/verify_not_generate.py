@@ -4,8 +4,9 @@
 accuracy, valid, greedy or legal, and a group one of verifies_and_generates.py's `groups_of`."""
 
 from nanoroads.experiments.verifies_and_generates import DISTANCES, FAR
+from nanoroads.report import evidence
 from nanoroads.report.drawing import COLOURS, INK, new_figure
-from nanoroads.report.evidence import differences, over_seeds, values_of
+from nanoroads.report.evidence import over_seeds, values_of
 from nanoroads.report.write import plus_minus, table
 
 # What each road verifies by, and what generates; with RLHF these are two models, the head and the policy.
@@ -26,7 +27,7 @@ GOALS = {"all": "whatever the goal", FAR: "three moves from the goal or more"}  
 
 def lead(by_seed, one, other, measure):
     """{"mean", "se"} of a measure of one road minus another's, seed by seed, over all pairs."""
-    return differences(values_of(by_seed, one, measure, "all"), values_of(by_seed, other, measure, "all"))
+    return evidence.lead(by_seed, [one, measure, "all"], [other, measure, "all"])
 
 
 def bounds_text(by_seed, group, verifies_above, generates_below):

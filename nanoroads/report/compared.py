@@ -7,8 +7,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from nanoroads.report import evidence
 from nanoroads.report.drawing import COLOURS, new_figure
-from nanoroads.report.evidence import differences, over_seeds, values_of
+from nanoroads.report.evidence import over_seeds
 from nanoroads.report.on_map import policy_row
 from nanoroads.report.write import plus_minus, table
 from nanoroads.weights.checkpoint import load_policy
@@ -34,8 +35,7 @@ def policy_rows(folder: Path, labels: dict[str, str]) -> dict[str, dict]:
 
 def lead(by_seed: list[dict], one: str, other: str, measure: str = "reward") -> dict[str, float]:
     """{"mean", "se"} over seeds of how far one policy is ahead of another in a measure, seed by seed."""
-    ours = values_of(by_seed, one, measure, "mean")
-    return differences(ours, values_of(by_seed, other, measure, "mean"))
+    return evidence.lead(by_seed, [one, measure, "mean"], [other, measure, "mean"])
 
 
 def policies_table(by_seed: list[dict], labels: dict[str, str]) -> str:

@@ -58,7 +58,7 @@ def test_every_claim_can_fail(kind, line):
 
 def test_the_smaller_sets_are_the_first_pairs(tmp_path):
     (tmp_path / "pairs.jsonl").write_text("a\nb\nc\n")
-    small_worlds.write_subsets(tmp_path, [2, 3])
+    small_worlds.write_subsets(tmp_path / "pairs.jsonl", tmp_path, [2, 3])
     assert (tmp_path / "pairs_2.jsonl").read_text() == "a\nb\n"
     assert (tmp_path / "pairs_3.jsonl").read_text() == "a\nb\nc\n"
 
