@@ -17,7 +17,7 @@ import math
 
 import torch
 
-from nanoroads.experiments.best_of_n import draw
+from nanoroads.experiments.best_of_n import sample_and_score
 from nanoroads.report import evidence
 from nanoroads.report.compared import WORLD, lead, policies_figure, policies_table, policy_rows
 from nanoroads.report.evidence import is_above, over_seeds, values_of, with_errors
@@ -54,7 +54,7 @@ def run_seed(args, seed, lock):
     folder = args.out / f"seed{seed}"
     run_phases(evidence.shared_phases(folder, seed, "dpo", "rlhf_global"), args.out, args.jobs, lock)
     sft, reward_model = load_policy(folder / "sft"), load_reward_model(folder / "rlhf_global/reward")
-    split_prompts, responses, score = draw(sft, reward_model, "train", SAMPLES, seed)
+    split_prompts, responses, score = sample_and_score(sft, reward_model, "train", SAMPLES, seed)
     phases = []
     for n, run in BEST_OF.items():
         rows = []
@@ -68,7 +68,7 @@ def run_seed(args, seed, lock):
         command = ["train_sft.py", "--seed", seed, "--init", folder / "sft", "--data", data] + DISTIL
         phases.append(new_phase(folder, run, command, ["sft", data.name]))
     run_phases(phases, args.out, args.jobs, lock)
-    held_out, responses, score = draw(sft, reward_model, "test", SAMPLES, seed)
+    held_out, responses, score = sample_and_score(sft, reward_model, "test", SAMPLES, seed)
     true_reward = true_rewards(WORLD, held_out, responses)  # (256, 32)
     itself = {str(n): true_reward.gather(1, favourites(score, n)).mean().item() for n in BEST_OF}
     return {**policy_rows(folder, LABELS), "itself": itself}

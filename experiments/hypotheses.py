@@ -23,7 +23,7 @@ from nanoroads.run.flags import run_script
 from nanoroads.run.folder import read_metrics
 
 # More runs of DPO on the same pairs, and their flags where they differ: 4 epochs at 1e-4, beta 0.3.
-BUDGETS = {
+DPO_RUNS = {
     "dpo_8_epochs": ["--epochs", 8],
     "dpo_12_epochs": ["--epochs", 12],
     "dpo_12_epochs_3e-5": ["--epochs", 12, "--lr", 3e-5],
@@ -48,7 +48,7 @@ def phases_of(folder, seed):
     flags = ["--seed", seed, "--data", "roadmap", "--init", folder / "sft"]
     pairs = ["sft/pairs.jsonl"]
     phases = evidence.shared_phases(folder, seed, "dpo", "rlhf_global")
-    for name, changed in BUDGETS.items():
+    for name, changed in DPO_RUNS.items():
         phases.append(new_phase(folder, name, ["train_dpo.py"] + flags + evidence.DPO + changed, pairs))
     rlhf = ["train_rlhf.py"] + flags + evidence.RLHF
     from_dpo = ["--start", folder / "dpo", "--reward", folder / "rlhf_global/reward"]  # its reference is SFT
@@ -66,7 +66,7 @@ def verdict(by_seed):
     twice = lead(by_seed, "rlhf_8_epochs", "dpo_8_epochs")
     nll = {name: plus_minus(over_seeds(by_seed, "nll", name)) for name in by_seed[0]["nll"]}
     # The best budget is the one over which RLHF's lead is the smallest.
-    leads = {name: lead(by_seed, "rlhf_global", name) for name in BUDGETS}
+    leads = {name: lead(by_seed, "rlhf_global", name) for name in DPO_RUNS}
     best = min(leads, key=lambda name: leads[name]["mean"])
     return [
         evidence.claim(

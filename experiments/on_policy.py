@@ -29,7 +29,7 @@ from nanoroads.weights.files import jsonl_bytes, write_bytes
 
 BETAS = [0.3, 0.1]
 ROUNDS = [3, 10, 30]  # times that pairs are drawn: once is DPO on SFT's samples
-# Each source at the beta that is best on seed 100.
+# Each source at its best beta of 1, .3, .1 and .03 on seed 100.
 BEST_SFT = pair_sources.named(SFT_SAMPLES, 0.3)
 BEST_ON_POLICY = pair_sources.named(ON_POLICY, 0.1)
 BEST_RLHF = pair_sources.named(RLHF_SAMPLES, 0.1)
@@ -47,24 +47,24 @@ def run_seed(args, seed, lock):
     phases.append(new_phase(folder, "rlhf_global/pairs.jsonl", sample, ["rlhf_global"]))
     run_phases(phases, args.out, args.jobs, lock)
 
-    # The loop over rounds has no command, so it runs here; what is offline is train_dpo.py again.
+    # train_on_policy has the loop over rounds, which no command has; the rest is train_dpo.py again.
     policies = {}
     pairs = {}
-    offline = []
+    from_files = []
     test_pairs = folder / "sft/pairs_test.jsonl"
     dpo = ["train_dpo.py", "--seed", seed, "--data"]
     held_out = ["--eval-data", test_pairs, "--init", folder / "sft"]
     for beta in BETAS:
         for rounds in ROUNDS:
-            name = pair_sources.by_rounds(beta, ROUNDS)[rounds]
+            name = pair_sources.named(f"on-policy, {rounds} rounds", beta)
             policies[name], pairs[name] = train_on_policy(folder, seed, rounds, evidence.dpo_run(beta))
         _, file = pair_sources.in_files(beta)[OFFLINE]
         write_bytes(folder / file, jsonl_bytes(pairs[pair_sources.named(ON_POLICY, beta)]))
         for source in (OFFLINE, RLHF_SAMPLES):
             run, file = pair_sources.in_files(beta)[source]
             command = dpo + [folder / file] + held_out + ["--beta", beta]
-            offline.append(new_phase(folder, run, command, ["sft", "sft/pairs.jsonl", file]))
-    run_phases(offline, args.out, args.jobs, lock)
+            from_files.append(new_phase(folder, run, command, ["sft", "sft/pairs.jsonl", file]))
+    run_phases(from_files, args.out, args.jobs, lock)
 
     # All policies are measured in the same way.
     policies["SFT"] = load_policy(folder / "sft")
@@ -115,4 +115,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script(main, resumes="the same command goes on from there", less_memory=None)
+    run_script(main, resumes="the same command goes on, with all rounds anew", less_memory=None)

@@ -1,4 +1,4 @@
-"""Over-optimisation: with more KL the proxy goes on rising, while the true reward peaks and falls.
+"""Over-optimisation by RL: with more KL the proxy goes on rising, while the true reward peaks and falls.
 
     python experiments/overoptimisation.py --seeds 0 1 2    175 seconds a seed on two CPU cores
 
@@ -9,9 +9,9 @@ kl, DPO at four beta, and best of n, the proxy's favourite of n samples of SFT, 
 n of 64 for each prompt. Gao's forms are fitted to the points of each seed by least squares.
 
 Result, three seeds. RL's gold peaks at kl .5 (KL 1.5, +.267) and is below SFT's at kl .05 (KL 8.2,
--.068), where the proxy is highest. DPO's gold falls too, and its held-out loss gives no sign of it.
-Best of n is flat from 32 to 64: no fall within 64. Gao's forms have an R2 for gold of .97 (best of
-n), .88 (RL) and .80 (DPO).
+-.068), where the proxy is highest. DPO's gold falls below beta .3, but its held-out loss is lowest
+at .1, and this proxy, which it does not climb, falls in the end. Best of n is flat from 32 to 64:
+no fall within 64. Gao's forms have an R2 for gold of .97 (best of n), .88 (RL) and .80 (DPO).
 Settings that were tried, and what it does not show: experiments/README.md.
 """
 
@@ -35,7 +35,7 @@ from nanoroads.run.folder import read_metrics
 from nanoroads.score import mean_se
 from nanoroads.weights.checkpoint import load_policy, load_reward_model
 
-KLS = [1, 0.5, 0.3, 0.2, 0.1, 0.05]  # of RL, whose reward model is the proxy
+KLS = [1, 0.5, 0.3, 0.2, 0.1, 0.05]  # of RL, on the proxy; .1 and .05 for half as many steps
 BETAS = [1, 0.3, 0.1, 0.05]  # of DPO
 BEST_OF = [2, 4, 8, 16, 32, 64]  # of SFT's samples, by the proxy
 SAMPLES = 8  # of a policy for each of the 256 held-out prompts

@@ -26,7 +26,7 @@ from nanoroads.run.flags import run_script
 from nanoroads.score import rewards, sequence_logps
 from nanoroads.weights.checkpoint import load_policy, load_reward_model
 
-BETA = 0.3  # of the local reward
+BETA = 0.3  # of the local reward; reward_classes.py has .1. At the weight -BETA no prior is left.
 WEIGHTS = [-0.3, -0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0]  # of log pi_ref
 SAMPLES = 64  # of the SFT policy for each held-out prompt
 

@@ -29,7 +29,7 @@ from nanoroads.weights.checkpoint import load_policy, load_reward_model
 # The paper's held-out accuracies on summaries, best first.
 PAPER = {"global": 0.633, "local": 0.618, "last": 0.595, "prefix": 0.574, "length": 0.570, "dpo": 0.526}
 LADDER = list(PAPER)
-BETA = {"local": 0.1, "last": 0.33, "prefix": 0.1, "length": 2.0, "dpo": 0.3, "reference": 1.0}
+BETA = {"local": 0.1, "last": 0.33, "prefix": 0.1, "length": 2.0, "dpo": 0.3, "reference": 1.0}  # log pi_ref
 # Of last and prefix, which no other script trains: the same as train_dpo.py's defaults.
 LR, EPOCHS = 1e-4, 4
 SAMPLES = 64  # of the SFT policy for each held-out prompt
@@ -37,9 +37,9 @@ SAMPLES = 64  # of the SFT policy for each held-out prompt
 
 def phases_of(folder, seed):
     """The shared runs, and the two local classes that train_dpo.py knows."""
-    train = ["train_dpo.py", "--seed", seed, "--data", "roadmap", "--init", folder / "sft"] + evidence.DPO
-    local = train + ["--loss", "reference-free", "--beta", BETA["local"]]
-    length = train + ["--loss", "simpo", "--gamma", 0, "--beta", BETA["length"]]
+    dpo = ["train_dpo.py", "--seed", seed, "--data", "roadmap", "--init", folder / "sft"] + evidence.DPO
+    local = dpo + ["--loss", "reference-free", "--beta", BETA["local"]]
+    length = dpo + ["--loss", "simpo", "--gamma", 0, "--beta", BETA["length"]]
     pairs = ["sft/pairs.jsonl"]
     return evidence.shared_phases(folder, seed, "dpo", "rlhf_global") + [
         new_phase(folder, "local_beta_0.1", local, pairs),

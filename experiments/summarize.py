@@ -58,8 +58,8 @@ def main(argv=None):
 
     What is there already is not made again, unless it was made from something that has changed since."""
     args, size = flags(argv)
-    stages.refuse_one_seed(args.out)
-    whole = claim_folder(args.out)  # a lock, held to the end
+    stages.refuse_old_layout(args.out)
+    lock_of_out = claim_folder(args.out)  # a lock, held to the end
     seeds = []
     for seed in args.seeds:  # what is to be refused is refused now, and not after the first seed's hour
         run = stages.args_of_seed(args, seed)
@@ -71,14 +71,15 @@ def main(argv=None):
     for run, documents, lock in seeds:
         paths.append(run_seed(run, size, documents, lock))
         write_over_seeds(args.out, paths)
-    whole.release()
+    lock_of_out.release()
 
 
 def run_seed(args, size, documents, lock):
     """All settings of one seed, in args.out. Returns its results.json, which grows with each setting."""
     rewards = {setting: reward_function(setting, documents.all) for setting in args.settings}
 
-    # Train both roads in all settings, as commands that a user would type.
+    # Train both roads in all settings, as commands that a user would type. Sizes, rates and flags: REDUCED
+    # and road_phases in nanoroads/experiments/summarize.py.
     phases = stages.sft_phases(args, size, documents)
     run_phases(phases, args.out, args.jobs, lock)
     seconds = {}

@@ -19,7 +19,7 @@ DPO; but that lead, .040 ± .047, is not sure itself. With relabelled samples fo
 Settings that were tried, and what it does not show: experiments/README.md
 """
 
-from nanoroads.experiments.wider_data import write_files
+from nanoroads.experiments.wider_data import write_data_files
 from nanoroads.report import evidence
 from nanoroads.report.compared import WORLD, lead, policies_figure, policies_table, policy_rows
 from nanoroads.report.evidence import is_above, is_below, over_seeds, with_errors
@@ -50,7 +50,8 @@ def run_seed(args, seed, lock):
     phases.append(new_phase(folder, "more_pairs.jsonl", draw, ["sft"]))
     run_phases(phases, args.out, args.jobs, lock)
 
-    write_files(folder, seed)
+    # Which pairs are of half of the prompts, and which are relabelled: nanoroads/experiments/wider_data.py.
+    write_data_files(folder, seed)
     flags = ["--seed", seed, "--init", sft]
     held_out = ["--eval-data", sft / "pairs_test.jsonl"]
     half = ["--data", folder / "half_pairs.jsonl"] + held_out
@@ -89,7 +90,7 @@ def verdict(by_seed):
         ),
         evidence.claim(
             is_below(augmented, gap["mean"] / 2),
-            f"against H3: RL on all prompts, not only on those with pairs, adds less than half of that: "
+            f"against H3: RL on all prompts, not only on those with pairs, adds less than half of this lead: "
             f"{with_errors(augmented)}.",
         ),
         evidence.claim(

@@ -13,8 +13,9 @@ from nanoroads.world.roadmap import prompts
 from nanoroads.world.task import sample_routes
 
 
-def draw(policy: GPT, reward_model: GPT, split: str, k: int, seed: int):
-    """k samples of each of P prompts -> prompts, responses, and the reward model's scores (P, k)."""
+def sample_and_score(policy: GPT, reward_model: GPT, split: str, k: int, seed: int):
+    """k samples of each of P prompts -> prompts, responses, and the reward model's scores (P, k), -inf of
+    what is empty or was cut off."""
     split_prompts = prompts(WORLD, split)
     eos = tokenizer.eos_id(ENCODING)
     responses, scores = [], []

@@ -67,7 +67,7 @@ def leaves_data(text, by_seed, dpo_runs, rlhf_runs, measure):
             leads.append(at_equal_kl(rows, dpo_runs, name, measure) - rows[name][measure])
         lead[name] = mean_se(leads)
         text += f"at the KL of {name} {with_errors(lead[name])}; "
-    return claim(is_above(lead["RLHF 0.5"]), text + "the line goes by RLHF 0.5.")
+    return claim(is_above(lead["RLHF 0.5"]), text + "yes or NO is for RLHF 0.5.")
 
 
 def at_equal_kl(rows, dpo_runs, name, measure):

@@ -72,7 +72,7 @@ def size_of(args):
 # ---------------------------------------------------------------- the folder
 
 
-def refuse_one_seed(out):
+def refuse_old_layout(out):
     """Raises InputError for an OUT of earlier versions: the runs of one seed, and no folders seedS."""
     if (out / "settings.json").exists():
         why = "the runs of one seed, as earlier versions laid them out; choose another --out"

@@ -18,7 +18,7 @@ from nanoroads.weights.files import jsonl_bytes, write_bytes
 from nanoroads.world.roadmap import prompts
 
 
-def write_files(folder: Path, seed: int):
+def write_data_files(folder: Path, seed: int):
     """half_pairs.jsonl, all_prompts.jsonl and relabelled_pairs.jsonl of a seed.
 
     more_pairs.jsonl begins with the rows of sft/pairs.jsonl; the others are new."""

@@ -190,13 +190,13 @@ def reward_model_rows(folder, prompts):
 def best_of_n(reward, true_reward):
     """The mean true reward of the sample that a reward model likes best of N, for N = 1 ... 16.
 
-    reward, true_reward (prompts, 16). A prompt's samples are cut into 16 / N blocks; in each the
-    sample with the highest reward is picked."""
+    reward, true_reward (prompts, K), K a multiple of 16. A prompt's samples are cut into K / N blocks;
+    in each the sample with the highest reward is picked."""
     row = {}
     for n in BEST_OF:
-        blocks = reward.view(len(reward), -1, n)  # (prompts, 16 / N, N)
+        blocks = reward.view(len(reward), -1, n)  # (prompts, K / N, N)
         true_blocks = true_reward.view(len(true_reward), -1, n)
-        favourite = blocks.argmax(2, keepdim=True)  # (prompts, 16 / N, 1)
+        favourite = blocks.argmax(2, keepdim=True)  # (prompts, K / N, 1)
         row[str(n)] = true_blocks.gather(2, favourite).mean().item()
     return row
 

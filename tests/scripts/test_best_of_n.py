@@ -35,7 +35,7 @@ def test_what_is_cut_off_or_empty_is_no_favourite(monkeypatch):
     monkeypatch.setattr(samples_to_choose, "prompts", lambda world, split: ["WA>OR:", "WA>ID:"])
     monkeypatch.setattr(samples_to_choose, "sample_routes", lambda *_, **__: ("ids", groups))
     monkeypatch.setattr(samples_to_choose, "scalar_rewards", lambda model, ids, samples, size: scores)
-    split_prompts, responses, score = best_of_n.draw("policy", "reward model", "train", 32, 0)
+    split_prompts, responses, score = best_of_n.sample_and_score("policy", "reward model", "train", 32, 0)
     assert split_prompts == ["WA>OR:", "WA>ID:"] and responses == groups
     whole = torch.tensor([[True, False, False, True] * 8, [False, True, False, True] * 8])
     assert torch.equal(score[whole], scores[whole])
@@ -126,7 +126,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         prompts = [tokenizer.encode(ENCODING, r["prompt"]) for r in rows]
         responses = [[tokenizer.encode(ENCODING, r["response"]) + [EOS]] for r in rows]
         best[n] = scalar_rewards(reward_model, prompts, responses).mean().item()
-    _, _, score = best_of_n.draw(load_policy(folder / "sft"), reward_model, "train", 32, 0)
+    _, _, score = best_of_n.sample_and_score(load_policy(folder / "sft"), reward_model, "train", 32, 0)
     for n in best_of_n.BEST_OF:
         assert best[n] == pytest.approx(score[:, : 2 * n].view(12, 2, n).amax(2).mean().item(), abs=1e-5)
     assert best[4] < best[16]
