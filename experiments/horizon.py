@@ -1,6 +1,6 @@
 """RLHF leads DPO as soon as a state in between has to be planned, and less at eleven moves than at three.
 
-    python experiments/horizon.py --seeds 0 1 2    270 seconds a seed on two CPU cores
+    python experiments/horizon.py --seeds 0 1 2    about 220 seconds a seed on two CPU cores
 
 Swamy et al., 2503.01067, H6: generating is harder than verifying, and RLHF's lead is that gap.
 Worlds: routes of at most 1 to 11 moves, 200 prompts each, the same for pairs, RL and measures. Both
