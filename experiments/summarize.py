@@ -14,8 +14,8 @@ In each setting: SFT on the summaries. Of four samples for each document, the tw
 differ most are a pair, labelled by Bradley-Terry. On these pairs DPO, and a reward model and RLOO,
 with KL terms of one strength. On held-out documents: rewards, win rates, KL(policy || SFT).
 
-Result, seed 0: both roads learn, and the paper's order comes out in none of the settings. RLHF wins
-.356 +- .015 against DPO in one-line, .608 +- .015 in two-word, .591 +- .019 in hidden.
+Result, seeds 0 and 1, RLHF's wins against DPO: one-line .356 and .466 (+- .016), two-word .608 and
+.596, hidden .591 and .512. So the paper's order comes out in none, and one seed decides nothing.
 Settings that were tried, and what it does not show: experiments/README.md.
 """
 

@@ -99,11 +99,11 @@ def test_the_committed_report_is_that_of_the_committed_results():
     folder = Path(summarize.__file__).parent / "summarize"
     text = (folder / "report.md").read_text()
     results = json.loads((folder / "results.json").read_text())
-    if "by_seed" in results:
-        assert summaries.over_seeds_report(results) == text
-    else:  # of one seed, as earlier versions have it
+    assert summaries.over_seeds_report(results) == text
+    for seed, row in zip(results["seeds"], results["by_seed"], strict=True):
+        text = (folder / f"seed{seed}.md").read_text()
         example = {"document": line_after(text, "> "), "summary": line_after(text, "- its own: ")}
-        assert summaries.summaries_report(results, "smollm2", example) == text
+        assert summaries.summaries_report(row, "smollm2", example) == text
 
 
 # ---------------------------------------------------------------- started again
