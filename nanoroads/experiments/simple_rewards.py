@@ -18,6 +18,7 @@ import os
 import torch
 
 from nanoroads import losses, randomness
+from nanoroads.experiments.exact_fit import minimise
 from nanoroads.report.on_map import route_logps
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.world.distance import exact_reward, listed_routes
@@ -25,6 +26,7 @@ from nanoroads.world.roadmap import NEIGHBOURS, WORLDS, ends, prompts, reward_pa
 
 WORLD = WORLDS["roadmap-2"]
 BETA = 0.5  # of all roads
+GRADIENT_BELOW = 1e-11  # of a fit; on few pairs some phi may rank all right, and there is no least loss
 CLASSES = {"checks": slice(0, 4), "roads": slice(0, 4, 2)}  # columns of `features`
 PHI = "NANOROADS_THEOREM_3_1_PHI"  # in the environment, JSON: the reward of `judge`
 
@@ -93,26 +95,6 @@ def mean_reward(logp, truth):
     return (logp.exp() * truth).sum(1).mean().item()
 
 
-def fit(loss_of, start):
-    """The phi where loss_of(phi) is least, by LBFGS.
-
-    On few pairs there may be no least value, since some phi may rank all of them right; then the phi
-    where the gradient is below 1e-11."""
-    phi = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [phi], max_iter=500, tolerance_grad=1e-11, tolerance_change=0, line_search_fn="strong_wolfe"
-    )
-
-    def closure():
-        optimizer.zero_grad()
-        loss = loss_of(phi)
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return phi.detach()
-
-
 def both_roads(world, rows, columns, seed):
     """DPO over the soft-optimal policies, and RLHF, on the same pairs -> a dict of numbers."""
     places, ref_logp, f, truth = world
@@ -137,8 +119,8 @@ def both_roads(world, rows, columns, seed):
         return losses.bradley_terry(f[chosen] @ phi, f[rejected] @ phi).mean()
 
     rng = randomness.generator("theorem 3.1 starts", seed)
-    dpo_phi = fit(dpo_loss, torch.tensor(rng.normal(size=f.shape[-1])))
-    rlhf_phi = fit(reward_loss, torch.tensor(rng.normal(size=f.shape[-1])))
+    dpo_phi = minimise(dpo_loss, torch.tensor(rng.normal(size=f.shape[-1])), GRADIENT_BELOW)
+    rlhf_phi = minimise(reward_loss, torch.tensor(rng.normal(size=f.shape[-1])), GRADIENT_BELOW)
     dpo = soft_optimum(ref_logp, f @ dpo_phi)
     rlhf = soft_optimum(ref_logp, f @ rlhf_phi)
     likely = ref_logp > -torch.inf

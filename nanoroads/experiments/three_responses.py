@@ -8,6 +8,7 @@ pi_ref) holds a policy back on each road.
 import torch
 
 from nanoroads import losses
+from nanoroads.experiments.exact_fit import minimise
 
 FIRST, SECOND = torch.tensor([0, 0, 1]), torch.tensor([1, 2, 2])  # the three pairs: 12, 13, 23
 REF_LOGP = torch.full((3,), 1 / 3, dtype=torch.float64).log()
@@ -23,21 +24,9 @@ def log_policy(theta, features):
     return torch.log_softmax(REF_LOGP + features @ theta, 0)
 
 
-def minimise(loss_of, size):
+def least(loss_of, size):
     """The theta (size,) where loss_of(theta) is least."""
-    theta = beside_zero(size).requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [theta], max_iter=500, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
-    )
-
-    def closure():
-        optimizer.zero_grad()
-        loss = loss_of(theta)
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return theta.detach()
+    return minimise(loss_of, beside_zero(size), gradient_below=1e-12)
 
 
 def beside_zero(size):
@@ -59,7 +48,7 @@ def dpo(reward, weights, features, beta):
         loss = losses.dpo(logp[FIRST], logp[SECOND], REF_LOGP[FIRST], REF_LOGP[SECOND], beta, second_wins)
         return (weights * loss).sum()
 
-    return log_policy(minimise(loss_of, features.shape[1]), features)
+    return log_policy(least(loss_of, features.shape[1]), features)
 
 
 def fit_reward(reward, weights, features):
@@ -73,7 +62,7 @@ def fit_reward(reward, weights, features):
         loss = first_wins * loss_if_first + (1 - first_wins) * loss_if_second
         return (weights * loss).sum()
 
-    return features @ minimise(loss_of, features.shape[1])
+    return features @ least(loss_of, features.shape[1])
 
 
 def best_policy(reward_model, features, beta):
@@ -83,7 +72,7 @@ def best_policy(reward_model, features, beta):
         logp = log_policy(theta, features)
         return -value(logp, reward_model, beta)
 
-    return log_policy(minimise(loss_of, features.shape[1]), features)
+    return log_policy(least(loss_of, features.shape[1]), features)
 
 
 def online_dpo(reward, features, beta, rounds=40):
