@@ -188,6 +188,15 @@ def test_the_prior_can_hold_and_fail(changed, fails):
     assert [place for place, sign in enumerate(signs(lines)) if sign == "NO"] == fails
 
 
+def test_the_local_classes_that_train_dpo_knows(tmp_path):
+    phases = {phase.name: phase.command for phase in reward_classes.phases_of(tmp_path, seed=3)}
+    local, length = phases[str(tmp_path / "local_beta_0.1")], phases[str(tmp_path / "length_beta_2")]
+    loss = local.index("--loss")
+    assert local[loss : loss + 4] == ["--loss", "reference-free", "--beta", "0.1"]
+    loss = length.index("--loss")
+    assert length[loss : loss + 6] == ["--loss", "simpo", "--gamma", "0", "--beta", "2.0"]
+
+
 # ---------------------------------------------------------------- tables and figures
 
 

@@ -82,6 +82,14 @@ def test_the_judge_is_phi_times_f(monkeypatch):
     assert simple_rewards.judge("WA>CA:", ">CA") == 0
 
 
+def test_rloo_has_the_prompts_of_all_pairs(tmp_path):
+    phases = {phase.name: phase.command for phase in theorem_3_1.gpt_phases(tmp_path, seed=3)}
+    command = phases[str(tmp_path / "rloo")]
+    assert command[command.index("--data") + 1] == str(tmp_path / f"pairs_{max(GPT_SIZES)}.jsonl")
+    assert command[command.index("--reward") + 1] == "nanoroads.experiments.simple_rewards:judge"
+    assert "--reward-epochs" not in command
+
+
 # ---------------------------------------------------------------- the verdict
 
 
