@@ -326,7 +326,7 @@ def train_policy(run, task, reference, judge, prompt_rows, shown, max_new_tokens
     policy = adapted(run, reference)
     policy = policy or run.place(load_policy(args.start or args.init, compute_dtype=run.compute_dtype))
     eos = tokenizer.stop_ids(encoding)
-    other = score.other_samples(run, policy, prompt_rows.prompts, max_new_tokens, eos, groups_per_pass)
+    compared = score.other_samples(run, policy, prompt_rows.prompts, max_new_tokens, eos, groups_per_pass)
     run.describe(policy, tokenizer_name, kl=kl_weight, reference=str(args.init))  # config.json
     optimizer = adamw(policy, args.lr, args.weight_decay)
     total = total_steps(len(prompt_rows), args.batch_size, args.epochs, args.steps, args.updates)
@@ -337,7 +337,7 @@ def train_policy(run, task, reference, judge, prompt_rows, shown, max_new_tokens
         if step % args.updates == 0:
             batch_number = step // args.updates
             indices = batch_indices(len(prompt_rows), args.batch_size, batch_number, args.seed)
-            batch_rows = prompt_rows.select(share(indices))
+            batch_rows = prompt_rows.select(share(indices))  # this rank's
             seed = stream_key("responses", args.seed, batch_number)
             with run.timed("sampling"):
                 responses, logps = sample_responses(args, policy, batch_rows, max_new_tokens, eos, seed)
@@ -368,8 +368,8 @@ def train_policy(run, task, reference, judge, prompt_rows, shown, max_new_tokens
             row.update(true_reward(task, batch_rows, responses, encoding))  # {} where it is not known
         if run.evaluates(step):
             row.update(task.measure(policy, reference, encoding, groups_per_pass))
-            if other:
-                row["kl_compare"] = other.kl(policy, groups_per_pass)
+            if compared:
+                row["kl_compare"] = compared.kl(policy, groups_per_pass)
             show_samples(run, step, policy, shown, encoding, task, judge, reference)  # samples.jsonl
         run.log(step, row, show=("loss", "reward", "kl", "entropy", "length"))  # every --log-every steps
         if (step + 1) % args.updates == 0:  # never between two updates on the same samples

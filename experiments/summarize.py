@@ -1,4 +1,4 @@
-"""Both roads on a pretrained language model: one-line summaries, and two settings without a gap.
+"""Both roads on a pretrained language model: one-line summaries, and two with no gap in the paper.
 
     python experiments/summarize.py --model FOLDER --data FILE --reduced --jobs 2    two CPU cores
     python experiments/summarize.py --model FOLDER --data FILE                       a GPU
@@ -15,7 +15,7 @@ differ most are a pair, labelled by Bradley-Terry. On these pairs DPO, and a rew
 with KL terms of one strength. On held-out documents: rewards, win rates, KL(policy || SFT).
 
 Result, seeds 0 and 1, RLHF's wins against DPO: one-line .356 and .466 (+- .016), two-word .608 and
-.596, hidden .591 and .512. So the paper's order comes out in none, and one seed decides nothing.
+.596, hidden .591 and .512. Over both the paper's order is shown in none; one seed decides nothing.
 Settings that were tried, and what it does not show: experiments/README.md.
 """
 

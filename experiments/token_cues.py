@@ -38,12 +38,12 @@ REWARDS = {
 
 
 def phases_of(folder, seed):
-    """Policies that know both names, and reward models from each on, of the main world's pairs."""
+    """Policies that know both names; from each, reward models trained on the main world's pairs."""
     phases = evidence.shared_phases(folder, seed)
     pairs = ["--data", folder / "sft/pairs.jsonl", "--eval-data", folder / "sft/pairs_test.jsonl"]
     for reference in REFERENCES:
         reads = [f"{reference}/demonstrations.jsonl", f"{reference}/tokenizer/tokenizer.json"]
-        train_sft = ["train_sft.py", "--seed", seed, "--data", folder / reads[0]]
+        train_sft = ["train_sft.py", "--seed", seed, "--data", folder / reference / "demonstrations.jsonl"]
         train_sft += ["--tokenizer", folder / reference / "tokenizer"] + evidence.SFT
         phases.append(new_phase(folder, f"{reference}/sft", train_sft, reads))
         on_pairs = ["--seed", seed, "--init", folder / reference / "sft"] + pairs
@@ -90,8 +90,8 @@ def verdict(by_seed):
         cells = [mean_se(lead) for lead in before]
         lines.append(verdict_line(f"{title}; as trained, a scalar head ranks more pairs right", cells))
         for writing in ("renamed", "mixed"):
-            after = leads(by_seed, reference, writing)
-            cells = [differences(*lead) for lead in zip(after, before, strict=True)]
+            after = leads(by_seed, reference, writing)  # after - before: what DPO loses more
+            cells = [differences(now, then) for now, then in zip(after, before, strict=True)]
             text = f"{title}; {writing}, DPO's implicit reward loses more accuracy than a scalar head"
             lines.append(verdict_line(text, cells))
     return lines

@@ -2,7 +2,7 @@
 
     python -m nanoroads.experiments.summaries_over_seeds RESULTS.json [RESULTS.json ...] --out DIR
 
-The script itself ends with this: it reads OUT/seedS/results.json of all seeds, and writes
+The script does this after each seed: it reads OUT/seedS/results.json of those done, and writes
 OUT/results.json and OUT/report.md. The command does the same for files from anywhere, say of seeds
 that ran on different machines. Their sizes and settings have to be the same; of which model and
 documents they are, the files do not say.
