@@ -20,7 +20,7 @@ import torch
 from nanoroads.experiments.best_of_n import sample_and_score
 from nanoroads.report import evidence
 from nanoroads.report.compared import WORLD, lead, policies_figure, policies_table, policy_rows
-from nanoroads.report.evidence import is_above, is_below, over_seeds, values_of, with_errors
+from nanoroads.report.evidence import NONE, is_above, is_below, is_none, over_seeds, values_of, with_errors
 from nanoroads.report.on_map import ENCODING, true_rewards
 from nanoroads.report.phases import claim_folder, new_phase, run_phases
 from nanoroads.report.write import plus_minus
@@ -85,8 +85,8 @@ def verdict(by_seed):
     for n, run in BEST_OF.items():
         itself = values_of(by_seed, "itself", str(n))
         lost = evidence.differences(itself, values_of(by_seed, run, "reward", "mean"))
-        text = f"best of {n} is as good distilled as itself, {plus_minus(mean_se(itself))}: it loses "
-        lines.append(evidence.claim(not is_above(lost), f"{text}{with_errors(lost)}."))
+        text = f"best of {n}, {plus_minus(mean_se(itself))}, loses less than {NONE} by being distilled: "
+        lines.append(evidence.claim(is_none(lost), f"{text}{with_errors(lost)}."))
         bound = math.log(n) - (n - 1) / n
         kl = over_seeds(by_seed, run, "kl_to_ref", "mean")
         text = f"best of {n}, distilled, is within {bound:.2f} nats of SFT, as itself: {plus_minus(kl)}."

@@ -87,7 +87,7 @@ def verdict(by_seed):
         end = "." + claims.at_equal_beta(by_seed, BETAS, measure)
         lines.append(claims.gain(text, by_seed, BEST_ON_POLICY, BEST_SFT, measure, end))
     for beta in BETAS:
-        text = f"at beta {beta} the same pairs do as well offline and shuffled"
+        text = f"at beta {beta} the same pairs do as well offline and shuffled, to {evidence.NONE}"
         text += " (in Tang's ablation they do not)"
         lines.append(claims.as_well_offline(text, by_seed, beta))
     text = "samples of a better policy, RLHF's, are better pairs than SFT's, each at its best beta"
@@ -100,7 +100,7 @@ def verdict(by_seed):
     for beta in BETAS:
         names = pair_sources.by_rounds(beta, ROUNDS)
         for measure, word in REWARDS.items():
-            text = f"at beta {beta} more rounds lead from DPO towards RLHF in {word} reward"
+            text = f"at beta {beta} more rounds bring more {word} reward"
             lines.append(claims.more_rounds_help(text, by_seed, names, measure))
     return lines
 

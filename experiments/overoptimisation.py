@@ -94,10 +94,11 @@ def verdict(by_seed):
 
 
 def falls_line(by_seed, road, title, knob):
-    """Whether from gold's peak to the last setting gold falls, and the proxy does not."""
+    """Whether gold falls from its peak to the last setting, while the proxy rises if the road climbs it."""
     gold, proxy = changes_from_peak(by_seed, road)  # 0 where gold peaks at the last setting: no fall
     text = falls_text(by_seed, road, title, knob)
-    return evidence.claim(is_below(gold) and not is_below(proxy), text)
+    climbs = road != "dpo"
+    return evidence.claim(is_below(gold) and (is_above(proxy) or not climbs), text)
 
 
 def main(argv=None):

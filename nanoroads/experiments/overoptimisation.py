@@ -36,7 +36,7 @@ def peak_of(by_seed, road):
 
 
 def falls_text(by_seed, road, title, knob):
-    """The claim that gold falls and the proxy does not, with its numbers. knob: the name of what is set."""
+    """The claim that gold falls from its peak, with the proxy's change. knob: the name of what is set."""
     settings = values_of(by_seed[0][road], "setting")
     peak = peak_of(by_seed, road)
     if peak == len(settings) - 1:

@@ -19,6 +19,7 @@ from nanoroads.weights.files import write_json, write_text
 
 SFT, DPO, RLHF = [], [], []  # more flags for the shared runs: none but the scripts' defaults
 PAIRS, TEST_PAIRS = 5000, 1000  # of SFT's samples
+NONE = 0.02  # of a reward or an accuracy: a lead below it counts as none
 BEGIN = time.monotonic()
 
 
@@ -133,6 +134,13 @@ def is_above(cell: dict[str, float], bound: float = 0.0) -> bool:
 def is_below(cell: dict[str, float], bound: float = 0.0) -> bool:
     """Whether a mean is below `bound` by more than two standard errors; of one seed, below it at all."""
     return cell["mean"] + 2 * cell["se"] < bound
+
+
+def is_none(lead: dict[str, float]) -> bool:
+    """Whether a lead is shown to be below NONE, by two standard errors.
+
+    A claim of "no better" needs this: that a lead is not shown says as much of the errors as of the lead."""
+    return is_below(lead, NONE)
 
 
 def claim(holds: bool, text: str) -> str:

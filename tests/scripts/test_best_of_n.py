@@ -66,13 +66,17 @@ def test_every_claim_can_hold():
     lines = best_of_n.verdict(seeds_that_agree())
     assert [line[:4] for line in lines] == ["yes:"] * 6
     assert "than DPO: +0.121" in lines[0] and "greedy +0.020" in lines[0] and "than RLHF: +0.091" in lines[1]
-    assert "it loses -0.010" in lines[2] and "within 0.64 nats" in lines[3] and "within 1.84 nats" in lines[5]
+    assert (
+        "by being distilled: -0.010" in lines[2]
+        and "within 0.64 nats" in lines[3]
+        and "within 1.84 nats" in lines[5]
+    )
 
 
 MAKE_IT_FAIL = [  # lines, run, measure, what is added
     ([0], "dpo", "reward", 0.2),
     ([1], "rlhf_global", "reward", 0.2),
-    ([2], "itself", "4", 0.1),
+    ([2], "itself", "4", 0.035),  # .025 is lost
     ([3], "sft_best_of_4", "kl_to_ref", 0.7),
     ([4], "itself", "16", 0.1),
     ([5], "sft_best_of_16", "kl_to_ref", 1.8),
@@ -89,6 +93,14 @@ def test_every_claim_can_fail(lines, name, measure, more):
             row[name][measure]["mean"] += more
     verdict = best_of_n.verdict(by_seed)
     assert [i for i, text in enumerate(verdict) if text.startswith("NO: ")] == lines
+
+
+def test_a_loss_that_is_not_shown_does_not_show_that_there_is_none():
+    by_seed = seeds_that_agree()
+    for row, more in zip(by_seed, (-0.06, 0.06), strict=True):
+        row["itself"]["16"] += more
+    verdict = best_of_n.verdict(by_seed)
+    assert [i for i, text in enumerate(verdict) if text.startswith("NO: ")] == [4]
 
 
 # ---------------------------------------------------------------- the command

@@ -160,10 +160,9 @@ MAKE_IT_FAIL = [  # line, policy, measure, what is added
     (5, "RLHF", "accuracy_sft", 0.1),
     (6, named(ON_POLICY, 0.1), "accuracy_own", -0.4),
     (7, "on-policy, 30 rounds, beta 0.3", "reward", -0.2),
-    (7, "on-policy, 30 rounds, beta 0.3", "reward", 0.2),
     (8, "on-policy, 30 rounds, beta 0.3", "greedy_reward", -0.06),
     (8, "on-policy, 30 rounds, beta 0.3", "greedy_reward", -0.2),
-    (9, "on-policy, 30 rounds, beta 0.1", "reward", 0.2),
+    (9, "on-policy, 30 rounds, beta 0.1", "reward", -0.2),
     (10, "on-policy, 30 rounds, beta 0.1", "greedy_reward", -0.2),
 ]
 
@@ -175,6 +174,15 @@ def test_every_claim_can_fail(line, name, measure, more):
         row[name][measure] += more
     verdict = on_policy.verdict(by_seed)
     assert [i for i, text in enumerate(verdict) if text.startswith("NO: ")] == [line]
+
+
+@pytest.mark.parametrize("measure", ["reward", "greedy_reward"])
+def test_a_lead_that_is_not_shown_does_not_show_that_there_is_none(measure):
+    by_seed = seeds_that_agree()
+    for row, more in zip(by_seed, (-0.06, 0.06), strict=True):
+        row[named(OFFLINE, 0.3)][measure] += more
+    verdict = on_policy.verdict(by_seed)
+    assert [i for i, text in enumerate(verdict) if text.startswith("NO: ")] == [2]
 
 
 # ---------------------------------------------------------------- the command

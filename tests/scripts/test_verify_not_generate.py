@@ -157,6 +157,14 @@ def test_every_claim_can_fail(line, name, measure, group, value):
     assert verdict[line].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 4
 
 
+def test_a_lead_that_is_not_shown_does_not_show_that_there_is_none():
+    seeds = seeds_that_agree()
+    for row, accuracy in zip(seeds, (0.84, 0.96), strict=True):
+        row["rlhf"]["accuracy"]["all"] = accuracy
+    verdict = script.verdict(seeds)
+    assert verdict[3].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 4
+
+
 def test_bounds_are_passed_by_two_standard_errors():
     assert script.is_below({"mean": 0.03, "se": 0.009}, 0.05)
     assert not script.is_below({"mean": 0.03, "se": 0.011}, 0.05)
