@@ -72,6 +72,9 @@ def message_list(messages, name: str = "prompt") -> list[dict]:
     """A list of messages, checked, with the usual keys and roles. Raises InputError."""
     if not isinstance(messages, list) or not messages:
         raise InputError(f"field {name!r}: a message list must hold one or more messages")
+    if all(isinstance(text, str) for text in messages):
+        advice = "a row holds one of each, so write a row for each pair (RewardBench 2 has several a row)"
+        raise InputError(f"field {name!r}: a list of texts, not of messages; {advice}")
     return [one_message(message, place, name) for place, message in enumerate(messages, 1)]
 
 

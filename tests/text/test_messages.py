@@ -69,6 +69,8 @@ def test_text_that_only_looks_like_messages_stays_text(text):
         ([USER | {"content": None}], "message 1 has no 'content'"),
         ([{"content": "hi"}], "message 1 has no 'role'"),
         ([USER, "hello"], "message 2 is str"),
+        (["hello"], "a list of texts, not of messages; .* write a row for each pair"),
+        (["hello", "there"], "a list of texts, not of messages"),
         ([HELLO | {"tool_calls": ["x"]}], "field 'tool_calls' must hold a list of objects"),
     ],
 )
