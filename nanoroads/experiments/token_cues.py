@@ -58,7 +58,7 @@ def figure_of(by_seed: list[dict]) -> Figure:
             ax.bar(left, means, 0.25, yerr=errors, color=BARS[place], capsize=2, label=label)
         ax.axhline(0.5, color=INK, lw=0.8, ls=":")
         ax.set_xticks(range(len(WRITINGS)), TICKS)
-        ax.set(title=title, ylim=(0.4, 1.0))
+        ax.set(title=title, ylim=(0.0, 1.0))
     axes[0].set(ylabel="accuracy, by the true reward")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return fig
