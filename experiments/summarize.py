@@ -10,9 +10,10 @@ Swamy et al., 2503.01067, section 4: RLHF is ahead where a summary is easier to 
 (one-line), but not where it is short (two-word), nor where it is as hard to verify (hidden: ROUGE-L
 with a summary that nobody is shown). nanoroads/text/documents.py has these rewards.
 
-In each setting: SFT on the summaries. Of four samples for each document, the two whose rewards
-differ most are a pair, labelled by Bradley-Terry. On these pairs DPO, and a reward model and RLOO,
-with KL terms of one strength. On held-out documents: rewards, win rates, KL(policy || SFT).
+In each setting: SFT on the summaries. Of eight samples for each document, the two whose rewards
+differ most are a pair, labelled by Bradley-Terry. On these pairs DPO; and a reward model on SFT's
+trunk, and RLOO against it. The objective of both is E[r] - .1 KL(policy || SFT), with r as they learn
+it. On held-out documents: true rewards, win rates, KL, the objective with the true reward.
 
 Result, seeds 0 and 1, RLHF's wins against DPO: one-line .356 and .466 (+- .016), two-word .608 and
 .596, hidden .591 and .512. Over both the paper's order is shown in none; one seed decides nothing.
@@ -89,7 +90,8 @@ def run_seed(args, size, documents, lock):
     seconds.update(run_phases(phases, args.out, args.jobs, lock))  # SFT again, only for its seconds
 
     # Measure them, and write down what is known so far.
-    results = {"seed": args.seed, "size": asdict(size), "total_seconds": 0.0, "peak_gib": 0.0}
+    results = {"seed": args.seed, "size": asdict(size), **stages.hashes(args.model, documents)}
+    results.update(total_seconds=0.0, peak_gib=0.0)
     results.update(seconds=seconds, settings={})
     made_from = {}
     for setting, reward in rewards.items():

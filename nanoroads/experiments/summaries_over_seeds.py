@@ -2,10 +2,9 @@
 
     python -m nanoroads.experiments.summaries_over_seeds RESULTS.json [RESULTS.json ...] --out DIR
 
-The script does this after each seed: it reads OUT/seedS/results.json of those done, and writes
-OUT/results.json and OUT/report.md. The command does the same for files from anywhere, say of seeds
-that ran on different machines. Their sizes and settings have to be the same; of which model and
-documents they are, the files do not say.
+The script does this after each of its --seeds: it reads OUT/seedS/results.json of those done, and
+writes OUT/results.json and OUT/report.md. The command does the same for files from anywhere, say of seeds
+that ran on different machines. Their model, documents, sizes and settings have to be the same.
 """
 
 from pathlib import Path
@@ -41,8 +40,8 @@ def read_one_seed(path):
     """One seed's results.json, as experiments/summarize.py writes it."""
     results = read_json_object(path)
     advice = "give the results.json of one seed of experiments/summarize.py"
-    fields = {"seed": is_seed, "size": is_object, "settings": is_object}
-    fields.update(total_seconds=is_seconds, peak_gib=is_seconds)
+    fields = {"seed": is_seed, "model": is_hash, "documents": is_hash, "size": is_object}
+    fields.update(settings=is_object, total_seconds=is_seconds, peak_gib=is_seconds)
     check_fields(results, fields, path, advice)
     return results
 
@@ -51,11 +50,18 @@ def is_seed(value):
     return type(value) is int and value >= 0
 
 
+def is_hash(value):
+    return isinstance(value, str)
+
+
 def check_alike(path, results, first):
     """Raises InputError unless results are of the same sizes and settings as the first ones."""
     for name, value in first["size"].items():
         if results["size"].get(name) != value:
             raise InputError(f"{path}: its {name} is not that of seed {first['seed']}")
+    for name in ("model", "documents"):
+        if results[name] != first[name]:
+            raise InputError(f"{path}: made with another {name} than that of seed {first['seed']}")
     if set(results["settings"]) != set(first["settings"]):
         raise InputError(f"{path}: its settings are not those of seed {first['seed']}")
 

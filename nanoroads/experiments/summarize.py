@@ -9,7 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from nanoroads.errors import InputError
-from nanoroads.experiments.summaries_of_policies import demos_file, measures_file, pairs_file, samples_file
+from nanoroads.experiments.summaries_of_policies import (
+    demos_file,
+    measures_file,
+    pairs_file,
+    samples_file,
+    tokens_of,
+)
 from nanoroads.report.ledger import Ledger, Phase
 from nanoroads.report.phases import short_name
 from nanoroads.report.summaries import summaries_report
@@ -27,16 +33,17 @@ class Size:
 
     sft: int  # documents for SFT
     pairs: int  # documents for pairs
-    draws: int  # samples of such a document, of which two become a pair
+    draws: int  # samples of each of these, of which two become a pair
     test: int  # held-out documents
     words: int  # in the longest document
     tokens: int  # in the longest response
+    two_word_tokens: int  # in the longest one of two-word, which two words and EOS need
     batch: int  # prompts per optimizer step
     micro: int  # prompts per forward pass
     samples: int  # per prompt, in RL
     sft_lr: float
-    lr: float  # of DPO
-    rl_lr: float  # of RL
+    dpo_lr: float
+    rl_lr: float
     rm_lr: float  # of the reward model
     kl: float  # strength of the KL term: DPO's beta, RL's --kl
     epochs: int  # of SFT, DPO and the reward model
@@ -45,14 +52,14 @@ class Size:
 
 
 FULL = Size(
-    sft=6000, pairs=6000, draws=4, test=400, words=250, tokens=48,
+    sft=6000, pairs=6000, draws=8, test=400, words=250, tokens=48, two_word_tokens=6,
     batch=64, micro=16, samples=8,
-    sft_lr=1e-5, lr=1e-6, rl_lr=1e-6, rm_lr=5e-6, kl=0.1, epochs=1, steps=150, dtype="auto",
+    sft_lr=1e-5, dpo_lr=1e-6, rl_lr=1e-6, rm_lr=5e-6, kl=0.1, epochs=1, steps=150, dtype="auto",
 )  # fmt: skip
 REDUCED = Size(
-    sft=400, pairs=900, draws=4, test=360, words=40, tokens=16,
+    sft=400, pairs=900, draws=8, test=240, words=40, tokens=16, two_word_tokens=6,
     batch=8, micro=8, samples=4,
-    sft_lr=1e-4, lr=5e-5, rl_lr=5e-5, rm_lr=1e-4, kl=0.1, epochs=1, steps=36, dtype="bfloat16",
+    sft_lr=1e-4, dpo_lr=5e-5, rl_lr=1e-4, rm_lr=1e-4, kl=0.1, epochs=1, steps=36, dtype="bfloat16",
 )  # fmt: skip
 TINY = replace(REDUCED, sft=80, pairs=24, test=8, batch=4, steps=5, sft_lr=3e-4)
 
@@ -86,7 +93,7 @@ def args_of_seed(args, seed):
 
 
 def check_settings(args, size, documents):
-    """OUT/settings.json: what all results in OUT have in common.
+    """OUT/seedS/settings.json: what all results in that folder have in common.
 
     Raises InputError where they were made with another model, other documents, another seed or size."""
     settings = {"seed": args.seed, **asdict(size)}
@@ -98,6 +105,11 @@ def check_settings(args, size, documents):
     for name, value in settings.items():
         if before.get(name) != value:
             raise InputError(f"{args.out} holds results of another {name}; choose another --out")
+
+
+def hashes(model, documents):
+    """What results of several seeds have in common beside their Size."""
+    return {"model": model_hash(model), "documents": of_value(documents.all)}
 
 
 def model_hash(folder):
@@ -137,9 +149,11 @@ def road_phases(args, size, setting):
     folders = policy_folders(args, setting)
     train_pairs, test_pairs = pairs_of(args, setting)
     road = ["--init", folders["sft"], "--data", train_pairs, "--eval-data", test_pairs]
-    dpo = ["--lr", size.lr, "--beta", size.kl, "--epochs", size.epochs]
+    tokens = tokens_of(size, setting)
+    road += ["--max-response-tokens", tokens]  # a sample that was cut off has no EOS here, either
+    dpo = ["--lr", size.dpo_lr, "--beta", size.kl, "--epochs", size.epochs]
     rl = ["--lr", size.rl_lr, "--kl", size.kl, "--samples", size.samples, "--steps", size.steps]
-    rl += ["--max-new-tokens", size.tokens]
+    rl += ["--max-new-tokens", tokens]
     stage_1 = ["--reward-lr", size.rm_lr, "--reward-epochs", size.epochs, "--reward-batch-size", size.batch]
     needs = [folders["sft"], train_pairs, test_pairs]
     return [
@@ -172,10 +186,10 @@ def make_pairs(args, size, setting, documents, reward):
     for path, rows in zip(pairs_of(args, setting), (documents.pairs, documents.test), strict=True):
         samples = sft.with_name(f"samples_{path.stem}.json")
         drawn_from = {"policy": policy_hash(sft)}
-        make_samples = partial(samples_file, args, size, sft, rows, samples.name)
+        make_samples = partial(samples_file, args, size, setting, sft, rows, samples.name)
         seconds[short_name(str(samples), args.out)] = make_or_keep(samples, drawn_from, make_samples)
         labelled_from = {"samples": of_file(samples)}
-        label = partial(pairs_file, args, size, sft, rows, reward, samples, path.name)
+        label = partial(pairs_file, args, setting, sft, rows, reward, samples, path.name)
         seconds[short_name(str(path), args.out)] = make_or_keep(path, labelled_from, label)
     return seconds
 
@@ -187,7 +201,7 @@ def make_measures(args, size, setting, rows, reward):
     folders = policy_folders(args, setting)
     path = args.out / setting / "measures.json"
     runs = Ledger(args.out).hashes([str(folder) for folder in folders.values()])
-    measure_setting = partial(measures_file, args, size, folders, rows, reward)
+    measure_setting = partial(measures_file, args, size, setting, folders, rows, reward)
     return path, runs, make_or_keep(path, runs, measure_setting)
 
 

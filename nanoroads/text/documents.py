@@ -1,14 +1,15 @@
 """Documents with one-line summaries, and rewards of a summary that are known exactly.
 
 Rewards of a summary y of the document x, for experiments/summarize.py:
-    one-line    r(x, y) = 10 c min(1, m/n). c: the share of the document's K = 5 salient words that
-                y names. n: the words of y. m: those of a median summary of all short documents.
-                Salient are, of the document's words of four letters or more, the five of largest
-                (count in x) log(documents / documents with the word). A count and two look-ups
-                verify it; a summary has to find what the document is about, and say it in a line.
+    one-line    A word w of x of four letters or more has the weight
+                    weight(w) = (count of w in x) log(documents / documents with w).
+                y is worth the share of weight that it names, less what is too long:
+                    c = min(1, sum of weight(w) over the words of y / sum of the K = 5 largest weights)
+                    r(x, y) = 10 c min(1, m / words of y), m the median length of all summaries.
+                Counts and look-ups verify it; a summary has to find what the document is about.
     two-word    the same with K = m = 2.
-    hidden      r(x, y) = 10 ROUGE-L(y, the document's own summary). Neither x nor a reward model
-                shows that summary, so verifying is no easier than writing.
+    hidden      r(x, y) = 10 ROUGE-L(y, the document's own summary). The reward model is never shown
+                that summary, so verifying is no easier than writing.
 r is in nats of Bradley-Terry: P(a beats b) = sigmoid(r(a) - r(b)).
 """
 
@@ -23,7 +24,7 @@ from nanoroads.progress import tracked
 from nanoroads.text.rouge import rouge_l, words
 from nanoroads.text.rows import parse, raw_rows
 
-SALIENT = {"one-line": 5, "two-word": 2}  # K, the number of salient words
+SALIENT = {"one-line": 5, "two-word": 2}  # K, the number of words that a perfect summary names
 SCALE = 10.0  # the largest reward, in nats of Bradley-Terry
 
 
@@ -39,8 +40,10 @@ class Documents(NamedTuple):
 def read_documents(path, size, seed):
     """The rows of a file that are short enough and whose summary has two words at least, shuffled.
 
-    Returns Documents. Raises InputError: a row without texts, too few short documents."""
+    Of several rows with the same document the first one counts. Returns Documents. Raises InputError:
+    a row without texts, too few short documents."""
     short = []
+    seen = set()  # documents
     for number, line in tracked(raw_rows(path), f"reading {path}", "row"):
         try:
             row = parse(line)
@@ -48,6 +51,9 @@ def read_documents(path, size, seed):
             raise InputError(f"{path}:{number}: {error}") from None
         if not isinstance(row.get("document"), str) or not isinstance(row.get("summary"), str):
             raise InputError(f"{path}:{number}: not a row with the texts document and summary")
+        if row["document"] in seen:
+            continue
+        seen.add(row["document"])
         if len(words(row["document"])) <= size.words and len(words(row["summary"])) >= 2:
             short.append({"document": row["document"], "summary": row["summary"]})
     needed = size.sft + size.pairs + size.test
@@ -67,12 +73,12 @@ def read_documents(path, size, seed):
 # ---------------------------------------------------------------- rewards
 
 
-def salient_words(document, frequency, n_documents, k):
-    """The k words of largest (count here) log(documents / documents with the word), of those of
-    four letters or more. frequency: {word: documents with it}. Ties go by the alphabet."""
+def word_weights(document, frequency, n_documents):
+    """{word of four letters or more: (count here) log(documents / documents with the word)}.
+
+    frequency: {word: documents with it}."""
     counts = Counter(word for word in words(document) if len(word) > 3)
-    weight = {word: count * math.log(n_documents / frequency[word]) for word, count in counts.items()}
-    return sorted(weight, key=lambda word: (-weight[word], word))[:k]
+    return {word: count * math.log(n_documents / frequency[word]) for word, count in counts.items()}
 
 
 def reward_function(setting, rows):
@@ -93,9 +99,10 @@ def reward_function(setting, rows):
 
     def coverage(row, summary):
         named = words(summary)
-        salient = salient_words(row["document"], frequency, len(rows), SALIENT[setting])
-        found = [word for word in salient if word in named]
-        share = len(found) / max(1, len(salient))
+        weights = word_weights(row["document"], frequency, len(rows))
+        perfect = sum(sorted(weights.values(), reverse=True)[: SALIENT[setting]])
+        found = sum(weights.get(word, 0.0) for word in dict.fromkeys(named))
+        share = min(1.0, found / perfect) if perfect else 0.0
         return SCALE * share * min(1.0, length / max(1, len(named)))
 
     return coverage

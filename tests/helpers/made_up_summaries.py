@@ -10,11 +10,13 @@ def made_up_measures(win_rate, se=0.05, accuracy=0.7):
     for policy in ("sft", "dpo", "rlhf"):
         policies[policy] = {**dict.fromkeys(COLUMNS, cell), "example": " as it is"}
     measures = {"policies": policies, "reward_model": {"nll": 0.6, "accuracy": accuracy, "pairs": 210}}
-    return {**measures, **dict.fromkeys(("reference", "rlhf_minus_dpo", "rlhf_against_dpo"), cell)}
+    others = ("reference", "rlhf_minus_dpo", "objective_gap", "rlhf_against_dpo", "labels_right")
+    return {**measures, **dict.fromkeys(others, cell)}
 
 
 def one_seed(seed, **settings):
     """results.json of a seed. settings: {setting, with _ for -: its measures}."""
     measures = {name.replace("_", "-"): value for name, value in settings.items()}
-    results = {"seed": seed, "size": {"sft": 9, "lr": 0.1}, "total_seconds": 100.4 + seed, "peak_gib": 1.5}
+    results = {"seed": seed, "size": {"sft": 9, "kl": 0.1}, "total_seconds": 100.4 + seed, "peak_gib": 1.5}
+    results.update(model="a" * 64, documents="b" * 64)
     return {**results, "seconds": {"one-line/sft": 100.4 + seed}, "settings": measures}

@@ -38,9 +38,10 @@ def test_means_and_errors_are_over_seeds():
     text = files["report.md"].decode()
     assert "Seeds 0, 1, 2: standard errors are over seeds" in text
     assert f"| RLHF |{' 0.600 ± 0.058 |' * len(summaries.COLUMNS)}\n" in text
-    assert "own summaries: 0.600 ± 0.058. RLHF - DPO: 0.600 ± 0.058." in text
+    gaps = "RLHF - DPO: 0.600 ± 0.058 of reward, 0.600 ± 0.058 of the objective"
+    assert f"own summaries: 0.600 ± 0.058. {gaps}" in text
     # And each seed with the error of its own; sqrt(.63 .37 / 210) = .033.
-    assert "| 1 | 0.600 ± 9.000 | 0.600 ± 9.000 | 0.630 ± 0.033 |" in text
+    assert "| 1 | 0.600 ± 9.000 | 0.600 ± 9.000 | 0.600 ± 9.000 | 0.630 ± 0.033 |" in text
     assert "| 2 | 102 | 1.50 |" in text
 
 
@@ -76,6 +77,24 @@ def test_the_verdict_can_come_out_either_way(setting, win_rate, se, line):
     assert re.search(rest, gap)
 
 
+@pytest.mark.parametrize(
+    "one_line, hidden, line",
+    [
+        ((0.6, 0.62), (0.5, 0.51), "yes: hidden: RLHF wins less than in one-line, by +0.105 ± 0.005, 21.0 "),
+        ((0.6, 0.7), (0.55, 0.45), "NO: hidden: .*by +0.150 ± 0.100, 1.5 "),
+        ((0.5, 0.51), (0.6, 0.62), "NO: hidden: .*by -0.105 ± 0.005"),
+        ((0.6,), (0.5,), "yes: hidden: .*by +0.100 ± 0.050, 2.0 "),  # .03 and .04, hypotenuse .05
+    ],
+)
+def test_the_gap_is_larger_in_one_line_by_two_standard_errors_seed_by_seed(one_line, hidden, line):
+    by_seed = []
+    for seed, (one, other) in enumerate(zip(one_line, hidden, strict=True)):
+        settings = {"one_line": made_up_measures(one, 0.03), "hidden": made_up_measures(other, 0.0399)}
+        by_seed.append(one_seed(seed, **settings))
+    found = over_seeds(*by_seed)[0]["verdict"][3]
+    assert re.match(line.replace("+", r"\+"), found), found
+
+
 @pytest.mark.parametrize("accuracies, word", [((0.64, 0.66), "yes"), ((0.6, 0.7), "NO"), ((0.5, 0.52), "NO")])
 def test_a_reward_model_is_accurate_by_two_standard_errors(accuracies, word):
     """.65 ± .01, five errors above .6; .65 ± .05, one; .51 ± .01, nine below."""
@@ -91,15 +110,17 @@ def test_a_reward_model_is_accurate_by_two_standard_errors(accuracies, word):
 def test_the_report_of_one_seed():
     results = one_seed(1, one_line=made_up_measures(0.65), hidden=made_up_measures(0.52))
     text = summaries.summaries_report(results, "a-model", EXAMPLE)
-    assert "`a-model`: sft 9, lr 0.1\n" in text
+    assert "`a-model`: sft 9, kl 0.1\n\nobjective: reward - 0.1 KL(policy || SFT)." in text
     one_line, hidden = text.split("\n## ")[1:3]
     assert f"| DPO |{' 0.650 ± 0.050 |' * len(summaries.COLUMNS)}\n" in one_line
-    assert "own summaries: 0.650 ± 0.050. RLHF - DPO, document by document: 0.650 ± 0.050." in one_line
-    assert "Reward model: 0.600 nats per pair, accuracy 0.700 ± 0.032, 210 held-out pairs." in one_line
+    assert "own summaries: 0.650 ± 0.050. RLHF - DPO, paired: 0.650 ± 0.050 of reward," in one_line
+    assert (
+        "Reward model: 0.600 nats per pair, accuracy 0.700 ± 0.032, 210 held-out pairs, in 0.650" in one_line
+    )
     assert "The paper: RLHF is ahead. Here: RLHF is ahead; RLHF wins 0.650 ± 0.050 against DPO." in one_line
     assert "> A long text.\n\n- its own: short\n- SFT: as it is\n" in one_line
-    assert "The paper: there is no gap. Here: there is no gap beyond two standard errors, nor one" in hidden
-    assert "101 in all phases together; at most 1.5 GiB in a process." in text
+    assert "The paper: there is no gap. Here: neither is ahead by two standard errors, and the gap" in hidden
+    assert "101 in all phases together; at most 1.5 GiB of host memory in a process." in text
     assert "| one-line/sft | 101.4 |" in text
 
 
@@ -124,7 +145,7 @@ def test_the_command_takes_files_of_single_seeds(tmp_path, capsys):
         wins = {"mean": pytest.approx(measures["rlhf_against_dpo"]["mean"]), "se": 0.0}
         assert results["settings"][setting]["rlhf_against_dpo"] == wins
     printed = capsys.readouterr().out.splitlines()
-    assert printed[:-1] == results["verdict"] and len(results["verdict"]) == 2 * len(one["settings"])
+    assert printed[:-1] == results["verdict"] and len(results["verdict"]) == 8
 
     # And the page of all experiments has the verdicts of such a report.
     text = page.experiments_page(tmp_path / "new")
@@ -138,7 +159,10 @@ def test_the_command_takes_files_of_single_seeds(tmp_path, capsys):
         ({"seed": 0}, "there are two files of seed 0"),
         ({"seed": "1"}, "other.json: 'seed' is missing or damaged; give the results.json of one seed"),
         ({"settings": None}, "other.json: 'settings' is missing or damaged"),
-        ({"size": {"sft": 9, "lr": 0.2}}, "other.json: its lr is not that of seed 0"),
+        ({"size": {"sft": 9, "kl": 0.2}}, "other.json: its kl is not that of seed 0"),
+        ({"model": None}, "other.json: 'model' is missing or damaged"),
+        ({"model": "c" * 64}, "other.json: made with another model than that of seed 0"),
+        ({"documents": "c" * 64}, "other.json: made with another documents than that of seed 0"),
         ({"settings": {"hidden": {}}}, "other.json: its settings are not those of seed 0"),
     ],
 )

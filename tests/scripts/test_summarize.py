@@ -2,6 +2,7 @@
 
 import collections
 import json
+import math
 import os
 from dataclasses import replace
 from functools import partial
@@ -30,28 +31,36 @@ ROWS = [
 ]
 
 
-def test_salient_words_are_frequent_here_and_rare_elsewhere():
+def test_words_weigh_what_is_frequent_here_and_rare_elsewhere():
     frequency = collections.Counter(w for row in ROWS for w in set(words(row["document"])))
-    # pango: 2 ln 3; lays: ln 3 (text: 2 ln 1.5 = .81); cairo: ln 1.5; draws: 0; "out" and "on" are short
-    assert documents.salient_words(ROWS[0]["document"], frequency, 3, 3) == ["pango", "lays", "text"]
+    weights = documents.word_weights(ROWS[0]["document"], frequency, 3)
+    expected = {  # "out" and "on" are short
+        "pango": 2 * math.log(3),
+        "lays": math.log(3),
+        "text": 2 * math.log(3 / 2),
+        "cairo": math.log(3 / 2),
+        "draws": 0.0,
+    }
+    assert weights == pytest.approx(expected)
 
 
-def test_one_line_counts_salient_words_and_charges_for_length():
-    reward = summarize.reward_function(
-        "one-line", ROWS
-    )  # median length 2; five words: pango, lays, text, cairo, draws
-    assert reward(ROWS[0], "Pango text") == pytest.approx(10 * 2 / 5)
-    assert reward(ROWS[0], "pango text on a screen") == pytest.approx(10 * 2 / 5 * 2 / 5)
+def test_one_line_weighs_the_words_that_it_names_and_charges_for_length():
+    reward = summarize.reward_function("one-line", ROWS)  # median length 2; all five words are a perfect one
+    perfect = 3 * math.log(3) + 3 * math.log(1.5)
+    named = 2 * math.log(3) + 2 * math.log(1.5)  # pango, text
+    assert reward(ROWS[0], "Pango text") == pytest.approx(10 * named / perfect)
+    assert reward(ROWS[0], "pango pango") == pytest.approx(10 * 2 * math.log(3) / perfect)  # counted once
+    assert reward(ROWS[0], "pango text on a screen") == pytest.approx(10 * named / perfect * 2 / 5)
     assert reward(ROWS[0], "nothing") == reward(ROWS[0], "") == 0
+    assert reward({"document": "It is so."}, "It is so") == 0  # no word to name
 
 
 def test_two_words_and_the_hidden_summary():
-    reward = summarize.reward_function("two-word", ROWS)  # pango, lays
-    assert (
-        reward(ROWS[0], "pango lays"),
-        reward(ROWS[0], "pango"),
-        reward(ROWS[0], "pango lays out text"),
-    ) == (10, 5, 5)
+    reward = summarize.reward_function("two-word", ROWS)  # a perfect one: pango, lays
+    pango = 10 * 2 / 3
+    assert reward(ROWS[0], "pango lays") == pytest.approx(10)
+    assert reward(ROWS[0], "pango") == pytest.approx(pango)
+    assert reward(ROWS[0], "pango lays out text") == pytest.approx(10 / 2)  # twice as long
     hidden = summarize.reward_function("hidden", ROWS)
     assert hidden(ROWS[1], "vector graphics") == 10 and hidden(ROWS[1], "vector") == pytest.approx(10 * 2 / 3)
 
@@ -67,6 +76,8 @@ def test_documents(tmp_path):
     parts = [found.sft[0], found.pairs[0], found.test[0]]
     assert sorted(row["summary"] for row in parts) == sorted(row["summary"] for row in ROWS)
     assert len(read(path, words=7, sft=0).all) == 2  # the first document has nine words
+    twice = write_jsonl(tmp_path / "twice.jsonl", [ROWS[0], {**ROWS[0], "summary": "another"}, *ROWS[1:]])
+    assert read(twice).all == found.all  # the first of each document
     with pytest.raises(InputError, match="3 short documents, 9 are needed"):
         read(path, sft=7)
     path.write_text('{"document": "a b"}\n')
@@ -132,7 +143,7 @@ def started(tmp_path):
     return begin
 
 
-@pytest.mark.parametrize("name, value", [("lr", 1.0), ("tokens", 9), ("dtype", "float32"), ("steps", 3)])
+@pytest.mark.parametrize("name, value", [("dpo_lr", 1.0), ("tokens", 9), ("dtype", "float32"), ("steps", 3)])
 def test_results_of_another_size_are_refused(name, value, started):
     with pytest.raises(InputError, match=f"holds results of another {name}; choose another --out"):
         started(**{name: value})
@@ -165,21 +176,21 @@ def test_damaged_settings_are_one_line(text, started, tmp_path):
 def test_new_samples_have_their_pairs_labelled_again(tmp_path, monkeypatch):
     """And pairs that somebody has changed are refused."""
     samples, pairs = tmp_path / "samples_pairs.json", tmp_path / "pairs.jsonl"
-    args, size = one_seed("--tiny")
+    args, _ = one_seed("--tiny")
 
     def label():
         labelled_from = {"samples": of_file(samples)}
         make = partial(
-            summaries_of_policies.pairs_file, args, size, tmp_path, ROWS, reward, samples, pairs.name
+            summaries_of_policies.pairs_file, args, "one-line", tmp_path, ROWS, reward, samples, pairs.name
         )
         make_or_keep(pairs, labelled_from, make)
         return pairs.read_text()
 
     reward = summarize.reward_function("one-line", ROWS)
-    samples.write_text(json.dumps([["a", "b"], [], ["c", "c"]]))
+    samples.write_text(json.dumps([["pango", "b"], [], ["c", "d"]]))  # of the third both are worth nothing
     first = label()
     assert label() == first and first.count("\n") == 1
-    samples.write_text(json.dumps([["a", "b"], ["d", "e"], ["c", "c"]]))
+    samples.write_text(json.dumps([["pango", "b"], ["vector", "e"], ["c", "c"]]))
     assert label().count("\n") == 2
     pairs.write_text(first)
     with pytest.raises(InputError, match="pairs.jsonl: has changed since it was made"):
@@ -193,13 +204,15 @@ def test_a_pair_is_of_the_two_samples_whose_rewards_differ_most(first, tmp_path)
     texts = [*first, "pango", "nothing", "pango text", "pango lays text cairo", "nothing"]
     rows = ROWS[:1] * 20
     samples.write_text(json.dumps([texts] * 20))
-    args, size = one_seed("--tiny")
+    args, _ = one_seed("--tiny")
     reward = {"pango": 2.0, "nothing": 0.0, "pango text": 4.0, "pango lays text cairo": 8.0}
 
     def reward_of(row, text):
         return reward[text]
 
-    files = summaries_of_policies.pairs_file(args, size, tmp_path, rows, reward_of, samples, "pairs.jsonl")
+    files = summaries_of_policies.pairs_file(
+        args, "one-line", tmp_path, rows, reward_of, samples, "pairs.jsonl"
+    )
     pairs = [json.loads(line) for line in files["pairs.jsonl"].splitlines()]
     assert len(pairs) == 20
     for pair in pairs:
@@ -207,17 +220,89 @@ def test_a_pair_is_of_the_two_samples_whose_rewards_differ_most(first, tmp_path)
     assert sum(pair["chosen"] == "pango lays text cairo" for pair in pairs) >= 19
 
 
-def test_of_a_documents_samples_those_that_are_empty_or_do_not_end_are_left_out(monkeypatch, tmp_path):
+def test_what_is_asked_and_imitated():
+    row = {"document": "Pango lays out text.", "summary": "The state-of-the-art layout of text"}
+    demos = {}
+    for setting in ("one-line", "two-word"):
+        (demos[setting],) = map(
+            json.loads, summaries_of_policies.demos_file(setting, [row])["demos.jsonl"].splitlines()
+        )
+    assert demos["one-line"] == {
+        "prompt": "Pango lays out text.\n\nIn one line:",
+        "response": " The state-of-the-art layout of text",
+    }
+    # Words as the reward counts them.
+    assert demos["two-word"] == {"prompt": "Pango lays out text.\n\nIn two words:", "response": " The state"}
+    assert len(words(demos["two-word"]["response"])) == 2
+
+
+def test_of_a_documents_samples_those_that_cannot_be_trained_on_as_drawn_are_left_out(monkeypatch, tmp_path):
+    """Empty ones, and those that were cut off and whose text has room for the EOS that they lack."""
     drawn = summaries_of_policies.Samples(
-        [[1]], [[[5, 0], [5, 6], [0], [7, 8, 0]]], [["five", "five six", "", "78"]]
+        [[1]], [[[5, 0], [5, 6], [5, 6, 7], [0], [7, 8, 0]]], [["five", "56", "567", "", "78"]]
     )
+    lengths = {"56": 2, "567": 2}  # of the texts, as tokens
     monkeypatch.setattr(summaries_of_policies, "sample", lambda *args, **kwargs: drawn)
     monkeypatch.setattr(summaries_of_policies, "load", lambda *args: None)
     monkeypatch.setattr(summaries_of_policies.tokenizer, "get", lambda name: None)
     monkeypatch.setattr(summaries_of_policies.tokenizer, "stop_ids", lambda encoding: (0,))
+    monkeypatch.setattr(summaries_of_policies.tokenizer, "encode", lambda encoding, text: [1] * lengths[text])
     args, size = one_seed("--tiny")
-    files = summaries_of_policies.samples_file(args, size, tmp_path, ROWS[:1], "samples.json")
-    assert json.loads(files["samples.json"]) == [["five", "78"]]
+    files = summaries_of_policies.samples_file(args, size, "one-line", tmp_path, ROWS[:1], "samples.json")
+    assert json.loads(files["samples.json"]) == [["five", "56", "78"]]
+
+
+def test_no_road_may_write_more_than_two_words_and_their_end(tmp_path):
+    args, size = one_seed("--tiny")
+    for setting, tokens in (("one-line", "16"), ("hidden", "16"), ("two-word", "6")):
+        rlhf, dpo = stages.road_phases(args, size, setting)
+        for command in (rlhf.command, dpo.command):
+            assert command[command.index("--max-response-tokens") + 1] == tokens
+        assert rlhf.command[rlhf.command.index("--max-new-tokens") + 1] == tokens
+
+
+def test_measures_by_hand(monkeypatch, tmp_path):
+    """One document, two samples a policy; rewards are the texts' lengths, log-probs those given here."""
+    texts = {"sft": ["a", "bbb"], "dpo": ["dddd", "dd"], "rlhf": ["rrr", "rrrrr"]}
+    logps = {"sft": [-3.0, -5.0], "dpo": [-1.0, -2.0], "rlhf": [-2.5, -4.5]}  # SFT's own, of any samples
+
+    def sample(args, size, setting, policy, rows, k, temperature=1.0, seed=0):
+        return summaries_of_policies.Samples([[1]], [[[2], [3]]], [texts[policy][:k]])
+
+    def sequence_logps(policy, prompts, responses, micro):
+        return torch.tensor([logps[policy]], dtype=torch.float64)
+
+    monkeypatch.setattr(summaries_of_policies, "load", lambda size, folder: folder.name)
+    monkeypatch.setattr(summaries_of_policies, "sample", sample)
+    monkeypatch.setattr(summaries_of_policies, "sequence_logps", sequence_logps)
+    last = {"eval_loss": 0.5, "eval_accuracy": 0.75}
+    monkeypatch.setattr(summaries_of_policies, "read_metrics", lambda folder: [{}, last])
+    prompt = summaries_of_policies.prompt_of("two-word", ROWS[0])
+    pairs = [{"prompt": prompt, "chosen": "aa", "rejected": "a"}] * 3
+    pairs.append({"prompt": prompt, "chosen": "a", "rejected": "a"})
+    write_jsonl(tmp_path / "test.jsonl", pairs)
+    folders = {name: tmp_path / name for name in texts}
+    args, size = one_seed("--tiny")
+    size = replace(size, kl=0.5)
+
+    def reward(row, text):
+        return float(len(text))
+
+    measures = summaries_of_policies.measure(args, size, "two-word", folders, ROWS[:1], reward)
+
+    means = {}
+    for policy, row in measures["policies"].items():
+        means[policy] = {name: cell["mean"] for name, cell in row.items() if name != "example"}
+    names = ("reward", "greedy_reward", "win_rate", "kl_to_ref", "objective", "words")
+    assert means["sft"] == pytest.approx(dict(zip(names, (2, 1, 0.5, 0, 2, 1), strict=True)))
+    assert means["dpo"] == pytest.approx(dict(zip(names, (3, 4, 0.75, 2.5, 1.75, 1), strict=True)))
+    # 3 - .5 .5 and 5 - .5 .5. Wins against SFT: 3 > 1, 3 = 3, 5 > 1, 5 > 3; against DPO: 3 > 2, 5 > 4, 5 > 2.
+    assert means["rlhf"] == pytest.approx(dict(zip(names, (4, 3, 0.875, 0.5, 3.75, 1), strict=True)))
+    assert measures["rlhf_minus_dpo"]["mean"] == 1 and measures["objective_gap"]["mean"] == pytest.approx(2)
+    assert measures["rlhf_against_dpo"]["mean"] == 3 / 4
+    assert measures["reward_model"] == {"nll": 0.5, "accuracy": 0.75, "pairs": 4}
+    assert measures["labels_right"]["mean"] == 3 / 4
+    assert measures["reference"]["mean"] == len("text layout")
 
 
 def test_a_win_rate_compares_each_sample_with_each():
@@ -234,9 +319,9 @@ def line_after(text, start):
 def test_what_the_report_says_of_a_difference():
     assert summaries.finding({"mean": 0.3, "se": 0.1}) == "RLHF is ahead"
     assert summaries.finding({"mean": -0.3, "se": 0.1}) == "DPO is ahead"
-    assert "no gap" in summaries.finding({"mean": -0.1, "se": 0.1})
-    assert "no gap" in summaries.finding({"mean": 0.0, "se": 0.0})
-    assert "nor one above 0.070" in summaries.finding({"mean": -0.03, "se": 0.02})
+    assert "neither is ahead" in summaries.finding({"mean": -0.1, "se": 0.1})
+    assert "neither is ahead" in summaries.finding({"mean": 0.0, "se": 0.0})
+    assert "the gap is at most 0.070" in summaries.finding({"mean": -0.03, "se": 0.02})
     said = summaries.comparison({"mean": 0.6, "se": 0.02})
     assert said == "RLHF is ahead; RLHF wins 0.600 ± 0.020 against DPO"
     assert summaries.comparison({"mean": 0.4, "se": 0.02}).startswith("DPO is ahead")
@@ -302,8 +387,8 @@ def test_each_seed_is_run_in_its_folder_and_results_over_seeds_hold_them(run_wit
 def test_all_seeds_are_checked_before_the_first_is_run(run_without_training, tmp_path):
     run_without_training("--seeds", "1")
     settings = tmp_path / "out/seed1/settings.json"
-    settings.write_text(settings.read_text().replace('"lr":', '"other":'))
-    with pytest.raises(InputError, match="seed1 holds results of another lr"):
+    settings.write_text(settings.read_text().replace('"dpo_lr":', '"other":'))
+    with pytest.raises(InputError, match="seed1 holds results of another dpo_lr"):
         run_without_training("--seeds", "0", "1")
     assert not (tmp_path / "out/seed0/results.json").exists()
 
