@@ -12,7 +12,6 @@ head on the reference's trunk, or `local`, beta log pi/pi_ref. Stage 2 maximises
 E_pi[r] - kl KL(pi || pi_ref). Everything else is as in train_dpo.py.
 """
 
-from argparse import ArgumentParser
 from pathlib import Path
 
 import torch
@@ -52,10 +51,7 @@ DEFAULTS = {
 }
 # fmt: on
 REWARD_CLASSES = ["global", "local"]
-LIKE_GRPO = ["grpo", "dr-grpo", "dapo", "gspo", "cispo"]
-ALGORITHMS = ["rloo"] + LIKE_GRPO + ["online-dpo", "rebel", "reinforce"]
-# How far pi/pi_old may go below 1 and above it: the papers', cispo's upper one of 2510.13786; else .2, .2.
-RATIO_LIMITS = {"dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (1.0, 4.0)}
+ALGORITHMS = ["rloo"] + loss_variants.LIKE_GRPO + ["online-dpo", "rebel", "reinforce"]
 
 
 def add_stage_2_flags(parser):
@@ -73,13 +69,6 @@ def add_stage_2_flags(parser):
     add("--temperature", type=positive(float), default=1.0, help="of samples and log-probs (default: 1)")
     add("--max-new-tokens", type=positive(int), help="tokens per sample (default: longest route; file 64)")
     add("--compare", type=Path, help="policy to record KL(it || ours) of, e.g. DPO's (default: none)")
-
-
-def stage_2_names():
-    """The names of stage 2's flags, as a parser that has no others knows them."""
-    parser = ArgumentParser()
-    add_stage_2_flags(parser)
-    return vars(parser.parse_args([])).keys()
 
 
 def flags(argv):
@@ -106,7 +95,7 @@ def flags(argv):
     if args.steps or args.epochs:  # the user chose the length of stage 2
         del defaults["steps"], defaults["epochs"]
     use_defaults(args, defaults, kind)
-    low, high = RATIO_LIMITS.get(args.algo, (0.2, 0.2))
+    low, high = loss_variants.RATIO_LIMITS.get(args.algo, (0.2, 0.2))
     args.clip_low = args.clip_low or low
     args.clip_high = args.clip_high or high
 
@@ -160,7 +149,7 @@ def main(argv=None):
         # model. --reward-lr becomes lr, the name that the loop reads.
         reward_run = run.inside(
             "reward",
-            without=stage_2_names(),
+            without_flags_of=add_stage_2_flags,
             steps=None,
             epochs=args.reward_epochs,
             lr=args.reward_lr,
@@ -269,10 +258,7 @@ def rl_loss(args, kl_weight, max_new_tokens, now, rollout):
         reinforce   reward - mean of the batch        -A log pi; --updates > 1: clipped       the reward
         rloo        reward - mean of the other k - 1  the same                                the reward
         grpo        (reward - mean) / std             clipped per token, mean over tokens     the loss (k3)
-        dr-grpo     reward - mean                     the same, sum over tokens / longest     the loss (k3)
-        dapo        as grpo                           the same, mean over the step's tokens   the loss (k3)
-        gspo        as grpo                           clipped per response                    the loss (k3)
-        cispo       as grpo                           -w A log pi, w clipped; mean as dapo    the loss (k3)
+        its kin     as loss_variants.like_grpo says
         online-dpo  the best of k against the worst   DPO at beta = kl_weight                 DPO's loss
         rebel       samples 1 against 2, 3 against 4  (log-ratio gap - reward gap)^2          the reward
 
@@ -295,17 +281,8 @@ def rl_loss(args, kl_weight, max_new_tokens, now, rollout):
         loss = losses.rebel(logp, old_logp, regularised.view(-1, 2), eta=1.0)  # (S / 2,)
         return loss.repeat_interleave(2), never_clipped
     low, high = args.clip_low, args.clip_high
-    if args.algo in LIKE_GRPO:
-        by_std = args.algo != "dr-grpo"
-        advantage = losses.grpo_advantage(rollout.reward.view(-1, k), by_std).flatten()  # (S,), no KL in it
-        old, ref, lengths = rollout.old.token, rollout.ref.token, rollout.batch.lengths
-        if args.algo == "gspo":
-            return loss_variants.gspo(now.token, old, ref, advantage, lengths, kl_weight, low, high)
-        # What a response's sum over tokens is divided by: for dapo and cispo the step's mean length.
-        divisor = {"grpo": lengths, "dr-grpo": max_new_tokens}.get(args.algo, rollout.step_length)
-        if args.algo == "cispo":
-            return loss_variants.cispo(now.token, old, ref, advantage, lengths, kl_weight, low, high, divisor)
-        return losses.grpo(now.token, old, ref, advantage, lengths, kl_weight, low, high, divisor)
+    if args.algo in loss_variants.LIKE_GRPO:
+        return loss_variants.like_grpo(args.algo, now.token, rollout, k, kl_weight, low, high, max_new_tokens)
 
     if args.algo == "rloo":
         advantage = losses.rloo_advantage(regularised.view(-1, k)).flatten()

@@ -13,6 +13,8 @@ from nanoroads.losses import (
     LARGEST_LOG_RATIO,
     clipped_policy_gradient,
     dpo,
+    grpo,
+    grpo_advantage,
     implicit_reward,
     kl_k3,
     margin,
@@ -20,8 +22,11 @@ from nanoroads.losses import (
     to_tokens,
 )
 
-# The names of --loss that `of_pairs` knows.
+# The names of --loss that `of_pairs` knows, and of --algo that `like_grpo` does.
 PAIR_LOSSES = ["dpo-norm", "rpo", "apo-zero", "apo-down", "kto", "orpo"]
+LIKE_GRPO = ["grpo", "dr-grpo", "dapo", "gspo", "cispo"]
+# How far pi/pi_old may go below 1 and above it: the papers', cispo's upper one of 2510.13786; else .2, .2.
+RATIO_LIMITS = {"dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (1.0, 4.0)}
 
 # ---------------------------------------------------------------- pairs
 
@@ -206,6 +211,32 @@ def log_odds(log_p: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------- on-policy
+
+
+def like_grpo(
+    name: str, logp: Tensor, rollout, samples: int, beta: float, clip: float, clip_high: float, longest: int
+) -> tuple[Tensor, Tensor]:
+    """GRPO's loss (S,) or that of one of its kin, and what was clipped: 1 or 0, (S,) or (R,).
+
+        name      advantage A             loss of a token                        mean
+        grpo      (reward - mean) / std   -min(w A, clamp(w) A)                  over the response's tokens
+        dr-grpo   reward - mean           the same                               sum / longest
+        dapo      as grpo                 the same, with a higher upper limit    over the step's tokens
+        gspo      as grpo                 the same, one w for a whole response   over the response's tokens
+        cispo     as grpo                 -clamp(w) A log pi                     over the step's tokens
+
+    w = pi/pi_old; mean and std are of the `samples` responses to a prompt. The KL (k3) is in the loss,
+    weighted by beta, and not in the reward. logp (R,): log pi of the tokens, with gradient. rollout: the
+    Rollout that they belong to (run/rollouts.py). longest: the most tokens of a response."""
+    old_logp, ref_logp, lengths = rollout.old.token, rollout.ref.token, rollout.batch.lengths
+    rewards = rollout.reward.view(-1, samples)  # (prompts, samples)
+    advantage = grpo_advantage(rewards, scale=name != "dr-grpo").flatten()  # (S,)
+    if name == "gspo":
+        return gspo(logp, old_logp, ref_logp, advantage, lengths, beta, clip, clip_high)
+    # What a response's sum over tokens is divided by: for dapo and cispo the step's mean length.
+    divisor = {"grpo": lengths, "dr-grpo": longest}.get(name, rollout.step_length)
+    loss = cispo if name == "cispo" else grpo
+    return loss(logp, old_logp, ref_logp, advantage, lengths, beta, clip, clip_high, divisor)
 
 
 def gspo(

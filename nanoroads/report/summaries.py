@@ -57,7 +57,9 @@ def summaries_report(results: dict, model: str, example: dict) -> str:
         lines += setting_section(setting, measures, example)
 
     total, peak = results["total_seconds"], results["peak_gib"]
-    lines.append(f"\n## Seconds\n\n{total:.0f} in all phases together; at most {peak} GiB of host memory in a process.\n")
+    lines.append(
+        f"\n## Seconds\n\n{total:.0f} in all phases together; at most {peak} GiB of host memory a process.\n"
+    )
     rows = [[name, str(seconds)] for name, seconds in results["seconds"].items()]
     lines.append(table(["phase", "seconds"], rows))
     return "\n".join(lines) + "\n"

@@ -340,6 +340,14 @@ def use_defaults(args, defaults, kind):
     print(f"using: {', '.join(words)}")
 
 
+def names_of_flags(add_flags):
+    """The names under which args has the flags that a script's function adds to a parser; None: none."""
+    parser = argparse.ArgumentParser()
+    if add_flags:
+        add_flags(parser)
+    return vars(parser.parse_args([])).keys()
+
+
 # What holds where a flag has no default.
 NO_DEFAULT = {"steps": "as --epochs says", "epochs": "as --steps says", "micro_batch_size": "all"}
 

@@ -13,7 +13,7 @@ import torch
 from helpers.runs import check_run, metrics, run, weights, write_jsonl
 
 import train_rlhf
-from nanoroads import score
+from nanoroads import loss_variants, score
 from nanoroads.errors import InputError
 from nanoroads.model import LogProbs
 from nanoroads.randomness import uniform
@@ -200,7 +200,7 @@ def test_the_limits_of_the_ratio_are_those_of_the_papers_unless_given():
     assert (args.clip_low, args.clip_high, args.clip) == (3e-4, 0.5, 1.0)
 
 
-@pytest.mark.parametrize("algo", ["rloo", *train_rlhf.LIKE_GRPO])
+@pytest.mark.parametrize("algo", ["rloo", *loss_variants.LIKE_GRPO])
 def test_the_limits_of_the_ratio_are_used(algo):
     """The policy has moved by a factor of 2 up or down: each limit alone decides how much is clipped."""
     lengths = torch.tensor([2, 2])
