@@ -151,6 +151,7 @@ def road_phases(args, size, setting):
     road = ["--init", folders["sft"], "--data", train_pairs, "--eval-data", test_pairs]
     tokens = tokens_of(size, setting)
     road += ["--max-response-tokens", tokens]  # a sample that was cut off has no EOS here, either
+    road += ["--skip-bad-rows"]  # of two that were cut off, the texts may differ and the tokens not
     dpo = ["--lr", size.dpo_lr, "--beta", size.kl, "--epochs", size.epochs]
     rl = ["--lr", size.rl_lr, "--kl", size.kl, "--samples", size.samples, "--steps", size.steps]
     rl += ["--max-new-tokens", tokens]

@@ -2,6 +2,8 @@
 
 No display is needed."""
 
+import io
+
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
@@ -48,6 +50,13 @@ def new_figure(width, height, **subplots):
     mpl.rcParams.update(STYLE)
     fig = Figure((width, height), dpi=150, layout="constrained")
     return fig, fig.subplots(**subplots)
+
+
+def svg_bytes(fig):
+    """What `save` writes to an SVG file."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
 
 
 def save(fig, path):

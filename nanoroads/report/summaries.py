@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from nanoroads.report.drawing import COLOURS, INK, PALE, new_figure, svg_bytes
 from nanoroads.report.evidence import (
     claim,
     differences,
@@ -25,6 +26,8 @@ COLUMNS = {
     "objective": "objective",
     "words": "words",
 }
+POLICY_COLOURS = {"sft": COLOURS["sft"], "dpo": COLOURS["dpo"], "rlhf": COLOURS["rlhf_global"]}
+MARKERS = "os^"  # of the settings
 NO_GAP = 0.1  # a win rate that is nearer to one half by two standard errors shows no gap
 ACCURATE = 0.6  # what a reward model's held-out accuracy has to be above, by two standard errors
 
@@ -152,6 +155,7 @@ def over_seeds_files(seeds: list[int], by_seed: list[dict]) -> tuple[dict, dict[
     results["seconds"] = round(sum(values_of(by_seed, "total_seconds")), 1)
     results.update(settings=settings, by_seed=by_seed)
     files = {"results.json": json_bytes(results), "report.md": over_seeds_report(results).encode()}
+    files["figure.svg"] = svg_bytes(figure_of(results))
     return results, files
 
 
@@ -180,7 +184,8 @@ def averaged_cell(rows, *path):
 
 
 def verdict(settings, by_seed):
-    """Lines for each setting: the paper's order, whether one-line's gap is larger, the reward model.
+    """Lines for each setting: the paper's order, whether one-line's gap is larger, what both roads maximise,
+    the reward model.
 
     settings: {setting: measures over seeds}. by_seed: each seed's results.json."""
     lines = []
@@ -197,6 +202,8 @@ def verdict(settings, by_seed):
                 more = wins_apart(by_seed, "one-line", setting)
                 text = f"{setting}: RLHF wins less than in one-line, by {with_errors(more)}."
                 lines.append(claim(is_above(more), text))
+        text = f"{setting}: RLHF is ahead in the objective, by {with_errors(measures['objective_gap'])}."
+        lines.append(claim(is_above(measures["objective_gap"]), text))
         text = f"{setting}: the reward model's accuracy is above {ACCURATE} by two standard errors"
         text += (
             f" ({plus_minus(share)}, {in_errors(share, ACCURATE)}; the labels agree with the true reward in "
@@ -232,6 +239,7 @@ def over_seeds_report(results):
     lines.append(errors_line(results["seeds"]))
     for line in results["verdict"]:
         lines.append(f"- {line}\n")
+    lines.append("![RLHF's wins against DPO, and reward against KL, in each setting](figure.svg)\n")
     for setting, measures in results["settings"].items():
         lines += [f"## {setting}\n", policies_table(measures)]
         reference = plus_minus(measures["reference"])
@@ -243,6 +251,30 @@ def over_seeds_report(results):
     head = ["seed", "seconds of all phases together", "most GiB of host memory in a process"]
     lines += ["## Seconds\n", table(head, rows)]
     return "\n".join(lines)
+
+
+def figure_of(results):
+    """RLHF's wins against DPO, of each seed and over them; and reward against KL, seed by seed."""
+    fig, (left, right) = new_figure(10.5, 3.6, ncols=2)
+    settings = results["settings"]
+    for place, (setting, measures) in enumerate(settings.items()):
+        wins = measures["rlhf_against_dpo"]
+        singles = values_of(results["by_seed"], "settings", setting, "rlhf_against_dpo", "mean")
+        left.plot([place] * len(singles), singles, "o", color=PALE, ms=9, zorder=1)
+        left.errorbar(place, wins["mean"], wins["se"], fmt="o", color=INK, ms=4, capsize=3)
+        for policy, colour in POLICY_COLOURS.items():
+            rows = values_of(results["by_seed"], "settings", setting, "policies", policy)
+            kls, rewards = values_of(rows, "kl_to_ref", "mean"), values_of(rows, "reward", "mean")
+            label = policy.upper() if place == 0 else None
+            right.plot(kls, rewards, MARKERS[place], color=colour, label=label, alpha=0.8)
+    left.axhline(0.5, color=INK, lw=0.8, ls=":")
+    left.set_xticks(range(len(settings)), list(settings))
+    left.set(title="RLHF wins against DPO", xlim=(-0.5, len(settings) - 0.5), ylim=(0, 1))
+    right.set(title="Reward and distance", xlabel="KL(policy || SFT), nats", ylabel="true reward")
+    for marker, setting in zip(MARKERS, settings, strict=False):
+        right.plot([], [], marker, color=INK, label=setting)
+    right.legend()
+    return fig
 
 
 def errors_line(seeds):

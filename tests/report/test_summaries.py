@@ -69,7 +69,7 @@ def test_of_one_seed_errors_are_those_over_documents_and_pairs():
 )
 def test_the_verdict_can_come_out_either_way(setting, win_rate, se, line):
     results, _ = over_seeds(one_seed(0, **{setting: made_up_measures(win_rate, se)}))
-    gap, _ = results["verdict"]
+    gap = results["verdict"][0]
     word, _, rest = line.partition(": ")
     assert gap.startswith(f"{word}: {setting.replace('_', '-')}: ")
     claims = "RLHF is ahead" if setting == "one_line" else "there is no gap above 0.1"
@@ -91,8 +91,19 @@ def test_the_gap_is_larger_in_one_line_by_two_standard_errors_seed_by_seed(one_l
     for seed, (one, other) in enumerate(zip(one_line, hidden, strict=True)):
         settings = {"one_line": made_up_measures(one, 0.03), "hidden": made_up_measures(other, 0.0399)}
         by_seed.append(one_seed(seed, **settings))
-    found = over_seeds(*by_seed)[0]["verdict"][3]
+    found = over_seeds(*by_seed)[0]["verdict"][4]
     assert re.match(line.replace("+", r"\+"), found), found
+
+
+def test_rlhf_is_ahead_in_the_objective_by_two_standard_errors():
+    """.2 and .3: .25 +- .05; .09 and .3: .195 +- .105, less than two errors; -.2 and -.3."""
+    for gaps, word in (((0.2, 0.3), "yes"), ((0.09, 0.3), "NO"), ((-0.2, -0.3), "NO")):
+        by_seed = []
+        for seed, gap in enumerate(gaps):
+            measures = {**made_up_measures(0.6), "objective_gap": {"mean": gap, "se": 9.0}}
+            by_seed.append(one_seed(seed, hidden=measures))
+        line = over_seeds(*by_seed)[0]["verdict"][1]
+        assert line.startswith(f"{word}: hidden: RLHF is ahead in the objective, by {sum(gaps) / 2:+.3f} ± ")
 
 
 @pytest.mark.parametrize("accuracies, word", [((0.64, 0.66), "yes"), ((0.6, 0.7), "NO"), ((0.5, 0.52), "NO")])
@@ -101,7 +112,7 @@ def test_a_reward_model_is_accurate_by_two_standard_errors(accuracies, word):
     by_seed = []
     for seed, accuracy in enumerate(accuracies):
         by_seed.append(one_seed(seed, hidden=made_up_measures(0.5, 0.01, accuracy)))
-    line = over_seeds(*by_seed)[0]["verdict"][1]
+    line = over_seeds(*by_seed)[0]["verdict"][2]
     assert line.startswith(f"{word}: hidden: the reward model's accuracy is above 0.6 by two standard errors")
     errors = {(0.64, 0.66): "5.0 standard errors above", (0.6, 0.7): "1.0 standard errors above"}
     assert errors.get(accuracies, "9.0 standard errors below") in line
@@ -145,7 +156,7 @@ def test_the_command_takes_files_of_single_seeds(tmp_path, capsys):
         wins = {"mean": pytest.approx(measures["rlhf_against_dpo"]["mean"]), "se": 0.0}
         assert results["settings"][setting]["rlhf_against_dpo"] == wins
     printed = capsys.readouterr().out.splitlines()
-    assert printed[:-1] == results["verdict"] and len(results["verdict"]) == 8
+    assert printed[:-1] == results["verdict"] and len(results["verdict"]) == 11
 
     # And the page of all experiments has the verdicts of such a report.
     text = page.experiments_page(tmp_path / "new")

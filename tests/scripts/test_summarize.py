@@ -1,6 +1,7 @@
 """The summaries' rewards by hand, and what their file must hold. A run: experiments/summarize/log.txt."""
 
 import collections
+import itertools
 import json
 import math
 import os
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.folders import small_folder
 from helpers.made_up_summaries import made_up_measures
-from helpers.runs import write_jsonl
+from helpers.runs import read_jsonl, write_jsonl
 
 from experiments import summarize
 from nanoroads.errors import InputError
@@ -410,3 +412,35 @@ def test_changed_results_over_seeds_are_refused(run_without_training, tmp_path):
     with pytest.raises(InputError, match="out/report.md: has changed since it was made"):
         run_without_training("--seeds", "0", "1")
     assert path.read_text() == "mine"
+
+
+def test_a_run_at_a_tiny_size(monkeypatch, tmp_path):
+    """All commands, on a model of bytes. The reward is a text's length: it has no word to name yet."""
+    names = ["".join(letters) for letters in itertools.islice(itertools.permutations("abcdefgh", 4), 40)]
+    rows = [{"document": f"{a} {b}", "summary": f"{a} {b}"} for a, b in itertools.pairwise(names)]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    model = small_folder(tmp_path / "model")
+    size = replace(stages.TINY, sft=12, pairs=8, test=4, steps=2, samples=2, draws=3, dtype="float32")
+    monkeypatch.setattr(stages, "TINY", size)
+    monkeypatch.setattr(summarize, "reward_function", lambda setting, rows: lambda row, text: len(text) / 10)
+    out = tmp_path / "out"
+    summarize.main(["--model", str(model), "--data", str(data), "--out", str(out), "--tiny"])
+
+    results = read_json_object(out / "results.json")
+    assert len(results["verdict"]) == 11 and list(results["settings"]) == list(stages.SETTINGS)
+    for setting in stages.SETTINGS:
+        pairs = read_jsonl(out / "seed0" / setting / "pairs.jsonl")
+        assert 4 <= len(pairs) <= 8 and all(pair["chosen"] != pair["rejected"] for pair in pairs)
+        measures = results["by_seed"][0]["settings"][setting]
+        assert measures["policies"]["sft"]["kl_to_ref"]["mean"] == pytest.approx(0, abs=1e-5)
+        for policy in measures["policies"].values():  # E[r] - kl KL
+            expected = policy["reward"]["mean"] - size.kl * policy["kl_to_ref"]["mean"]
+            assert policy["objective"]["mean"] == pytest.approx(expected, abs=1e-6)
+        lead = measures["policies"]["rlhf"]["reward"]["mean"] - measures["policies"]["dpo"]["reward"]["mean"]
+        assert measures["rlhf_minus_dpo"]["mean"] == pytest.approx(lead)
+    assert b"<svg" in (out / "figure.svg").read_bytes()
+    # Once more: nothing is made again.
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    monkeypatch.setattr(summaries_of_policies, "sample", None)
+    summarize.main(["--model", str(model), "--data", str(data), "--out", str(out), "--tiny"])
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
