@@ -86,11 +86,11 @@ def verdict(by_seed):
         itself = values_of(by_seed, "itself", str(n))
         lost = evidence.differences(itself, values_of(by_seed, run, "reward", "mean"))
         text = f"best of {n}, {plus_minus(mean_se(itself))}, loses less than {NONE} by being distilled: "
-        lines.append(evidence.claim(is_none(lost), f"{text}{with_errors(lost)}."))
+        lines.append(evidence.claim(is_none(lost), f"{text}{evidence.against(lost, NONE)}."))
         bound = math.log(n) - (n - 1) / n
         kl = over_seeds(by_seed, run, "kl_to_ref", "mean")
-        text = f"best of {n}, distilled, is within {bound:.2f} nats of SFT, as itself: {plus_minus(kl)}."
-        lines.append(evidence.claim(is_below(kl, bound), text))
+        text = f"best of {n}, distilled, is within {bound:.3g} nats of SFT, as itself: {plus_minus(kl)}, "
+        lines.append(evidence.claim(is_below(kl, bound), f"{text}{evidence.in_errors(kl, bound)}."))
     return lines
 
 

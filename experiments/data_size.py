@@ -15,9 +15,10 @@ Settings that were tried, and what it does not show: experiments/README.md
 
 from nanoroads.experiments.small_worlds import pairs_phase, reference_phase, write_subsets
 from nanoroads.report import evidence
-from nanoroads.report.evidence import differences, is_above, with_errors
+from nanoroads.report.evidence import NONE, against, differences, is_above, is_none, with_errors
 from nanoroads.report.phases import claim_folder, new_phase, run_phases
 from nanoroads.report.to_optimum import KINDS, distance, figure_of, lead, leads_of, rows_of, table_of
+from nanoroads.report.write import plus_minus
 from nanoroads.run.flags import run_script
 from nanoroads.weights.files import read_json_object
 
@@ -89,11 +90,10 @@ def verdict(by_seed):
         text = f"{name}: at equal steps its lead shrinks from {fewest:,} to {most:,} pairs"
         lines.append(evidence.claim(is_above(shrinks), f"{text} (by {with_errors(shrinks)})."))
         left = lead(by_seed, kind, most)
-        dpo_nats = distance(by_seed, kind, most, "dpo")["mean"]
-        rlhf_nats = distance(by_seed, kind, most, "rlhf")["mean"]
-        text = f"{name}: with {most:,} pairs DPO is within .02 of RLHF (RLHF's lead {with_errors(left)}; to "
-        text += f"the optimum DPO has {dpo_nats:.2f} nats, RLHF {rlhf_nats:.2f})."
-        lines.append(evidence.claim(left["mean"] < 0.02, text))
+        dpo, rlhf = [plus_minus(distance(by_seed, kind, most, road), 2) for road in ("dpo", "rlhf")]
+        text = f"{name}: with {most:,} pairs DPO is at most {NONE} behind RLHF (RLHF's lead "
+        text += f"{against(left, NONE)}; to the optimum DPO has {dpo} nats, RLHF {rlhf})."
+        lines.append(evidence.claim(is_none(left), text))
     return lines
 
 

@@ -78,9 +78,9 @@ def verdict(by_seed):
             f"{with_errors(from_dpo)}.",
         ),
         evidence.claim(
-            abs(start["mean"]) + 2 * start["se"] < NO_DIFFERENCE,
+            evidence.is_within(start, NO_DIFFERENCE),
             f"where RL starts makes no difference of {NO_DIFFERENCE}: from DPO's policy less from SFT's, "
-            f"{with_errors(start)}.",
+            f"{evidence.against_both(start, NO_DIFFERENCE)}.",
         ),
         evidence.claim(
             is_above(leads["dpo_8_epochs"]),

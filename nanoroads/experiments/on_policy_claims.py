@@ -6,7 +6,7 @@ import numpy as np
 
 from nanoroads.experiments.pair_sources import OFFLINE, ON_POLICY, SFT_SAMPLES, named
 from nanoroads.report import evidence
-from nanoroads.report.evidence import claim, is_above, is_none, with_errors
+from nanoroads.report.evidence import NONE, against, claim, is_above, is_none, with_errors
 from nanoroads.score import mean_se
 
 
@@ -34,7 +34,7 @@ def as_well_offline(text, by_seed, beta):
     """The claim that the pairs of the rounds do as well offline: in neither reward is on-policy ahead."""
     sampled = lead(by_seed, named(ON_POLICY, beta), named(OFFLINE, beta), "reward")
     greedy = lead(by_seed, named(ON_POLICY, beta), named(OFFLINE, beta), "greedy_reward")
-    text += f": on-policy leads by {with_errors(sampled)} sampled, {with_errors(greedy)} greedy."
+    text += f": on-policy leads by {against(sampled, NONE)} sampled, {against(greedy, NONE)} greedy."
     return claim(is_none(sampled) and is_none(greedy), text)
 
 

@@ -3,13 +3,23 @@
 `by_seed` has of each seed {road: rows} as gold_and_proxy.py makes them, and for each of ROADS
 {"ROAD, fits": {"gold", "proxy"}} as gao.py does."""
 
+import math
+
 import numpy as np
 import torch
 
 from nanoroads.experiments.gao import terms
 from nanoroads.report.drawing import COLOURS, INK, new_figure
-from nanoroads.report.evidence import differences, means_with_errors, over_seeds, values_of, with_errors
-from nanoroads.report.write import table
+from nanoroads.report.evidence import (
+    differences,
+    in_errors,
+    lead,
+    means_with_errors,
+    over_seeds,
+    values_of,
+    with_errors,
+)
+from nanoroads.report.write import plus_minus, table
 
 ROADS = {"best of n": "d", "rl": "ln d", "dpo": "ln d"}  # {road: x of its form d (a - b x)}
 
@@ -28,9 +38,9 @@ def changes_from_peak(by_seed, road):
     return changes
 
 
-def peak_of(by_seed, road):
-    """The place, among a road's settings, where the mean of gold over seeds is largest."""
-    places = range(len(by_seed[0][road]))
+def peak_of(by_seed, road, end=None):
+    """The place, among a road's settings before `end`, where the mean of gold over seeds is largest."""
+    places = range(len(by_seed[0][road]))[:end]
     gold = [over_seeds(by_seed, road, place, "gold")["mean"] for place in places]
     return gold.index(max(gold))
 
@@ -40,12 +50,41 @@ def falls_text(by_seed, road, title, knob):
     settings = values_of(by_seed[0][road], "setting")
     peak = peak_of(by_seed, road)
     if peak == len(settings) - 1:
-        return f"{title} over-optimises: gold is still at its largest at {knob} {settings[-1]}."
+        second = peak_of(by_seed, road, peak)
+        more = lead(by_seed, [road, peak, "gold"], [road, second, "gold"])
+        return (
+            f"{title} over-optimises: gold is still at its largest at {knob} {settings[peak]}, above that at "
+            f"{settings[second]} by {with_errors(more)}."
+        )
     gold, proxy = changes_from_peak(by_seed, road)
     return (
         f"{title} over-optimises: from {knob} {settings[peak]}, where gold peaks, to {settings[-1]} gold "
         f"changes by {with_errors(gold)}, the proxy by {with_errors(proxy, 2)}."
     )
+
+
+def loss_text(by_seed):
+    """What DPO's held-out loss does from the beta where gold peaks to each smaller one, and where it ends."""
+    betas = values_of(by_seed[0]["dpo"], "setting")
+    peak = peak_of(by_seed, "dpo")
+    changes = []
+    for place in range(peak + 1, len(betas)):
+        change = with_errors(lead(by_seed, ["dpo_loss", place], ["dpo_loss", peak]))
+        changes.append(f"{change}, to {betas[place]}")
+    loss = over_seeds(by_seed, "dpo_loss", len(betas) - 1)
+    text = f"at {betas[-1]} it is {plus_minus(loss)}, {in_errors(loss, math.log(2))} (ln 2)"
+    if changes:
+        text = f"from {betas[peak]} on it changes by {' and by '.join(changes)}; {text}"
+    return f"Its held-out loss: {text}."
+
+
+def fits_text(by_seed, road, above):
+    """The claim that Gao's form fits both measures of a road with an R2 above a bound."""
+    found = []
+    for name, of in (("gold", "of gold"), ("proxy", "of the proxy")):
+        r2 = over_seeds(by_seed, f"{road}, fits", name, "r2")
+        found.append(f"{plus_minus(r2)} {of}, {in_errors(r2, above)}")
+    return f"Gao's form d (a - b {ROADS[road]}) fits {road} with R2 above {above}: {'; '.join(found)}."
 
 
 def lead_at_equal_kl(results, place):

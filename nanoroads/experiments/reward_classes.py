@@ -2,6 +2,8 @@
 
 by_seed: of each seed {class: its measures on held-out pairs, and "best_of_n"}."""
 
+from itertools import pairwise
+
 from matplotlib.figure import Figure
 
 from nanoroads.report.drawing import INK, new_figure
@@ -37,6 +39,14 @@ def ordered(by_seed: list[dict], classes: list[str], column: str) -> list[str]:
     for name in classes:
         means[name] = over_seeds(by_seed, name, *COLUMNS[column])["mean"]
     return sorted(classes, key=means.get, reverse=True)
+
+
+def neighbours(by_seed: list[dict], classes: list[str], column: str) -> dict[str, dict[str, float]]:
+    """{"one over the next": {"mean", "se"} of how much better it is} down the list of classes."""
+    steps = {}
+    for one, other in pairwise(classes):
+        steps[f"{one} over {other}"] = lead(by_seed, one, other, column)
+    return steps
 
 
 def table_of(by_seed: list[dict], classes: list[str]) -> str:

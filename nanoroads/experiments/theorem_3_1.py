@@ -8,7 +8,7 @@ import math
 
 from nanoroads.experiments.simple_rewards import CLASSES
 from nanoroads.report.drawing import COLOURS, INK, new_figure
-from nanoroads.report.evidence import over_seeds, values_of
+from nanoroads.report.evidence import in_errors, is_above, is_below, over_seeds, values_of
 from nanoroads.report.write import plus_minus, table
 
 NAMES = {  # of the curves
@@ -38,29 +38,44 @@ def curves_of(seeds, simple_sizes, gpt_sizes):
     return curves
 
 
-def pairs_needed(curve, goal):
-    """The fewest pairs from which on the mean stays at `goal` or above; None: more than there are."""
-    needed = None
+def pairs_needed(curve, goal, reaches):
+    """The fewest pairs from which on a curve reaches `goal`; infinity: more than there are.
+
+    reaches(cell, goal): whether {"mean", "se"} does."""
+    needed = math.inf
     for n in reversed(curve):
-        if curve[n]["mean"] < goal:
+        if not reaches(curve[n], goal):
             break
         needed = n
     return needed
 
 
-def pairs_and_words(curves, goal):
-    """The pairs that each road needs for `goal`, {road: number or infinity}, and the same in words."""
-    pairs = {}
+def shown(cell, goal):
+    """Whether a mean is shown to be above the goal."""
+    return is_above(cell, goal)
+
+
+def possible(cell, goal):
+    """Whether a mean is not shown to be below the goal."""
+    return not is_below(cell, goal)
+
+
+def needs_fewer(curves, goal):
+    """Whether "checks" needs fewer pairs for `goal` than either GPT, and how many each needs, in words.
+
+    By two standard errors: "checks" as many as are shown to do, the GPTs the fewest that may do."""
+    needed = {"checks": pairs_needed(curves["checks"], goal, shown)}
+    for road in ("dpo", "rlhf"):
+        needed[road] = pairs_needed(curves[road], goal, possible)
     words = {}
-    for road, curve in curves.items():
-        needed = pairs_needed(curve, goal)
-        if needed is None:
-            pairs[road] = math.inf
-            words[road] = f"more than {max(curve):,}"
-        else:
-            pairs[road] = needed
-            words[road] = f"{needed:,}"
-    return pairs, words
+    for road, n in needed.items():
+        number = f"{n:,}"
+        if n == math.inf:
+            n = max(curves[road])
+            number = f"more than {n:,}"
+        cell = curves[road][n]
+        words[road] = f"{number} ({plus_minus(cell)} there, {in_errors(cell, goal)})"
+    return needed["checks"] < min(needed["dpo"], needed["rlhf"]), words
 
 
 def table_of(seeds, curves, rloo_pairs):

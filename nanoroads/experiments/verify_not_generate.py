@@ -6,7 +6,7 @@ accuracy, valid, greedy or legal, and a group one of verifies_and_generates.py's
 from nanoroads.experiments.verifies_and_generates import DISTANCES, FAR
 from nanoroads.report import evidence
 from nanoroads.report.drawing import COLOURS, INK, new_figure
-from nanoroads.report.evidence import over_seeds, values_of
+from nanoroads.report.evidence import in_errors, over_seeds, values_of
 from nanoroads.report.write import plus_minus, table
 
 # What each road verifies by, and what generates; with RLHF these are two models, the head and the policy.
@@ -37,8 +37,9 @@ def bounds_text(by_seed, group, verifies_above, generates_below):
     greedy = over_seeds(by_seed, "dpo", "greedy", group)
     return (
         f"{GOALS[group]}, DPO's implicit reward ranks more than {verifies_above} of the pairs right "
-        f"({plus_minus(accuracy)}), and its policy generates less than {generates_below} valid routes "
-        f"({plus_minus(valid)}; greedy {plus_minus(greedy)})."
+        f"({plus_minus(accuracy)}, {in_errors(accuracy, verifies_above)}), and its policy generates less "
+        f"than {generates_below} valid routes ({plus_minus(valid)}, {in_errors(valid, generates_below)}; "
+        f"greedy {plus_minus(greedy)})."
     )
 
 

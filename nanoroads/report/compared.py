@@ -38,6 +38,11 @@ def lead(by_seed: list[dict], one: str, other: str, measure: str = "reward") -> 
     return evidence.lead(by_seed, [one, measure, "mean"], [other, measure, "mean"])
 
 
+def leads(by_seed: list[dict], one: str, other: str) -> list[float]:
+    """How far one policy is ahead of another in true reward, of each seed."""
+    return [row[one]["reward"]["mean"] - row[other]["reward"]["mean"] for row in by_seed]
+
+
 def policies_table(by_seed: list[dict], labels: dict[str, str]) -> str:
     """A line a policy, with standard errors over seeds."""
     lines = []

@@ -4,6 +4,7 @@ Their runs lie in one folder, OUT/seedS/..., so that what one script has trained
 train again (see ledger.py). Each writes what it found to OUT/NAME/.
 """
 
+import math
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -119,11 +120,37 @@ def lead(by_seed: list[dict], one: list[str | int], other: list[str | int]) -> d
 
 
 def with_errors(cell: dict[str, float], digits: int = 3) -> str:
-    """{"mean", "se"} of a difference -> `+0.097 ± 0.006, 16 standard errors`."""
+    """{"mean", "se"} of a difference -> `+0.097 ± 0.006, 16.2 standard errors`."""
     if cell["se"] == 0:
-        return f"{cell['mean']:+.{digits}f}, one seed"
+        return f"{signed(cell, digits)}, one seed"
+    return f"{signed(cell, digits)}, {abs(cell['mean'] / cell['se']):.1f} standard errors"
+
+
+def against(cell: dict[str, float], bound: float, digits: int = 3) -> str:
+    """The same beside a bound: `+0.163 ± 0.069, 1.6 standard errors above 0.05`."""
+    return f"{signed(cell, digits)}, {in_errors(cell, bound)}"
+
+
+def against_both(cell: dict[str, float], bound: float, digits: int = 3) -> str:
+    """The same beside -bound or bound, whichever is on the mean's side, where `is_within` decides."""
+    return against(cell, math.copysign(bound, cell["mean"]), digits)
+
+
+def signed(cell, digits):
+    """`+0.097 ± 0.006`; of one seed, `+0.097`."""
+    if cell["se"] == 0:
+        return f"{cell['mean']:+.{digits}f}"
     sign = "+" if cell["mean"] >= 0 else ""
-    return f"{sign}{plus_minus(cell, digits)}, {abs(cell['mean'] / cell['se']):.1f} standard errors"
+    return sign + plus_minus(cell, digits)
+
+
+def in_errors(cell: dict[str, float], bound: float) -> str:
+    """How far {"mean", "se"} is from `bound`: `7.2 standard errors above 0.5`."""
+    distance = cell["mean"] - bound
+    side = "below" if distance < 0 else "above"
+    if cell["se"] == 0:
+        return f"{abs(distance):.3f} {side} {bound:.3g} without an error"
+    return f"{abs(distance) / cell['se']:.1f} standard errors {side} {bound:.3g}"
 
 
 def is_above(cell: dict[str, float], bound: float = 0.0) -> bool:
@@ -136,10 +163,16 @@ def is_below(cell: dict[str, float], bound: float = 0.0) -> bool:
     return cell["mean"] + 2 * cell["se"] < bound
 
 
-def is_none(lead: dict[str, float]) -> bool:
-    """Whether a lead is shown to be below NONE, by two standard errors.
+def is_within(cell: dict[str, float], bound: float) -> bool:
+    """Whether a mean is shown to be between -bound and bound, by two standard errors.
 
-    A claim of "no better" needs this: that a lead is not shown says as much of the errors as of the lead."""
+    A claim of "no difference" needs this: that a difference is not shown says as much of the errors
+    as of the difference."""
+    return is_above(cell, -bound) and is_below(cell, bound)
+
+
+def is_none(lead: dict[str, float]) -> bool:
+    """Whether a lead is shown to be below NONE, as a claim of "no better" needs it."""
     return is_below(lead, NONE)
 
 

@@ -8,6 +8,7 @@ from nanoroads.report.drawing import COLOURS, INK, PALE, new_figure, svg_bytes
 from nanoroads.report.evidence import (
     claim,
     differences,
+    in_errors,
     is_above,
     is_below,
     over_seeds,
@@ -222,15 +223,6 @@ def wins_apart(by_seed, one, other):
         errors = [by_seed[0]["settings"][setting]["rlhf_against_dpo"]["se"] for setting in (one, other)]
         more["se"] = math.hypot(*errors)
     return more
-
-
-def in_errors(cell, bound):
-    """How far {"mean", "se"} is from `bound`: `7.2 standard errors above 0.5`."""
-    distance = cell["mean"] - bound
-    side = "below" if distance < 0 else "above"
-    if cell["se"] == 0:
-        return f"{abs(distance):.3f} {side} {bound} without an error"
-    return f"{abs(distance) / cell['se']:.1f} standard errors {side} {bound}"
 
 
 def over_seeds_report(results):

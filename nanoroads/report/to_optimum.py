@@ -73,6 +73,12 @@ def distance(by_seed, kind, case, road):
     return over_seeds(by_seed, kind, str(case), road, "kl_to_optimum")
 
 
+def further_road(by_seed, kind, case):
+    """The same of the road that may be further away: the one with the larger mean + 2 standard errors."""
+    cells = [distance(by_seed, kind, case, road) for road in ROADS]
+    return max(cells, key=lambda cell: cell["mean"] + 2 * cell["se"])
+
+
 # ---------------------------------------------------------------- table and figure
 
 

@@ -1,5 +1,6 @@
 """results.json of all_roads.py -> report.md, figures, and a verdict on each claim of the paper."""
 
+import math
 import tempfile
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from nanoroads.report.page import report_page
 from nanoroads.run.folder import read_metrics
 from nanoroads.weights.files import json_bytes, read_json_object, write_text
 
-# What "closed" means: a difference in true reward within SMALL, or within two standard errors, and
-# both roads within NEAR nats of the policy that both aim at.
+# What "closed" means: a difference in true reward within SMALL, and both roads within NEAR nats of the
+# policy that both aim at, each by two standard errors. "Open": one of these is not so, by as many.
 SMALL = 0.01
 NEAR = 0.3
 
@@ -30,18 +31,23 @@ def write_report(results: dict, out: Path, folder: Path):
 
     folder: the first seed's runs, for curves along training and the page's map."""
     draw(results, out, folder)
+    text = report_text(results)
+    write_text(out / "report.md", text)
+    routes = None
+    if (folder / "routes.json").exists():  # measures of earlier versions have none
+        routes = read_json_object(folder / "routes.json")
+    write_text(out / "report.html", report_page(text, out, routes))
+
+
+def report_text(results: dict) -> str:
+    """report.md."""
     parts = opening(results) + policies_section(results)
     parts += reward_models_section(results) + equivalence_section(results)
     if results["gap_closed"]:
         parts += gap_closed_section(results["gap_closed"])
     rows = [[name, f"{seconds:.0f}"] for name, seconds in results["seconds"].items()]
     parts += ["## Seconds\n", table(["phase", "s"], rows)]
-    text = "\n".join(parts)
-    write_text(out / "report.md", text)
-    routes = None
-    if (folder / "routes.json").exists():  # measures of earlier versions have none
-        routes = read_json_object(folder / "routes.json")
-    write_text(out / "report.html", report_page(text, out, routes))
+    return "\n".join(parts)
 
 
 def draw(results, out, folder):
@@ -96,14 +102,33 @@ def gap_closed_line(setting, row):
     apart = f"RLHF - DPO is {lead['mean']:+.3f} ± {lead['se']:.3f}"
     if "optimum" not in row:
         return f"{setting.capitalize()} {apart}; how near the optimum either is, is not known: no claim."
-    distances = {name: row[name]["kl_to_optimum"] for name in ("dpo", "rlhf_global")}
-    is_small = abs(lead["mean"]) <= max(SMALL, 2 * lead["se"])
-    are_near = max(distance["mean"] for distance in distances.values()) <= NEAR
+    dpo, rlhf = [row[name]["kl_to_optimum"] for name in ("dpo", "rlhf_global")]
+    # How far each is inside its bound (> 0) or outside (< 0), in standard errors.
+    inside = [errors_inside(lead, SMALL), errors_inside(dpo, NEAR), errors_inside(rlhf, NEAR)]
+    closed = min(inside) > 2
+    finding = ""
+    if not closed:
+        finding = " (it is open)" if min(inside) < -2 else " (undecided)"
     return (
-        f"{yes_or_no(is_small and are_near)}: {setting}, the gap is closed: {apart}, and from the exact soft "
-        f"optimum DPO is {plus_minus(distances['dpo'], 2)} and RLHF "
-        f"{plus_minus(distances['rlhf_global'], 2)} nats away."
+        f"{yes_or_no(closed)}: {setting}, the gap is closed{finding}: {apart}, "
+        f"{inside_or_outside(inside[0])} ±{SMALL}, and from the exact soft optimum DPO is "
+        f"{plus_minus(dpo, 2)} nats away, {inside_or_outside(inside[1])} {NEAR}, and RLHF "
+        f"{plus_minus(rlhf, 2)}, {inside_or_outside(inside[2])} it."
     )
+
+
+def errors_inside(cell, bound):
+    """By how many standard errors the size of {"mean", "se"} is below `bound`."""
+    distance = bound - abs(cell["mean"])
+    if cell["se"] == 0:
+        return math.copysign(math.inf, distance)
+    return distance / cell["se"]
+
+
+def inside_or_outside(errors):
+    """`1.7 standard errors inside`."""
+    side = "outside" if errors < 0 else "inside"
+    return f"{abs(errors):.1f} standard errors {side}"
 
 
 def yes_or_no(holds):

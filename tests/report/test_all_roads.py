@@ -258,23 +258,48 @@ def test_the_verdict_can_go_either_way():
 
 
 @pytest.mark.parametrize(
-    "setting, closed",
+    "setting, finding",
     [
-        ((0.002, 0.0, (0.2, 0.1)), True),
-        ((-0.01, 0.001, (0.3, 0.3)), True),  # within .01
-        ((0.03, 0.02, (0.2, 0.1)), True),  # within two standard errors
-        ((0.03, 0.01, (0.2, 0.1)), False),  # apart
-        ((-0.03, 0.01, (0.2, 0.1)), False),
-        ((0.002, 0.001, (0.31, 0.1)), False),  # equal, but one of them is nowhere near the optimum
-        ((0.002, 0.001, (0.1, 0.31)), False),
+        ((0.002, 0.0, (0.2, 0.1)), "closed"),
+        ((-0.007, 0.001, (0.21, 0.21)), "closed"),  # within .01, and within .3 nats, by two standard errors
+        ((-0.009, 0.001, (0.2, 0.1)), "undecided"),  # within .01, but not by two standard errors
+        ((0.002, 0.005, (0.2, 0.1)), "undecided"),
+        ((0.03, 0.02, (0.2, 0.1)), "undecided"),  # within two standard errors of 0, which shows nothing
+        ((0.002, 0.001, (0.23, 0.1)), "undecided"),  # within .3 nats, but not by two standard errors
+        ((0.002, 0.001, (0.1, 0.37)), "undecided"),
+        ((0.04, 0.01, (0.2, 0.1)), "open"),  # apart
+        ((-0.04, 0.01, (0.2, 0.1)), "open"),
+        ((0.002, 0.001, (0.39, 0.1)), "open"),  # equal, but one of them is nowhere near the optimum
+        ((0.002, 0.001, (0.1, 0.39)), "open"),
+        ((0.002, 0.005, (0.1, 0.39)), "open"),
     ],
 )
-def test_the_gap_is_closed_where_both_are_one_and_near_the_optimum(setting, closed):
+def test_the_gap_is_closed_where_both_are_one_and_near_the_optimum(setting, finding):
+    begins = {"closed": "yes: ", "undecided": "NO: ", "open": "NO: "}
+    ends = {
+        "closed": "the gap is closed: ",
+        "undecided": "closed (undecided): ",
+        "open": "closed (it is open): ",
+    }
     for name, line in (("short", 3), ("two", 4)):
         said = write.verdict(results(**{name: setting}))[line]
-        assert said.startswith("yes: " if closed else "NO: ")
+        assert said.startswith(begins[finding]) and ends[finding] in said
         assert f"{setting[0]:+.3f} ± {setting[1]:.3f}" in said
-        assert f"DPO is {setting[2][0]:.2f} ± 0.04 and RLHF {setting[2][1]:.2f} ± 0.04 nats away" in said
+        assert f"DPO is {setting[2][0]:.2f} ± 0.04 nats away, " in said
+        assert f"and RLHF {setting[2][1]:.2f} ± 0.04, " in said
+
+
+def test_how_far_each_is_inside_its_bound_is_said():
+    said = write.verdict(results(short=(-0.004, 0.002, (0.2, 0.4))))[3]
+    assert "-0.004 ± 0.002, 3.0 standard errors inside ±0.01" in said
+    assert "0.20 ± 0.04 nats away, 2.5 standard errors inside 0.3" in said
+    assert "0.40 ± 0.04, 2.5 standard errors outside it." in said
+
+
+def test_the_committed_report_is_what_is_made_of_its_numbers():
+    folder = Path(write.__file__).parents[2] / "experiments/all_roads"
+    numbers = json.loads((folder / "results.json").read_text())
+    assert (folder / "report.md").read_text() == write.report_text(numbers)
 
 
 def test_nothing_is_claimed_where_the_optimum_is_not_known():

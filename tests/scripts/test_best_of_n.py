@@ -68,7 +68,7 @@ def test_every_claim_can_hold():
     assert "than DPO: +0.121" in lines[0] and "greedy +0.020" in lines[0] and "than RLHF: +0.091" in lines[1]
     assert (
         "by being distilled: -0.010" in lines[2]
-        and "within 0.64 nats" in lines[3]
+        and "within 0.636 nats" in lines[3]
         and "within 1.84 nats" in lines[5]
     )
 
@@ -101,6 +101,16 @@ def test_a_loss_that_is_not_shown_does_not_show_that_there_is_none():
         row["itself"]["16"] += more
     verdict = best_of_n.verdict(by_seed)
     assert [i for i, text in enumerate(verdict) if text.startswith("NO: ")] == [4]
+
+
+@pytest.mark.parametrize(("line", "run"), [(3, "sft_best_of_4"), (5, "sft_best_of_16")])
+def test_a_kl_below_its_bound_by_less_than_two_errors_is_not_enough(line, run):
+    by_seed = seeds_that_agree()
+    for row, kl in zip(by_seed, (-0.4, 1.0), strict=True):
+        row[run]["kl_to_ref"]["mean"] = kl + (line == 5)  # .3 ± .7, 1.3 ± .7
+    verdict = best_of_n.verdict(by_seed)
+    assert [i for i, text in enumerate(verdict) if text.startswith("NO: ")] == [line]
+    assert "± 0.700, 0." in verdict[line] and "standard errors below" in verdict[line]
 
 
 # ---------------------------------------------------------------- the command

@@ -36,7 +36,8 @@ def test_every_claim_can_hold():
     lines = data_size.verdict(seeds_that_agree())
     assert [line[:4] for line in lines] == ["yes:"] * 6
     assert "on 1,000 (+0.450" in lines[0] and "(by +0.440" in lines[1]
-    assert "RLHF's lead +0.010" in lines[2] and "DPO has 0.50 nats, RLHF 0.20" in lines[2]
+    assert "RLHF's lead +0.010, 0.010 below 0.02" in lines[2]
+    assert "DPO has 0.50 ± 0.00 nats, RLHF 0.20 ± 0.00" in lines[2]
 
 
 @pytest.mark.parametrize("kind", data_size.KINDS)
@@ -54,6 +55,17 @@ def test_every_claim_can_fail(kind, line):
     verdict = data_size.verdict(seeds)
     place = line + 3 * list(data_size.KINDS).index(kind)
     assert verdict[place].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 5
+
+
+@pytest.mark.parametrize("kind", data_size.KINDS)
+def test_that_a_small_lead_is_measured_with_a_wide_error_is_not_enough(kind):
+    seeds = seeds_that_agree()
+    for row, change in zip(seeds, (-0.01, 0.01), strict=True):
+        row[kind]["80000"]["dpo"]["reward"] += change  # RLHF leads by .01 ± .01
+    verdict = data_size.verdict(seeds)
+    place = 2 + 3 * list(data_size.KINDS).index(kind)
+    assert verdict[place].startswith("NO: ") and "+0.010 ± 0.010, 1.0 standard errors below" in verdict[place]
+    assert sum(text.startswith("yes") for text in verdict) == 5
 
 
 def test_the_smaller_sets_are_the_first_pairs(tmp_path):

@@ -32,7 +32,9 @@ def seeds_that_agree():
 def test_every_claim_can_hold():
     lines = horizon.verdict(seeds_that_agree())
     assert [line[:4] for line in lines] == ["yes:"] * 8
-    assert "any token" in lines[0] and "legal moves" in lines[4] and "(the further one 0.25)" in lines[0]
+    assert "any token" in lines[0] and "legal moves" in lines[4]
+    assert "(the further one 0.25 ± 0.00, 0.050 below 0.3 " in lines[0] and "at 2: +0.100" in lines[2]
+    assert "11 moves" in lines[3] and "less that at 8, the largest of the others, +0.050" in lines[3]
 
 
 @pytest.mark.parametrize("kind", horizon.KINDS)
@@ -52,16 +54,46 @@ def test_every_claim_can_fail(kind, line):
     place = line + 4 * list(horizon.KINDS).index(kind)
     assert verdict[place].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 7
     if line == 2:
-        assert "(not at 5)" in verdict[place]
+        assert "(not at 5)" in verdict[place] and "least sure lead, at 5: -0.050" in verdict[place]
     if line == 3:
-        assert "largest at 8 moves, and higher there than at 11 by +0.050" in verdict[place]
+        assert "less that at 8, the largest of the others, -0.050" in verdict[place]
 
 
-def test_a_distant_optimum_is_no_closed_gap():
+@pytest.mark.parametrize("road", ["dpo", "rlhf"])
+def test_a_distant_optimum_is_no_closed_gap(road):
     seeds = seeds_that_agree()
     for row in seeds:
-        row["any"]["1"]["dpo"]["kl_to_optimum"] = 5.0
-    assert horizon.verdict(seeds)[0].startswith("NO: ")
+        row["any"]["1"][road]["kl_to_optimum"] = 5.0
+    verdict = horizon.verdict(seeds)
+    assert verdict[0].startswith("NO: ") and "the further one 5.00" in verdict[0]
+    assert sum(text.startswith("yes") for text in verdict) == 7
+
+
+@pytest.mark.parametrize(
+    ("line", "moves", "measure", "apart", "errors"),
+    [
+        (0, "1", "reward", 0.02, "+0.000 ± 0.010, 1.0 standard errors below 0.01"),
+        (0, "1", "kl_to_optimum", 0.1, "the further one 0.25 ± 0.05, 1.0 standard errors below 0.3"),
+        (1, "2", "reward", 0.06, "+0.100 ± 0.030, 1.7 standard errors above 0.05"),
+        (2, "5", "reward", 0.4, "at 5: +0.250 ± 0.200, 1.2 standard errors"),
+        (3, "11", "reward", 0.1, "less that at 8, the largest of the others, +0.050 ± 0.050, 1.0"),
+    ],
+)
+def test_a_mean_on_the_right_side_of_its_bound_is_not_enough(line, moves, measure, apart, errors):
+    seeds = seeds_that_agree()
+    for row, change in zip(seeds, (-apart / 2, apart / 2), strict=True):
+        row["any"][moves]["dpo"][measure] += change
+    verdict = horizon.verdict(seeds)
+    assert verdict[line].startswith("NO: ") and errors in verdict[line]
+    assert sum(text.startswith("yes") for text in verdict) == 7
+
+
+def test_the_further_road_is_the_one_that_may_be_further():
+    """By its error, too: .25 ± 0 and .2 ± .05."""
+    seeds = seeds_that_agree()
+    for row, nats in zip(seeds, (0.15, 0.25), strict=True):
+        row["any"]["1"]["rlhf"]["kl_to_optimum"] = nats
+    assert to_optimum.further_road(seeds, "any", 1)["mean"] == pytest.approx(0.2)
 
 
 def test_the_lead_is_taken_seed_by_seed():

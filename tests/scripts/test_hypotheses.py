@@ -94,7 +94,8 @@ def test_wider_data_can_leave_a_gap():
     lines = wider_data.verdict(wider_rows({}))
     assert signs(lines) == ["yes"] * 3
     assert (
-        "+0.020" in lines[1]
+        "it adds +0.020" in lines[1]
+        and "half of the lead is more by +0.030" in lines[1]
         and "+0.069" in lines[2]
         and "gains +0.050" in lines[2]
         and "RLHF +0.020" in lines[2]
@@ -119,6 +120,10 @@ def test_no_difference_must_be_known():
     """A mean near zero with a large standard error shows nothing."""
     budgets, wider = budget_rows({"rlhf_from_dpo": 0.5}), wider_rows({"rlhf_augmented": 0.45})
     assert signs(hypotheses.verdict(budgets))[2] == signs(wider_data.verdict(wider))[1] == "yes"
+    for row, off in zip(wider, (-0.1, 0.0, 0.1), strict=True):
+        row["rlhf_global"]["reward"]["mean"] += off  # half of a lead that is not sure itself
+    assert signs(wider_data.verdict(wider))[1] == "NO"
+    wider = wider_rows({"rlhf_augmented": 0.45})
     for seed, off in enumerate((-0.1, 0.0, 0.1)):
         budgets[seed]["rlhf_from_dpo"]["reward"]["mean"] += off
         wider[seed]["rlhf_augmented"]["reward"]["mean"] += off
@@ -143,6 +148,24 @@ def test_the_ladder_can_hold():
     lines = reward_classes.verdict(ladder_rows())
     assert signs(lines) == ["yes"] * 5
     assert "by +0.080" in lines[0] and "by +0.020" in lines[0] and "by +0.080" in lines[2]
+    assert "each step by global over local +0.020" in lines[3] and "length over dpo +0.020" in lines[3]
+    assert "Here it is global, local, last, prefix, length, dpo." in lines[3]
+    assert "ahead of local, the best of the others, by +0.020" in lines[4]
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "fails"), [(("accuracy",), "prefix", [3]), (("best_of_n", "16"), "global", [2, 4])]
+)
+def test_an_order_of_means_is_not_enough(path, name, fails):
+    """One class is as good as before on average, but not beyond doubt."""
+    by_seed = ladder_rows()
+    for row, off in zip(by_seed, (-0.03, 0.0, 0.03), strict=True):
+        cell = row[name]
+        for key in path[:-1]:
+            cell = cell[key]
+        cell[path[-1]] += off
+    lines = reward_classes.verdict(by_seed)
+    assert [place for place, sign in enumerate(signs(lines)) if sign == "NO"] == fails
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,10 @@ def seeds_that_agree():
 def test_every_claim_can_hold():
     lines = overoptimisation.verdict(seeds_that_agree())
     assert [line[:4] for line in lines] == ["yes:"] * 7
+    assert "at 0.05 it is 0.651 ± 0.001, 85.3 standard errors below 0.693 (ln 2)" in lines[1]
+    for line, road in enumerate(ROADS):
+        assert f"fits {road} with R2 above 0.9: 0.950 ± 0.001 of gold, 101.0 standard" in lines[4 + line]
+        assert "; 0.950 ± 0.001 of the proxy, 101.0 standard errors above 0.9." in lines[4 + line]
 
 
 @pytest.mark.parametrize("line, road", list(enumerate(["rl", "dpo", "best of n"])))
@@ -95,6 +99,8 @@ def test_gold_may_not_fall_and_the_proxy_may_not_rise(line, road):
         verdict = overoptimisation.verdict(seeds)
         assert verdict[line].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 6
         assert ("still at its largest" in verdict[line]) == (measure == "gold")
+        if measure == "gold":
+            assert "by +0.300, one seed" in verdict[line] or "by +0.600, one seed" in verdict[line]
 
 
 @pytest.mark.parametrize("line, road", list(enumerate(["rl", "dpo", "best of n"])))
@@ -105,6 +111,18 @@ def test_a_fall_within_two_standard_errors_is_none(line, road):
         seed[road][-1]["gold"] = gold
     verdict = overoptimisation.verdict(seeds)
     assert verdict[line].startswith("NO: ") and "still at its largest" not in verdict[line]
+
+
+def test_what_the_held_out_loss_does_is_counted_from_where_gold_peaks():
+    seeds = seeds_that_agree()
+    for seed, losses in zip(seeds, ([0.66, 0.64, 0.63, 0.65], [0.66, 0.64, 0.66, 0.66]), strict=True):
+        seed["dpo_loss"] = losses
+        seed["dpo"][1]["gold"] = 0.4
+    text = overoptimisation.verdict(seeds)[1]
+    assert (
+        "from 0.3 on it changes by +0.005 ± 0.015, 0.3 standard errors, to 0.1 and by +0.015 ± 0.005" in text
+    )
+    assert "3.0 standard errors, to 0.05; at 0.05 it is 0.655 ± 0.005, 7.6 standard errors below" in text
 
 
 def test_that_the_proxy_does_not_fall_does_not_show_that_it_rises():
@@ -123,6 +141,17 @@ def test_fits_may_be_bad(line, road):
             seed[f"{road}, fits"][measure]["r2"] = 0.8
         verdict = overoptimisation.verdict(seeds)
         assert verdict[4 + line].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 6
+
+
+@pytest.mark.parametrize("line, road", list(enumerate(ROADS)))
+def test_a_mean_r2_above_its_bound_by_less_than_two_errors_is_not_enough(line, road):
+    for measure in ("gold", "proxy"):
+        seeds = seeds_that_agree()
+        for seed, r2 in zip(seeds, (0.9, 1.0), strict=True):
+            seed[f"{road}, fits"][measure]["r2"] = r2
+        verdict = overoptimisation.verdict(seeds)
+        assert verdict[4 + line].startswith("NO: ") and "0.950 ± 0.050" in verdict[4 + line]
+        assert sum(text.startswith("yes") for text in verdict) == 6
 
 
 def test_rl_may_have_more_gold_at_equal_kl():

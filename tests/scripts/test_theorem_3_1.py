@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from experiments import theorem_3_1
 from experiments.theorem_3_1 import GPT_SIZES, SIMPLE_SIZES, WORLD
 from nanoroads.experiments import simple_rewards
 from nanoroads.experiments.simple_rewards import CLASSES
-from nanoroads.experiments.theorem_3_1 import pairs_needed
+from nanoroads.experiments.theorem_3_1 import pairs_needed, possible, shown
 from nanoroads.model import GPT, GPTConfig
 from nanoroads.text import tokenizer
 from nanoroads.world import distance, roadmap
@@ -115,7 +116,8 @@ def seeds_that_agree():
 def test_every_claim_can_hold():
     lines = theorem_3_1.verdict(seeds_that_agree())
     assert [line[:4] for line in lines] == ["yes:"] * 4
-    assert "from 30 pairs on" in lines[1] and "unrestricted 20,000" in lines[1]
+    assert "0.912, 30 (0.950 ± 0.000 there" in lines[1]
+    assert "unrestricted 20,000 (0.940 ± 0.000 there, 0.028 above 0.912" in lines[1]
 
 
 @pytest.mark.parametrize("line", range(4))
@@ -135,11 +137,41 @@ def test_every_claim_can_fail(line):
     assert verdict[line].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 3
 
 
+@pytest.mark.parametrize(
+    ("line", "name", "means", "errors"),
+    [
+        (1, "checks 20000", (0.88, 1.02), "more than 20,000 (0.950 ± 0.070 there, 0.5 standard errors above"),
+        (
+            1,
+            "dpo 1000",
+            (0.5, 0.86),
+            "DPO unrestricted 1,000 (0.680 ± 0.180 there, 1.3 standard errors below",
+        ),
+        (3, "rloo", (0.93, 0.96), "+0.005 ± 0.015, 0.3 standard errors below 0.01"),
+    ],
+)
+def test_a_mean_on_the_right_side_of_its_bound_is_not_enough(line, name, means, errors):
+    seeds = seeds_that_agree()
+    for row, mean in zip(seeds, means, strict=True):
+        if name == "checks 20000":
+            row["simple"][name]["dpo"] = mean
+        else:
+            row[name] = mean
+        if name == "dpo 1000":  # from there on it may have reached the goal, from 30 pairs on "checks" has
+            row["dpo 5000"] = 0.93
+            for n in SIMPLE_SIZES[:3]:
+                row["simple"][f"checks {n}"]["dpo"] = 0.9
+    verdict = theorem_3_1.verdict(seeds)
+    assert verdict[line].startswith("NO: ") and errors in verdict[line]
+    assert sum(text.startswith("yes") for text in verdict) == 3
+
+
 def test_pairs_needed_stay_at_the_goal():
-    curve = {30: {"mean": 0.9}, 100: {"mean": 0.7}, 300: {"mean": 0.8}}
-    assert pairs_needed(curve, 0.75) == 300
-    assert pairs_needed(curve, 0.7) == 30
-    assert pairs_needed(curve, 0.85) is None
+    curve = {30: {"mean": 0.9, "se": 0.01}, 100: {"mean": 0.7, "se": 0.01}, 300: {"mean": 0.8, "se": 0.01}}
+    assert pairs_needed(curve, 0.75, shown) == 300 and pairs_needed(curve, 0.67, shown) == 30
+    assert pairs_needed(curve, 0.79, shown) == math.inf and pairs_needed(curve, 0.79, possible) == 300
+    assert pairs_needed(curve, 0.71, shown) == 300 and pairs_needed(curve, 0.71, possible) == 30
+    assert pairs_needed(curve, 0.85, possible) == math.inf
 
 
 def few_prompts(world, split):

@@ -133,8 +133,9 @@ def seeds_that_agree():
 def test_every_claim_can_hold():
     lines = script.verdict(seeds_that_agree())
     assert [line[:4] for line in lines] == ["yes:"] * 5
+    assert "(0.900 ± 0.000, 0.100 above 0.8 " in lines[0] and "(0.030 ± 0.000, 0.020 below 0.05 " in lines[1]
     assert "by +0.670" in lines[2] and "by +0.150" in lines[2]
-    assert "-0.050" in lines[3] and "+0.270" in lines[4] and "greedy +0.360" in lines[4]
+    assert "-0.050, 0.070 below 0.02" in lines[3] and "+0.270" in lines[4] and "greedy +0.360" in lines[4]
 
 
 @pytest.mark.parametrize(
@@ -165,9 +166,24 @@ def test_a_lead_that_is_not_shown_does_not_show_that_there_is_none():
     assert verdict[3].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 4
 
 
-def test_bounds_are_passed_by_two_standard_errors():
-    assert script.is_below({"mean": 0.03, "se": 0.009}, 0.05)
-    assert not script.is_below({"mean": 0.03, "se": 0.011}, 0.05)
+@pytest.mark.parametrize(
+    ("line", "measure", "group", "values", "errors"),
+    [
+        (0, "accuracy", "all", (0.8, 1.0), "0.900 ± 0.100, 1.0 standard errors above 0.8"),
+        (0, "valid", "all", (0.01, 0.05), "0.030 ± 0.020, 1.0 standard errors below 0.05"),
+        (1, "accuracy", "3 or more", (0.8, 1.0), "0.900 ± 0.100, 1.0 standard errors above 0.8"),
+        (1, "valid", "3 or more", (0.01, 0.05), "0.030 ± 0.020, 1.0 standard errors below 0.05"),
+    ],
+)
+def test_bounds_are_passed_by_two_standard_errors(line, measure, group, values, errors):
+    seeds = seeds_that_agree()
+    for row, value in zip(seeds, values, strict=True):
+        row["dpo"][measure][group] = value
+    for row in seeds:  # lines 2 and 3 look at all pairs: DPO stays ahead in them
+        row["imitation"]["accuracy"]["all"] = row["rlhf"]["accuracy"]["all"] = 0.5
+    verdict = script.verdict(seeds)
+    assert verdict[line].startswith("NO: ") and errors in verdict[line]
+    assert verdict[1 - line].startswith("yes: ")
 
 
 # ---------------------------------------------------------------- the command
