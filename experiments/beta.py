@@ -1,6 +1,6 @@
 """beta holds the policy back: a small one lets it go far from the reference, a large one keeps it there.
 
-    python experiments/beta.py    about three seconds on one CPU core
+    python experiments/beta.py    three seconds on one CPU core
 
 Its direction is the most common mistake: "more beta" is more of the *penalty* on KL, not more of the
 reward. The best policy for E_pi[r] - beta KL(pi || pi_ref), which DPO's --beta and RL's --kl both weigh, is
@@ -9,6 +9,9 @@ reward. The best policy for E_pi[r] - beta KL(pi || pi_ref), which DPO's --beta 
 
 so beta is the reward that one nat of log pi/pi_ref costs. Here are nine responses with rewards from 0
 to 1, of which the reference likes the middle ones. All is exact; nothing is trained.
+
+Result: at beta .01 the best policy is 4.46 nats from the reference and earns 1.000, at .1 1.89 nats
+and .847, at 1 .026 nats and .468, at 10 .0003 nats and .420.
 
 Writes OUT/table.md, OUT/figure.svg and OUT/results.json.
 """

@@ -10,9 +10,8 @@ in the second, or mixed; another policy has never seen mixed ones. From each, DP
 learn from the main world's 5,000 pairs, in the first names alone. They rank the 1,000 held-out
 pairs in all three writings; counted are those whose true rewards differ.
 
-Result, three seeds: only mixed routes, and only if SFT has never seen any, cost DPO more than a
-head, by .118 +- .028 and .185 +- .036 for its two rates. Renaming does not, and no head's lead as
-trained is beyond doubt.
+Result, three seeds: mixed routes cost DPO more than a head only if SFT has never seen any, by .118
++- .028 and .185 +- .036 for its two rates. Renaming does not; no head surely leads as trained.
 Settings that were tried, and what it does not show: experiments/README.md.
 """
 
@@ -87,8 +86,8 @@ def verdict(by_seed):
     lines = []
     for reference, title in REFERENCES.items():
         before = leads(by_seed, reference, "as trained")
-        cells = [mean_se(lead) for lead in before]
-        lines.append(verdict_line(f"{title}; as trained, a scalar head ranks more pairs right", cells))
+        text = f"{title}; as trained, a scalar head ranks more pairs right"
+        lines.append(verdict_line(text, [mean_se(lead) for lead in before]))
         for writing in ("renamed", "mixed"):
             after = leads(by_seed, reference, writing)  # after - before: what DPO loses more
             cells = [differences(now, then) for now, then in zip(after, before, strict=True)]
