@@ -1,14 +1,15 @@
-"""beta holds the policy back: a small one lets it go far from the reference, a large one keeps it there.
+"""A small beta lets the policy go far from the reference, a large one keeps it there.
 
     python experiments/beta.py    three seconds on one CPU core
 
-Its direction is the most common mistake: "more beta" is more of the *penalty* on KL, not more of the
-reward. The best policy for E_pi[r] - beta KL(pi || pi_ref), which DPO's --beta and RL's --kl both weigh, is
+Its direction is the most common mistake: "more beta" is more of the *penalty* on KL, not more of
+the reward. The best policy for E_pi[r] - beta KL(pi || pi_ref), which DPO's --beta and RL's --kl
+both weigh, is
 
     pi(y) = pi_ref(y) exp(r(y) / beta) / Z    (Rafailov et al., 2305.18290, eq. 4)
 
-so beta is the reward that one nat of log pi/pi_ref costs. Here are nine responses with rewards from 0
-to 1, of which the reference likes the middle ones. All is exact; nothing is trained.
+so beta is the reward that one nat of log pi/pi_ref costs. Here are nine responses with rewards
+from 0 to 1, of which the reference likes the middle ones. All is exact; nothing is trained.
 
 Result: at beta .01 the best policy is 4.46 nats from the reference and earns 1.000, at .1 1.89 nats
 and .847, at 1 .026 nats and .468, at 10 .0003 nats and .420.
@@ -80,7 +81,8 @@ def main(argv=None):
     """Write the table, the figure and the verdict."""
     parser = Parser(description=__doc__)
     folder = Path("out/experiments/beta")
-    parser.add_argument("--out", type=Path, default=folder, help="of the results (default: %(default)s)")
+    add = parser.add_argument_group("the result").add_argument
+    add("--out", type=Path, default=folder, help="folder of the results (default: %(default)s)")
     args = parser.parse_args(argv)
     rows = {str(beta): measures(beta) for beta in BETAS}
     lines = [[beta, *(f"{row[name]:.3f}" for name in MEASURES)] for beta, row in rows.items()]

@@ -12,8 +12,8 @@ with a summary that nobody is shown). nanoroads/text/documents.py has these rewa
 
 In each setting: SFT on the summaries. Of eight samples for each document, the two whose rewards
 differ most are a pair, labelled by Bradley-Terry. On these pairs DPO; and a reward model on SFT's
-trunk, and RLOO against it. The objective of both is E[r] - .1 KL(policy || SFT), with r as they learn
-it. On held-out documents: true rewards, win rates, KL, the objective with the true reward.
+trunk, and RLOO against it. The objective of both is E[r] - .1 KL(policy || SFT), with r as they
+learn it. On held-out documents: true rewards, win rates, KL, the objective with the true reward.
 
 Result, seeds 0 and 1, RLHF's wins against DPO: one-line .356 and .466 (+- .016), two-word .608 and
 .596, hidden .591 and .512. Over both the paper's order is shown in none; one seed decides nothing.

@@ -3,8 +3,9 @@
     python -m nanoroads.experiments.summaries_over_seeds RESULTS.json [RESULTS.json ...] --out DIR
 
 The script does this after each of its --seeds: it reads OUT/seedS/results.json of those done, and
-writes OUT/results.json and OUT/report.md. The command does the same for files from anywhere, say of seeds
-that ran on different machines. Their model, documents, sizes and settings have to be the same.
+writes OUT/results.json and OUT/report.md. The command does the same for files from anywhere, say
+of seeds that ran on different machines. Their model, documents, sizes and settings have to be the
+same.
 """
 
 from pathlib import Path

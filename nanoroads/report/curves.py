@@ -1,12 +1,12 @@
-"""Metrics of training runs, side by side: a panel for each measure that a run has, a colour for each run.
+"""Metrics of training runs, side by side: a panel for each measure, a colour for each run.
 
     python -m nanoroads.report.curves out/dpo
     python -m nanoroads.report.curves out/dpo out/rlhf out/rlhf/reward --out curves.svg
 
-A pale line is of the batches that were trained on, a line with dots of what is held out. Where nothing
-is held out the strong line is a mean of the training batches, over seven logged steps. In the panels
-against KL a circle is the last step. Runs of different stages and runs that are not finished are drawn
-as well; a run is a folder with config.json and metrics.jsonl.
+A pale line is of the batches that were trained on, a line with dots of what is held out. Where
+nothing is held out the strong line is a mean of the training batches, over seven logged steps. In
+the panels against KL a circle is the last step. Runs of different stages and runs that are not
+finished are drawn as well; a run is a folder with config.json and metrics.jsonl.
 """
 
 import math

@@ -10,9 +10,9 @@ import score
 import train_dpo
 import train_rlhf
 import train_sft
-from experiments import bench_step, misspecified, ppo, summarize, sweep, theorem_3_1
+from experiments import bench_step, beta, misspecified, ppo, summarize, sweep, theorem_3_1
 from nanoroads.experiments import summaries_over_seeds
-from nanoroads.report import page
+from nanoroads.report import curves, page
 from nanoroads.run.flags import Parser
 from nanoroads.world import pairs
 
@@ -26,6 +26,8 @@ COMMANDS = {
     "all_roads": all_roads.parse_flags,
     "pairs": pairs.main,
     "bench_step": bench_step.flags,
+    "beta": beta.main,
+    "curves": curves.main,
     "misspecified": misspecified.main,
     "page": page.main,
     "ppo": ppo.flags,
@@ -61,7 +63,7 @@ def parser_of(monkeypatch):
 def test_help_is_at_most_100_columns_wide_and_its_usage_is_one_line(command, parser_of):
     _, text = parser_of(command)
     assert max(len(line) for line in text.splitlines()) <= 100
-    assert re.match(r"usage: [\w./ -]+?( --[a-z]+ [A-Z]+)* \[flags\]\n\n", text)
+    assert re.match(r"usage: [\w./ -]+?( RUN \[RUN \.\.\.\])?( --[a-z]+ [A-Z]+)* \[flags\]\n\n", text)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
