@@ -224,7 +224,7 @@ def test_names_and_shapes_are_pefts(tmp_path):
     assert set(config["target_modules"]) == {name.rpartition(".")[2] for name in sizes}
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", "qwen2", "gpt2", "neox"])
+@pytest.mark.parametrize("name", ["llama-gqa", "qwen2", "qwen3", "olmo2", "gpt2", "neox"])
 def test_peft_loads_them_with_the_same_log_probs(name, tmp_path):
     peft = pytest.importorskip("peft")
     hf_models = pytest.importorskip("helpers.hf_models")
