@@ -168,7 +168,7 @@ def main(argv=None):
     if args.out:
         write_rows(args.out, score_rows(pairs, subsets, lengths, dict(zip(names, all_measures, strict=True))))
         print(f"{args.out}: the numbers of each row")
-    for line in table(columns, subsets, lengths[:, 0] - lengths[:, 1]):
+    for line in table(columns, subsets, lengths):
         print(line)
 
 

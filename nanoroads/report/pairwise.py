@@ -61,24 +61,32 @@ def of_subsets(names):
     return groups
 
 
-def of_lengths(length_difference):
-    """(N,) chosen minus rejected -> {"chosen longer" | "same length" | "chosen shorter": (N,) bool}."""
+def of_lengths(lengths):
+    """(N, 2) characters, chosen first -> {how much longer the chosen answer is: (N,) bool}.
+
+    Per cent are of the shorter answer."""
+    chosen, rejected = lengths.unbind(1)
+    longer, shorter = chosen > rejected, chosen < rejected
+    far_apart = 10 * lengths.amax(1) > 11 * lengths.amin(1)
     return {
-        "chosen longer": length_difference > 0,
-        "same length": length_difference == 0,
-        "chosen shorter": length_difference < 0,
+        "chosen longer": longer,
+        "  longer by up to 10 %": longer & ~far_apart,
+        "  longer by more": longer & far_apart,
+        "same length": chosen == rejected,
+        "chosen shorter": shorter,
+        "  shorter by up to 10 %": shorter & ~far_apart,
+        "  shorter by more": shorter & far_apart,
     }
 
 
 # ---------------------------------------------------------------- the table
 
 
-def table(columns, subsets, length_difference):
+def table(columns, subsets, lengths):
     """The lines of a table.
 
-    columns: Columns of N pairs. subsets: N names, or None. length_difference: (N,) characters, chosen
-    minus rejected."""
-    count = len(length_difference)
+    columns: Columns of N pairs. subsets: N names, or None. lengths: (N, 2) characters, chosen first."""
+    count = len(lengths)
     lines = []
     for number, column in enumerate(columns, 1):
         lines.append(f"[{number}] {printable(column.name)}: {column.measure}")
@@ -93,8 +101,8 @@ def table(columns, subsets, length_difference):
         if len(groups) > MOST_SUBSETS:
             lines.append(f"  and {len(groups) - MOST_SUBSETS:,} smaller ones")
         lines += rewardbench_lines(columns, groups)
-    lines += ["by length", *accuracy_lines(columns, of_lengths(length_difference))]
-    return lines + length_bias_lines(columns, length_difference)
+    lines += ["by length", *accuracy_lines(columns, of_lengths(lengths))]
+    return lines + length_bias_lines(columns, lengths[:, 0] - lengths[:, 1])
 
 
 def accuracy_lines(columns, groups):

@@ -17,7 +17,8 @@ from nanoroads.report.pairwise import (
 )
 
 MARGIN = torch.tensor([1.0, -2.0, 0.0, 3.0])  # right, wrong, a tie, right
-DIFFERENCE = torch.tensor([5, 4, -2, 0])  # characters, chosen minus rejected
+LENGTHS = torch.tensor([[15, 10], [44, 40], [19, 21], [7, 7]])  # characters, chosen first
+DIFFERENCE = torch.tensor([5, 4, -2, 0])
 
 
 def test_accuracy_counts_a_tie_half():
@@ -51,17 +52,21 @@ def test_groups():
     groups = of_subsets(["b", "a", "b"])
     assert list(groups) == ["a", "b"]
     assert groups["b"].tolist() == [True, False, True]
-    lengths = {name: chosen.tolist() for name, chosen in of_lengths(DIFFERENCE).items()}
+    lengths = {name: chosen.tolist() for name, chosen in of_lengths(LENGTHS).items()}
     assert lengths == {
         "chosen longer": [True, True, False, False],
+        "  longer by up to 10 %": [False, True, False, False],  # 10 % to the character
+        "  longer by more": [True, False, False, False],
         "same length": [False, False, False, True],
         "chosen shorter": [False, False, True, False],
+        "  shorter by up to 10 %": [False, False, False, False],
+        "  shorter by more": [False, False, True, False],  # by 2 of 19
     }
 
 
 def test_a_table():
     columns = [Column("out/dpo", "log-prob", MARGIN), Column("a:\x1b[31mrule", "rule", -MARGIN)]
-    lines = table(columns, ["x", "y", "y", "x"], DIFFERENCE)
+    lines = table(columns, ["x", "y", "y", "x"], LENGTHS)
     assert [" ".join(line.split()) for line in lines] == [
         "[1] out/dpo: log-prob",
         "[2] a:\\x1b[31mrule: rule",
@@ -74,20 +79,23 @@ def test_a_table():
         "y 2 0.250 ±0.250 0.750 ±0.250",
         "by length",
         "chosen longer 2 0.500 ±0.500 0.500 ±0.500",
+        "longer by up to 10 % 1 0.000 1.000",
+        "longer by more 1 1.000 0.000",
         "same length 1 1.000 0.000",
         "chosen shorter 1 0.500 0.500",
+        "shorter by more 1 0.500 0.500",
         "length bias: the chosen answer is the longer one in 66.7% of pairs of unequal lengths",
         "the longer one wins 0.500 ±0.289 0.500 ±0.289",
         "corr(margin, length) -0.315 +0.315",
     ]
     assert len({len(line) for line in lines if " ±0." in line}) == 1  # cells stand under one another
-    assert "by subset" not in table(columns, None, DIFFERENCE)
-    assert not [line for line in table(columns, None, torch.zeros(4)) if "bias" in line]
+    assert "by subset" not in table(columns, None, LENGTHS)
+    assert not [line for line in table(columns, None, torch.ones(4, 2)) if "bias" in line]
 
 
 def test_many_subsets_are_cut_to_the_largest():
     names = [f"s{i:03}" for i in range(60)] + ["s059"]
-    lines = table([Column("m", "rule", torch.ones(61))], names, torch.ones(61))
+    lines = table([Column("m", "rule", torch.ones(61))], names, torch.ones(61, 2))
     assert sum(line.startswith("  s0") for line in lines) == 50
     assert "  and 10 smaller ones" in lines
     assert [line for line in lines if line.startswith("  s059")]
@@ -116,8 +124,8 @@ def test_rewardbench_weighs_subsets_by_their_rows_and_math_as_code():
 
 def test_rewardbench_is_known_by_its_subsets():
     names = list(rewardbench.SECTIONS["Chat"])
-    lines = table([Column("m", "reward", torch.ones(10))], names * 2, torch.ones(10))
+    lines = table([Column("m", "reward", torch.ones(10))], names * 2, torch.ones(10, 2))
     assert [line.split()[:2] for line in lines if line.startswith("  Chat ")] == [["Chat", "1.000"]]
     names[0] = "mine"
-    lines = table([Column("m", "reward", torch.ones(10))], names * 2, torch.ones(10))
+    lines = table([Column("m", "reward", torch.ones(10))], names * 2, torch.ones(10, 2))
     assert not [line for line in lines if "RewardBench" in line]
