@@ -5,13 +5,16 @@ as those of the keys' biases, whatever the number of processes."""
 
 import functools
 import os
+import shutil
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.ranks import joined, run_on_ranks
-from helpers.runs import argv, brevity, metrics, read_jsonl, run, write_jsonl
+from helpers.runs import argv, brevity, metrics, read_jsonl, run, samples, write_jsonl
 from torch import distributed
 
 import train_dpo
@@ -19,7 +22,7 @@ import train_rlhf
 import train_sft
 from nanoroads.progress import LINE
 from nanoroads.run import optim, torchrun
-from nanoroads.run.commands import child_environment
+from nanoroads.run.commands import ROOT, child_environment
 from nanoroads.run.distributed import all_ranks
 from nanoroads.run.flags import run_script
 from nanoroads.run.run import Run
@@ -31,12 +34,14 @@ if sys.platform == "win32":
 
 # 41 rows in batches of 8: the last batch of an epoch has one row, and leaves all ranks but one without.
 FLAGS = {"steps": 20, "batch_size": 8, "micro_batch_size": 4, "lr": 1e-3, "eval_every": 20, "save_every": 5}
+TORCHRUN = shutil.which("torchrun", path=str(Path(sys.executable).parent))
+LOAD_MODEL = checkpoint.load_model
 TAKES_BATCH_MEAN = {"kto", "reinforce"}  # so a batch is not cut
 
 
 @pytest.fixture(scope="module")
 def settings(sft, tmp_path_factory):
-    """{name: (script, flags)} of every stage, loss, reward class and algorithm."""
+    """{name: (script, flags)} of every stage, loss, reward class and algorithm, and of less memory."""
     folder = tmp_path_factory.mktemp("rows")
     pairs = read_jsonl(sft / "pairs.jsonl")
     unique = list({row["prompt"]: row for row in pairs}.values())
@@ -63,6 +68,9 @@ def settings(sft, tmp_path_factory):
     table["rl updates"] = (train_rlhf, {**of_rl, "algo": "grpo", "updates": 2})
     on_map = {"data": "roadmap", "eval_data": None, "steps": 4, "reward_epochs": 0.2}
     table["both stages"] = (train_rlhf, {**of_reward, **on_map})
+    table["dpo checkpointed"] = (train_dpo, {**of_pairs, "checkpoint_activations": True})
+    table["dpo lora"] = (train_dpo, {**of_pairs, "lora": 2})
+    table["both stages, lora"] = (train_rlhf, {**of_reward, **on_map, "lora": 2})
     return table
 
 
@@ -94,8 +102,18 @@ def trained(folder):
     return folder if (folder / "model.safetensors").exists() else folder / "reward"
 
 
+def speeds(folder):
+    """speed.jsonl: (step, tokens, pairs or samples) of each line, which have no rounding."""
+    rows = []
+    for row in read_jsonl(folder / "speed.jsonl"):
+        rates = [row[name] for name in row if name.endswith("_per_second")]
+        rows.append((row["step"], *(round(rate * row["seconds"]) for rate in rates)))
+    return rows
+
+
 def check_same(folder, expected):
-    """Equal weights, to 1e-9, lines of metrics.jsonl, to their last digit, and names of files."""
+    """Equal weights, to 1e-9, lines of metrics.jsonl, to their last digit, and names of files. The same
+    answers to the same prompts, and as many tokens: all ranks' together are one process's."""
     folder, expected = trained(folder), trained(expected)
     ours, theirs = (read_safetensors(path / "model.safetensors")[0] for path in (folder, expected))
     assert ours.keys() == theirs.keys()
@@ -103,6 +121,9 @@ def check_same(folder, expected):
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-9, msg=f"{folder}: {name}")
     for row, expected_row in zip(metrics(folder), metrics(expected), strict=True):
         assert row == pytest.approx(expected_row, abs=2e-6), folder
+    for row, expected_row in zip(samples(folder), samples(expected), strict=True):
+        assert row == pytest.approx(expected_row, abs=2e-6), folder
+    assert speeds(folder) == speeds(expected)
     assert {path.name for path in folder.iterdir()} == {path.name for path in expected.iterdir()}
 
 
@@ -135,8 +156,33 @@ def test_four_ranks_end_as_one_whatever_the_loss(settings, alone, tmp_path):
 
 
 def test_a_model_that_is_spread_over_two_ranks(settings, alone, tmp_path):
-    names = ["reward global", "rl reinforce"]  # and DPO below
+    names = ["sft", "dpo checkpointed", "reward global", "rl reinforce"]  # and DPO below
     check_ranks(2, settings, names, alone, tmp_path, fsdp=True)
+
+
+def test_a_spread_model_is_exported(settings, alone, tmp_path):
+    train = functools.partial(train_all, settings, ["sft"], tmp_path, fsdp=True, export_hf=tmp_path / "hf")
+    assert run_on_ranks(2, joined, train) == [0, 0]
+    exported = checkpoint.load_model(tmp_path / "hf").state_dict()
+    for name, tensor in checkpoint.load_model(alone / "sft").state_dict().items():
+        torch.testing.assert_close(exported[name], tensor, rtol=0, atol=1e-9)
+
+
+def test_in_fp32_all_weights_but_the_biases_of_keys_are_equal(settings, tmp_path, monkeypatch):
+    """To 1e-6. Such a bias changes no attention, so that its gradient is rounding alone."""
+    monkeypatch.setattr(checkpoint, "load_model", LOAD_MODEL)
+    names = ["sft", "dpo dpo", "rl rloo"]
+    train_all(settings, names, tmp_path / "one")
+    train = functools.partial(train_all, settings, names, tmp_path / "two")
+    assert run_on_ranks(2, joined, train) == [0, 0]
+    for name in names:
+        paths = [tmp_path / count / name / "model.safetensors" for count in ("one", "two")]
+        one, two = (read_safetensors(path)[0] for path in paths)
+        for weight, tensor in one.items():
+            gap = (two[weight] - tensor).abs()
+            if weight.endswith("qkv.bias"):
+                gap = gap.view(3, -1)[[0, 2]]  # of queries and of values
+            assert tensor.dtype == torch.float32 and gap.max() < 1e-6, (name, weight)
 
 
 def check_largest():
@@ -193,7 +239,8 @@ def script_on_ranks(count, tmp_path, main):
     return codes, [line for line in log.read_text().splitlines() if not LINE.match(line) and line]
 
 
-def test_a_killed_rank_ends_the_run_with_one_line(settings, alone, tmp_path):
+@pytest.mark.parametrize("killed, codes_of_both", [(1, [2, -signal.SIGKILL]), (0, [-signal.SIGKILL, 2])])
+def test_a_killed_rank_ends_the_run_with_one_line(killed, codes_of_both, settings, alone, tmp_path):
     """And the run goes on from its checkpoint."""
     script, flags = settings["dpo dpo"]
     out = tmp_path / "dpo dpo"
@@ -204,7 +251,7 @@ def test_a_killed_rank_ends_the_run_with_one_line(settings, alone, tmp_path):
 
         def step(self, *arguments):
             steps.append(self)
-            if len(steps) == 9 and distributed.get_rank() == 1:
+            if len(steps) == 9 and distributed.get_rank() == killed:
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(self, *arguments)
 
@@ -212,11 +259,24 @@ def test_a_killed_rank_ends_the_run_with_one_line(settings, alone, tmp_path):
         script.main(argv(script, out=out, **flags))
 
     codes, lines = script_on_ranks(2, tmp_path, main)
-    assert codes == [2, -signal.SIGKILL]
+    assert codes == codes_of_both
     assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
     assert "has ended" in lines[-1] and "--resume" in lines[-1] and "Traceback" not in " ".join(lines)
     train_all(settings, ["dpo dpo"], tmp_path, resume=True)
     check_same(out, alone / "dpo dpo")
+
+
+@pytest.mark.skipif(TORCHRUN is None, reason="this Python has no torchrun beside it")
+def test_torchrun_itself_starts_two_ranks(settings, alone, tmp_path):
+    """In fp32, so it is the log that is compared; rank 0 alone prints."""
+    script, flags = settings["sft"]
+    command = [TORCHRUN, "--standalone", "--nproc-per-node", "2", "train_sft.py"]
+    command += argv(script, out=tmp_path / "sft", **flags)
+    done = subprocess.run(command, cwd=ROOT, env=child_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("parameters, 41 rows, 20 steps") == 1
+    for row, expected in zip(metrics(tmp_path / "sft"), metrics(alone / "sft"), strict=True):
+        assert row == pytest.approx(expected, abs=1e-4)
 
 
 def a_bug(*_):
@@ -235,6 +295,7 @@ def of_rank_1(prompt, response):
         ({"algo": "no"}, "--algo: invalid choice"),
         ({"reward": "test_distributed:of_rank_1"}, "error: --reward test_distributed:of_rank_1 raised Zero"),
         ({"compile": True, "fsdp": True}, "error: --fsdp: does not go with --compile"),
+        ({"lora": 2, "fsdp": True}, "error: --lora 2: does not go with --fsdp"),
     ],
 )
 def test_a_mistake_ends_all_ranks_with_one_line(flags, words, settings, tmp_path):
