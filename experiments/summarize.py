@@ -4,7 +4,7 @@
     python experiments/summarize.py --model FOLDER --data FILE                       a GPU
 
 FOLDER: a Hugging Face model. FILE: rows {"document", "summary"}, as .jsonl, .jsonl.gz or .parquet.
---seeds 0 1 2 runs three seeds, one after the other; each takes 44 minutes with --reduced.
+--seeds 0 1 2 runs three seeds, one after the other; each takes about 30 minutes with --reduced.
 
 Swamy et al., 2503.01067, section 4: RLHF is ahead where a summary is easier to verify than to write
 (one-line), but not where it is short (two-word), nor where it is as hard to verify (hidden: ROUGE-L
@@ -15,8 +15,9 @@ differ most are a pair, labelled by Bradley-Terry. On these pairs DPO; and a rew
 trunk, and RLOO against it. The objective of both is E[r] - .1 KL(policy || SFT), with r as they
 learn it. On held-out documents: true rewards, win rates, KL, the objective with the true reward.
 
-Result, seeds 0 and 1, RLHF's wins against DPO: one-line .356 and .466 (+- .016), two-word .608 and
-.596, hidden .591 and .512. Over both the paper's order is shown in none; one seed decides nothing.
+Result, two seeds, RLHF's wins against DPO: one-line .469 +- .026, two-word .414 +- .152, hidden
+.579 +- .013, with reward models that rank .94, .91 and .80 right. The paper's order does
+not come out: RLHF leads where the reward is hidden, and in one-line it does not.
 Settings that were tried, and what it does not show: experiments/README.md.
 """
 

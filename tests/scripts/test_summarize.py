@@ -116,7 +116,7 @@ def test_the_committed_report_is_that_of_the_committed_results():
     for seed, row in zip(results["seeds"], results["by_seed"], strict=True):
         text = (folder / f"seed{seed}.md").read_text()
         example = {"document": line_after(text, "> "), "summary": line_after(text, "- its own: ")}
-        assert summaries.summaries_report(row, "smollm2", example) == text
+        assert summaries.summaries_report(row, "SmolLM2-135M-Instruct", example) == text
 
 
 # ---------------------------------------------------------------- started again
