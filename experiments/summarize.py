@@ -15,9 +15,9 @@ differ most are a pair, labelled by Bradley-Terry. On these pairs DPO; and a rew
 trunk, and RLOO against it. The objective of both is E[r] - .1 KL(policy || SFT), with r as they
 learn it. On held-out documents: true rewards, win rates, KL, the objective with the true reward.
 
-Result, two seeds, RLHF's wins against DPO: one-line .469 +- .026, two-word .414 +- .152, hidden
-.579 +- .013, with reward models that rank .94, .91 and .80 right. The paper's order does
-not come out: RLHF leads where the reward is hidden, and in one-line it does not.
+Result, three seeds, RLHF's wins against DPO: one-line .457 +- .019, two-word .444 +- .093, hidden
+.552 +- .028, with reward models that rank .94, .92 and .79 right. The paper's order does
+not come out: in one-line DPO is ahead, and RLHF wins more where the reward is hidden.
 Settings that were tried, and what it does not show: experiments/README.md.
 """
 
