@@ -110,9 +110,18 @@ def peak_mib(device: torch.device) -> float | None:
     """The most memory so far, in MiB: of CUDA's tensors, or of this process. None where nobody says."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    if device.type != "cpu" or resource is None:
+    if device.type != "cpu":
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return host_peak_mib()
+
+
+def host_peak_mib(of_children: bool = False) -> float | None:
+    """The most memory that this process has held so far, in MiB; None on Windows, which does not say.
+
+    of_children: the most that one of its child processes has held, of those that have ended."""
+    if resource is None:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN if of_children else resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # macOS has bytes, Linux KiB
 
 

@@ -1,6 +1,8 @@
 """Tokens a second, operations and MFU: counted one by one, with a clock that is set by hand."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from nanoroads.model import MLP, GPTConfig
 from nanoroads.run import run as run_module
 from nanoroads.run import speed
 from nanoroads.run.run import Run
-from nanoroads.run.speed import Speed, training_operations, words
+from nanoroads.run.speed import Speed, host_peak_mib, training_operations, words
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PAIRS = [[3, 2, 4], [5, 1, 1]]  # two prompts of 3 and 5 tokens with two responses each
@@ -181,3 +183,9 @@ def test_words_of_the_status_line():
     }
     assert words(row) == ["41,203 tokens/s", "6.62 pairs/s", "peak 5,120 MiB", "MFU 31 %"]
     assert words({}) == []
+
+
+def test_host_memory_of_this_process_and_of_its_children():
+    assert 50 < host_peak_mib() < 2**20
+    subprocess.run([sys.executable, "-c", "data = bytearray(500 * 2**20)"], check=True)
+    assert 500 < host_peak_mib(of_children=True) < 2**20
