@@ -1,7 +1,7 @@
 """Documents with one-line summaries, and rewards of a summary that are known exactly.
 
 Rewards of a summary y of the document x, for experiments/summarize.py:
-    one-line    A word w of x of four letters or more has the weight
+    one-line    A word w of x of four letters or more weighs its tf-idf,
                     weight(w) = (count of w in x) log(documents / documents with w).
                 y is worth the share of weight that it names, less what is too long:
                     c = min(1, sum of weight(w) over the words of y / sum of the K = 5 largest weights)
@@ -74,7 +74,7 @@ def read_documents(path, size, seed):
 
 
 def word_weights(document, frequency, n_documents):
-    """{word of four letters or more: (count here) log(documents / documents with the word)}.
+    """{word of four letters or more: its tf-idf, (count here) log(documents / documents with the word)}.
 
     frequency: {word: documents with it}."""
     counts = Counter(word for word in words(document) if len(word) > 3)

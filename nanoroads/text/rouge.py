@@ -5,10 +5,12 @@ Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004.
 
 import re
 
+WORD = re.compile(r"[a-z0-9]+")  # of a text in lower case
+
 
 def words(text: str) -> list[str]:
     """Lower-case runs of a-z and 0-9, no stemming; every other character separates."""
-    return re.findall(r"[a-z0-9]+", text.lower())
+    return WORD.findall(text.lower())
 
 
 def lcs(a: list, b: list) -> int:
