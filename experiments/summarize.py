@@ -21,7 +21,6 @@ not come out: in one-line DPO is ahead, and RLHF wins more where the reward is h
 Settings that were tried, and what it does not show: experiments/README.md.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 
 from nanoroads.experiments import summarize as stages
@@ -30,7 +29,6 @@ from nanoroads.report.phases import claim_folder, run_phases
 from nanoroads.report.summaries import comparison
 from nanoroads.run.flags import SEED, Parser, positive, run_script
 from nanoroads.text.documents import read_documents, reward_function
-from nanoroads.weights.files import read_json_object
 
 
 def flags(argv):
@@ -56,7 +54,7 @@ def flags(argv):
 
 
 def main(argv=None):
-    """Run the seeds. OUT/results.json and OUT/report.md hold what is known after each one.
+    """Run the seeds. OUT/results.json, report.md and figure.svg hold what is known after each one.
 
     What is there already is not made again, unless it was made from something that has changed since."""
     args, size = flags(argv)
@@ -80,31 +78,23 @@ def run_seed(args, size, documents, lock):
     """All settings of one seed, in args.out. Returns its results.json, which grows with each setting."""
     rewards = {setting: reward_function(setting, documents.all) for setting in args.settings}
 
-    # Train both roads in all settings, as commands that a user would type. Sizes, rates and flags: REDUCED
-    # and road_phases in nanoroads/experiments/summarize.py.
-    phases = stages.sft_phases(args, size, documents)
-    run_phases(phases, args.out, args.jobs, lock)
-    seconds = {}
+    # SFT, then pairs of its samples, then both roads in all settings. Those that train are commands that a
+    # user would type. Sizes, rates and flags: REDUCED and road_phases in nanoroads/experiments/summarize.py.
+    seconds = run_phases(stages.sft_phases(args, size, documents), args.out, args.jobs, lock)
+    roads = []
     for setting, reward in rewards.items():
         seconds.update(stages.make_pairs(args, size, setting, documents, reward))
-        phases += stages.road_phases(args, size, setting)
-    seconds.update(run_phases(phases, args.out, args.jobs, lock))  # SFT again, only for its seconds
+        roads += stages.road_phases(args, size, setting)
+    seconds.update(run_phases(roads, args.out, args.jobs, lock))
 
-    # Measure them, and write down what is known so far.
-    results = {"seed": args.seed, "size": asdict(size), **stages.hashes(args.model, documents)}
-    results.update(total_seconds=0.0, peak_gib=0.0)
-    results.update(seconds=seconds, settings={})
-    made_from = {}
+    # Measure the policies, and write down what is known so far.
+    hashes = stages.hashes_of(args.model, documents)
+    measured = []
     for setting, reward in rewards.items():
-        path, runs, taken = stages.make_measures(args, size, setting, documents.test, reward)
-        measures = read_json_object(path)
-        made_from[str(path)] = runs
-        seconds[f"{setting}/measures"] = taken
-        results["total_seconds"] = round(sum(seconds.values()), 1)
-        results["peak_gib"] = max(results["peak_gib"], measures.pop("peak_gib"))
-        results["settings"][setting] = measures
-        stages.write_seed_results(args, results, documents.test[0], made_from)
-        print(f"{setting}: {comparison(measures['rlhf_against_dpo'])}", flush=True)
+        seconds[f"{setting}/measures"] = stages.make_measures(args, size, setting, documents.test, reward)
+        measured.append(setting)
+        results = stages.write_seed_results(args, size, hashes, seconds, measured, documents.test[0])
+        print(f"{setting}: {comparison(results['settings'][setting]['rlhf_against_dpo'])}", flush=True)
     print(f"{args.out}/report.md")
     return args.out / "results.json"
 

@@ -5,8 +5,6 @@ summarize.py beside this, where the sizes are, too.
 """
 
 import json
-import re
-import resource
 import statistics
 from pathlib import Path
 from typing import NamedTuple
@@ -18,18 +16,18 @@ from nanoroads.errors import InputError
 from nanoroads.generate import generate
 from nanoroads.losses import kl_k1
 from nanoroads.progress import tracked
-from nanoroads.report.summaries import rewards_of, win_rates
 from nanoroads.run.folder import read_metrics
 from nanoroads.run.optim import chunks
 from nanoroads.run.run import pick_device, pick_dtype
-from nanoroads.score import mean_se, sequence_logps
+from nanoroads.run.speed import host_peak_mib
+from nanoroads.score import mean_se, ranked_right, sequence_logps
 from nanoroads.text import tokenizer
 from nanoroads.text.encode import encode_row
-from nanoroads.text.rouge import words
+from nanoroads.text.rouge import WORD, words
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.weights.files import json_bytes, jsonl_bytes
 
-WORD = re.compile(r"[a-zA-Z0-9]+")  # as nanoroads/text/rouge.py counts them
+# ---------------------------------------------------------------- what is asked and imitated
 
 
 def prompt_of(setting, row):
@@ -39,10 +37,10 @@ def prompt_of(setting, row):
 
 
 def summary_of(setting, row):
-    """What SFT imitates: a document's own summary, or the beginning of it with two words."""
+    """What SFT imitates: a document's own summary, in two-word the first two words of it."""
     if setting != "two-word":
         return row["summary"]
-    ends = [word.end() for word in WORD.finditer(row["summary"])]
+    ends = [word.end() for word in WORD.finditer(row["summary"].lower())]
     return row["summary"][: ends[1]]
 
 
@@ -52,11 +50,14 @@ def tokens_of(size, setting):
 
 
 def demos_file(setting, rows):
-    """What SFT imitates, rows {"prompt", "response"}."""
+    """The demonstrations, which SFT imitates: rows {"prompt", "response"}."""
     demos = []
     for row in rows:
         demos.append({"prompt": prompt_of(setting, row), "response": f" {summary_of(setting, row)}"})
     return {"demos.jsonl": jsonl_bytes(demos)}
+
+
+# ---------------------------------------------------------------- samples and pairs
 
 
 class Samples(NamedTuple):
@@ -86,11 +87,12 @@ def sample(args, size, setting, policy, rows, k, temperature=1.0, seed=0):
 
 
 def samples_file(args, size, setting, sft, rows, name):
-    """The texts of size.draws samples for each row, less the empty ones.
+    """size.draws samples of the SFT policy for each row, a list of texts, without those of no use as pairs.
 
-    One that was cut off at the most tokens is trained on without EOS, since its text has no room for
-    one; those few whose text has, as fewer tokens spell it, are left out. The file lies beside the SFT
-    policy: one-line and hidden label the same samples."""
+    The commands that train read texts, encode them, cut them at the most tokens and put EOS behind what
+    is shorter. Left out are empty texts, and a sample that was cut off, so has no EOS, whose text fewer
+    tokens spell: it would be trained on with an EOS that nobody drew. The file lies beside the SFT
+    policy, since one-line and hidden label the same samples."""
     encoding = tokenizer.get(str(args.model))
     stop = tokenizer.stop_ids(encoding)
     seed = randomness.stream_key("pair samples", name, args.seed)
@@ -100,7 +102,8 @@ def samples_file(args, size, setting, sft, rows, name):
         kept = []
         for response, text in zip(group, texts, strict=True):
             has_ended = response[-1] in stop
-            if text.strip() and (has_ended or len(tokenizer.encode(encoding, text)) >= len(response)):
+            is_as_drawn = has_ended or len(tokenizer.encode(encoding, text)) >= len(response)
+            if text.strip() and is_as_drawn:
                 kept.append(text)
         drawn.append(kept)
     return {name: json_bytes(drawn)}
@@ -109,8 +112,8 @@ def samples_file(args, size, setting, sft, rows, name):
 def pairs_file(args, setting, sft, rows, reward, samples, name):
     """A pair for each row whose samples have different rewards, labelled by Bradley-Terry on the reward.
 
-    Of a row's samples it takes the two whose rewards differ most: a label says more of them. samples:
-    a file of `samples_file`."""
+    Of a row's samples it takes the two whose rewards differ most: a label says more of them, and they
+    are easier to rank than any two. samples: a file of `samples_file`."""
     rng = randomness.generator("labels", args.seed, Path(name).stem)
     pairs = []
     for row, texts in zip(rows, json.loads(samples.read_text()), strict=True):
@@ -132,20 +135,22 @@ def pairs_file(args, setting, sft, rows, reward, samples, name):
 
 
 def measures_file(args, size, setting, folders, rows, reward):
-    """The measures of a setting as its file measures.json, with this process's memory."""
+    """The measures of a setting as its file measures.json, with the memory of all that ran so far."""
     measures = measure(args, size, setting, folders, rows, reward)
     return {"measures.json": json_bytes({**measures, "peak_gib": round(peak_gib(), 2)})}
 
 
 def measure(args, size, setting, folders, rows, reward):
     """Each policy on held-out documents, two samples of each at temperature 1 and the greedy one,
-    and the reward model on held-out pairs, as results.json has it. folders: {policy: folder}."""
+    and the reward model on held-out pairs, as results.json has it. folders: {policy: folder}.
+
+    All policies sample with the same random numbers, so what they differ by is less due to chance."""
     sft = load(size, folders["sft"])
     policies = {}
     rewards, objectives = {}, {}  # {policy: (N, 2) fp64}
     for name, folder in folders.items():  # sft first: the others are compared with its rewards
         policy = load(size, folder)
-        seed = randomness.stream_key("measures", args.seed)  # the same numbers for each policy
+        seed = randomness.stream_key("measures", args.seed)
         samples = sample(args, size, setting, policy, rows, 2, seed=seed)
         greedy = [texts[0] for texts in sample(args, size, setting, policy, rows, 1, temperature=0).texts]
         logp = sequence_logps(policy, samples.prompts, samples.responses, size.micro)  # (N, 2)
@@ -166,25 +171,44 @@ def measure(args, size, setting, folders, rows, reward):
         }
 
     last = read_metrics(folders["rlhf"] / "reward")[-1]
-    pairs = (folders["dpo"].parent / "test.jsonl").read_text().splitlines()
-    labels = labels_right(map(json.loads, pairs), {prompt_of(setting, row): row for row in rows}, reward)
+    lines = (folders["rlhf"].parent / "test.jsonl").read_text().splitlines()
+    pairs = [json.loads(line) for line in lines]
+    labels = labels_right(pairs, {prompt_of(setting, row): row for row in rows}, reward)
+    demos = [reward(row, summary_of(setting, row)) for row in rows]
     return {
         "policies": policies,
         # Document by document, which removes what the two policies' rewards share.
         "rlhf_minus_dpo": mean_se((rewards["rlhf"] - rewards["dpo"]).mean(1)),
         "objective_gap": mean_se((objectives["rlhf"] - objectives["dpo"]).mean(1)),
         "rlhf_against_dpo": mean_se(win_rates(rewards["rlhf"], rewards["dpo"])),
-        # Not the reference policy: what SFT imitates.
-        "reference": mean_se([reward(row, summary_of(setting, row)) for row in rows]),
+        "demos": mean_se(demos),  # the reward of what SFT imitates
         "reward_model": {"nll": last["eval_loss"], "accuracy": last["eval_accuracy"], "pairs": len(pairs)},
         "labels_right": labels,
     }
 
 
+def win_rates(one, other):
+    """Rewards (N, k) of two policies -> (N,): the share of pairs of samples in which `one` has more.
+
+    A tie is half a win."""
+    margin = one[:, :, None] - other[:, None, :]  # (N, k, k): each sample against each
+    return ranked_right(margin).mean((1, 2))
+
+
+def rewards_of(texts, rows, reward):
+    """Rewards of k texts for each of N rows, (N, k) fp64.
+
+    They are rounded to fp32 on the way: to `ranked_right` rewards that differ only by rounding tie."""
+    values = []
+    for row, group in zip(rows, texts, strict=True):
+        values.append([reward(row, text) for text in group])
+    return torch.tensor(values, dtype=torch.float32).double()
+
+
 def labels_right(pairs, row_of, reward):
     """The share of pairs whose chosen response has more true reward: what a perfect reward model reaches.
 
-    row_of: {prompt: its document's row}."""
+    pairs: dicts. row_of: {prompt: its document's row}."""
     right = []
     for pair in pairs:
         row = row_of[pair["prompt"]]
@@ -193,6 +217,7 @@ def labels_right(pairs, row_of, reward):
 
 
 def peak_gib():
-    """The most memory that this process or one of its children has held, in GiB."""
-    processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return max(resource.getrusage(process).ru_maxrss for process in processes) / 2**20  # KiB
+    """The most memory that one process has held since the script began, in GiB; 0 on Windows.
+
+    Of the script, which samples and measures, and of the commands that have ended, which train."""
+    return max(host_peak_mib() or 0, host_peak_mib(of_children=True) or 0) / 2**10

@@ -3,9 +3,9 @@
     python -m nanoroads.experiments.summaries_over_seeds RESULTS.json [RESULTS.json ...] --out DIR
 
 The script does this after each of its --seeds: it reads OUT/seedS/results.json of those done, and
-writes OUT/results.json and OUT/report.md. The command does the same for files from anywhere, say
-of seeds that ran on different machines. Their model, documents, sizes and settings have to be the
-same.
+writes OUT/results.json, report.md and figure.svg. The command does the same for files from
+anywhere, say of seeds that ran on different machines. Their model, documents, sizes and settings
+have to be the same.
 """
 
 from pathlib import Path
@@ -19,10 +19,10 @@ from nanoroads.weights.identity import of_file
 
 
 def write_over_seeds(out, paths):
-    """results.json and report.md in the folder `out`, of the results.json of each seed. Prints the verdict.
+    """Write results.json, report.md and figure.svg to the folder `out`, and print the verdict.
 
-    Raises InputError: a file is not of one seed, or two do not belong together; a file that is there
-    and not ours."""
+    paths: the results.json of each seed. Raises InputError: a file is not of one seed, or two do
+    not belong together; a file that is there and not ours."""
     by_seed = [read_one_seed(path) for path in paths]
     for path, results in zip(paths, by_seed, strict=True):
         check_alike(path, results, by_seed[0])
@@ -72,7 +72,7 @@ def main(argv=None):
     parser = Parser("RESULTS.json --out DIR", description=__doc__)
     add = parser.add_argument_group("what is read and written").add_argument
     add("results", type=Path, nargs="+", metavar="RESULTS.json", help="results.json of each seed")
-    add("--out", type=Path, required=True, help="folder for results.json and report.md over seeds")
+    add("--out", type=Path, required=True, help="folder for the results over seeds")
     args = parser.parse_args(argv)
     write_over_seeds(args.out, args.results)
 

@@ -1,6 +1,20 @@
-"""Results of experiments/summarize.py that nobody has measured."""
+"""Rows, command lines and results of experiments/summarize.py, which nobody has trained for or measured."""
 
+from experiments import summarize
+from nanoroads.experiments import summarize as stages
 from nanoroads.report.summaries import COLUMNS
+
+ROWS = [
+    {"document": "Pango lays out text; pango draws text on Cairo.", "summary": "text layout with Pango"},
+    {"document": "Cairo draws vector graphics on many surfaces.", "summary": "vector graphics"},
+    {"document": "A library which draws text quickly.", "summary": "quick text"},
+]
+
+
+def args_of_first_seed(*more):
+    """(args, size) of the first seed of a command line."""
+    args, size = summarize.flags(["--model", "m", "--data", "d", *more])
+    return stages.args_of_seed(args, args.seeds[0]), size
 
 
 def made_up_measures(win_rate, se=0.05, accuracy=0.7):
@@ -10,7 +24,7 @@ def made_up_measures(win_rate, se=0.05, accuracy=0.7):
     for policy in ("sft", "dpo", "rlhf"):
         policies[policy] = {**dict.fromkeys(COLUMNS, cell), "example": " as it is"}
     measures = {"policies": policies, "reward_model": {"nll": 0.6, "accuracy": accuracy, "pairs": 210}}
-    others = ("reference", "rlhf_minus_dpo", "objective_gap", "rlhf_against_dpo", "labels_right")
+    others = ("demos", "rlhf_minus_dpo", "objective_gap", "rlhf_against_dpo", "labels_right")
     return {**measures, **dict.fromkeys(others, cell)}
 
 

@@ -30,7 +30,7 @@ def test_means_and_errors_are_over_seeds():
     cell = {"mean": pytest.approx(0.6), "se": pytest.approx(0.1 / 3**0.5)}
     for policy in ("sft", "dpo", "rlhf"):
         assert measures["policies"][policy] == dict.fromkeys(summaries.COLUMNS, cell)
-    assert measures["reference"] == measures["rlhf_minus_dpo"] == measures["rlhf_against_dpo"] == cell
+    assert measures["demos"] == measures["rlhf_minus_dpo"] == measures["rlhf_against_dpo"] == cell
     assert measures["accuracy"] == {"mean": pytest.approx(0.63), "se": pytest.approx(0.03 / 3**0.5)}
     assert (results["seeds"], results["by_seed"], results["seconds"]) == ([0, 1, 2], by_seed, 304.2)
     assert json.loads(files["results.json"]) == results
@@ -38,8 +38,8 @@ def test_means_and_errors_are_over_seeds():
     text = files["report.md"].decode()
     assert "Seeds 0, 1, 2: standard errors are over seeds" in text
     assert f"| RLHF |{' 0.600 ± 0.058 |' * len(summaries.COLUMNS)}\n" in text
-    gaps = "RLHF - DPO: 0.600 ± 0.058 of reward, 0.600 ± 0.058 of the objective"
-    assert f"own summaries: 0.600 ± 0.058. {gaps}" in text
+    gaps = "RLHF - DPO: 0.600 ± 0.058 nats of reward, 0.600 ± 0.058 of the objective"
+    assert f"What SFT imitates has the reward 0.600 ± 0.058. {gaps}" in text
     # And each seed with the error of its own; sqrt(.63 .37 / 210) = .033.
     assert "| 1 | 0.600 ± 9.000 | 0.600 ± 9.000 | 0.600 ± 9.000 | 0.630 ± 0.033 |" in text
     assert "| 2 | 102 | 1.50 |" in text
@@ -80,10 +80,14 @@ def test_the_verdict_can_come_out_either_way(setting, win_rate, se, line):
 @pytest.mark.parametrize(
     "one_line, hidden, line",
     [
-        ((0.6, 0.62), (0.5, 0.51), "yes: hidden: RLHF wins less than in one-line, by +0.105 ± 0.005, 21.0 "),
-        ((0.6, 0.7), (0.55, 0.45), "NO: hidden: .*by +0.150 ± 0.100, 1.5 "),
-        ((0.5, 0.51), (0.6, 0.62), "NO: hidden: .*by -0.105 ± 0.005"),
-        ((0.6,), (0.5,), "yes: hidden: .*by +0.100 ± 0.050, 2.0 "),  # .03 and .04, hypotenuse .05
+        ((0.6, 0.62), (0.5, 0.51), "yes: hidden: .*one-line - hidden: +0.105 ± 0.005, 21.0 "),
+        ((0.6, 0.7), (0.55, 0.45), "NO: hidden: .*one-line - hidden: +0.150 ± 0.100, 1.5 "),
+        ((0.5, 0.51), (0.6, 0.62), "NO: hidden: .*one-line - hidden: -0.105 ± 0.005"),
+        (
+            (0.6,),
+            (0.5,),
+            "yes: hidden: .*one-line - hidden: +0.100 ± 0.050, 2.0 ",
+        ),  # .03 and .04, hypotenuse .05
     ],
 )
 def test_the_gap_is_larger_in_one_line_by_two_standard_errors_seed_by_seed(one_line, hidden, line):
@@ -103,7 +107,8 @@ def test_rlhf_is_ahead_in_the_objective_by_two_standard_errors():
             measures = {**made_up_measures(0.6), "objective_gap": {"mean": gap, "se": 9.0}}
             by_seed.append(one_seed(seed, hidden=measures))
         line = over_seeds(*by_seed)[0]["verdict"][1]
-        assert line.startswith(f"{word}: hidden: RLHF is ahead in the objective, by {sum(gaps) / 2:+.3f} ± ")
+        text = "hidden: RLHF is ahead in the objective. RLHF - DPO:"
+        assert line.startswith(f"{word}: {text} {sum(gaps) / 2:+.3f} ± ")
 
 
 @pytest.mark.parametrize("accuracies, word", [((0.64, 0.66), "yes"), ((0.6, 0.7), "NO"), ((0.5, 0.52), "NO")])
@@ -113,26 +118,57 @@ def test_a_reward_model_is_accurate_by_two_standard_errors(accuracies, word):
     for seed, accuracy in enumerate(accuracies):
         by_seed.append(one_seed(seed, hidden=made_up_measures(0.5, 0.01, accuracy)))
     line = over_seeds(*by_seed)[0]["verdict"][2]
-    assert line.startswith(f"{word}: hidden: the reward model's accuracy is above 0.6 by two standard errors")
+    assert line.startswith(f"{word}: hidden: the reward model's accuracy is above 0.6. It is 0.")
     errors = {(0.64, 0.66): "5.0 standard errors above", (0.6, 0.7): "1.0 standard errors above"}
     assert errors.get(accuracies, "9.0 standard errors below") in line
 
 
 def test_the_report_of_one_seed():
     results = one_seed(1, one_line=made_up_measures(0.65), hidden=made_up_measures(0.52))
+    results["size"] = {"sft": 9, "dpo_lr": {"one-line": 0.1, "hidden": 0.2}, "kl": 0.1}
     text = summaries.summaries_report(results, "a-model", EXAMPLE)
-    assert "`a-model`: sft 9, kl 0.1\n\nobjective: reward - 0.1 KL(policy || SFT)." in text
+    assert "`a-model`: sft 9, dpo_lr (one-line 0.1, hidden 0.2), kl 0.1\n\nobjective:" in text
+    assert "objective: reward - 0.1 KL(policy || SFT)." in text
     one_line, hidden = text.split("\n## ")[1:3]
     assert f"| DPO |{' 0.650 ± 0.050 |' * len(summaries.COLUMNS)}\n" in one_line
-    assert "own summaries: 0.650 ± 0.050. RLHF - DPO, paired: 0.650 ± 0.050 of reward," in one_line
+    gaps = "RLHF - DPO, paired: 0.650 ± 0.050 nats of reward,"
+    assert f"What SFT imitates has the reward 0.650 ± 0.050. {gaps}" in one_line
     assert (
         "Reward model: 0.600 nats per pair, accuracy 0.700 ± 0.032, 210 held-out pairs, in 0.650" in one_line
     )
     assert "The paper: RLHF is ahead. Here: RLHF is ahead; RLHF wins 0.650 ± 0.050 against DPO." in one_line
     assert "> A long text.\n\n- its own: short\n- SFT: as it is\n" in one_line
     assert "The paper: there is no gap. Here: neither is ahead by two standard errors, and the gap" in hidden
-    assert "101 in all phases together; at most 1.5 GiB of host memory a process." in text
+    assert "101 in all phases together; at most 1.5 GiB of host memory in a process since" in text
     assert "| one-line/sft | 101.4 |" in text
+
+
+def test_what_the_report_says_of_a_difference():
+    assert summaries.finding({"mean": 0.3, "se": 0.1}) == "RLHF is ahead"
+    assert summaries.finding({"mean": -0.3, "se": 0.1}) == "DPO is ahead"
+    assert "neither is ahead" in summaries.finding({"mean": -0.1, "se": 0.1})
+    assert "neither is ahead" in summaries.finding({"mean": 0.0, "se": 0.0})
+    assert "the gap is at most 0.070" in summaries.finding({"mean": -0.03, "se": 0.02})
+    said = summaries.comparison({"mean": 0.6, "se": 0.02})
+    assert said == "RLHF is ahead; RLHF wins 0.600 ± 0.020 against DPO"
+    assert summaries.comparison({"mean": 0.4, "se": 0.02}).startswith("DPO is ahead")
+
+
+def test_the_committed_report_is_that_of_the_committed_results():
+    folder = COMMITTED.parent
+    results = json.loads(COMMITTED.read_text())
+    again, files = over_seeds(*results["by_seed"])
+    assert again == results
+    for name in ("results.json", "report.md"):
+        assert (folder / name).read_bytes() == files[name]
+    for seed, row in zip(results["seeds"], results["by_seed"], strict=True):
+        text = (folder / f"seed{seed}.md").read_text()
+        example = {"document": line_after(text, "> "), "summary": line_after(text, "- its own: ")}
+        assert summaries.summaries_report(row, "SmolLM2-135M-Instruct", example) == text
+
+
+def line_after(text, start):
+    return next(line.removeprefix(start) for line in text.splitlines() if line.startswith(start))
 
 
 # ---------------------------------------------------------------- the command

@@ -1,4 +1,4 @@
-"""The summaries' rewards by hand, and what their file must hold. A run: experiments/summarize/log.txt."""
+"""The summaries' rewards by hand, and what their file must hold; runs started again, and at a tiny size."""
 
 import collections
 import itertools
@@ -6,31 +6,20 @@ import json
 import math
 import os
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from helpers.folders import small_folder
-from helpers.made_up_summaries import made_up_measures
+from helpers.made_up_summaries import ROWS, args_of_first_seed, made_up_measures
 from helpers.runs import read_jsonl, write_jsonl
 
 from experiments import summarize
 from nanoroads.errors import InputError
 from nanoroads.experiments import summaries_of_policies
 from nanoroads.experiments import summarize as stages
-from nanoroads.report import summaries
-from nanoroads.run.made_from import make_or_keep
 from nanoroads.text import documents
 from nanoroads.text.rouge import words
 from nanoroads.weights.files import read_json_object, write_json
-from nanoroads.weights.identity import of_file
-
-ROWS = [
-    {"document": "Pango lays out text; pango draws text on Cairo.", "summary": "text layout with Pango"},
-    {"document": "Cairo draws vector graphics on many surfaces.", "summary": "vector graphics"},
-    {"document": "A library which draws text quickly.", "summary": "quick text"},
-]
 
 
 def test_words_weigh_what_is_frequent_here_and_rare_elsewhere():
@@ -94,29 +83,12 @@ def json_line(row):
     return json.dumps(row) + "\n"
 
 
-def one_seed(*more):
-    """(args, size) of the first seed of a command line."""
-    args, size = summarize.flags(["--model", "m", "--data", "d", *more])
-    return stages.args_of_seed(args, args.seeds[0]), size
-
-
 def test_sizes():
     files = ["--model", "m", "--data", "d"]
     assert summarize.flags(files)[1] == stages.FULL
     assert summarize.flags([*files, "--reduced"])[1] == stages.REDUCED
     _, tiny = summarize.flags([*files, "--tiny", "--reduced", "--dtype", "float32"])
     assert (tiny.steps, tiny.words, tiny.dtype) == (5, stages.REDUCED.words, "float32")
-
-
-def test_the_committed_report_is_that_of_the_committed_results():
-    folder = Path(summarize.__file__).parent / "summarize"
-    text = (folder / "report.md").read_text()
-    results = json.loads((folder / "results.json").read_text())
-    assert summaries.over_seeds_report(results) == text
-    for seed, row in zip(results["seeds"], results["by_seed"], strict=True):
-        text = (folder / f"seed{seed}.md").read_text()
-        example = {"document": line_after(text, "> "), "summary": line_after(text, "- its own: ")}
-        assert summaries.summaries_report(row, "SmolLM2-135M-Instruct", example) == text
 
 
 # ---------------------------------------------------------------- started again
@@ -145,7 +117,9 @@ def started(tmp_path):
     return begin
 
 
-@pytest.mark.parametrize("name, value", [("dpo_lr", 1.0), ("tokens", 9), ("dtype", "float32"), ("steps", 3)])
+@pytest.mark.parametrize(
+    "name, value", [("dpo_lr", {"hidden": 1.0}), ("tokens", 9), ("dtype", "float32"), ("steps", 3)]
+)
 def test_results_of_another_size_are_refused(name, value, started):
     with pytest.raises(InputError, match=f"holds results of another {name}; choose another --out"):
         started(**{name: value})
@@ -175,158 +149,35 @@ def test_damaged_settings_are_one_line(text, started, tmp_path):
         started()
 
 
-def test_new_samples_have_their_pairs_labelled_again(tmp_path, monkeypatch):
-    """And pairs that somebody has changed are refused."""
-    samples, pairs = tmp_path / "samples_pairs.json", tmp_path / "pairs.jsonl"
-    args, _ = one_seed("--tiny")
-
-    def label():
-        labelled_from = {"samples": of_file(samples)}
-        make = partial(
-            summaries_of_policies.pairs_file, args, "one-line", tmp_path, ROWS, reward, samples, pairs.name
-        )
-        make_or_keep(pairs, labelled_from, make)
-        return pairs.read_text()
-
-    reward = summarize.reward_function("one-line", ROWS)
-    samples.write_text(json.dumps([["pango", "b"], [], ["c", "d"]]))  # of the third both are worth nothing
-    first = label()
-    assert label() == first and first.count("\n") == 1
-    samples.write_text(json.dumps([["pango", "b"], ["vector", "e"], ["c", "c"]]))
-    assert label().count("\n") == 2
-    pairs.write_text(first)
-    with pytest.raises(InputError, match="pairs.jsonl: has changed since it was made"):
-        label()
+def test_each_setting_has_rates_of_its_own():
+    args, size = args_of_first_seed("--tiny")
+    size = replace(size, dpo_lr={"one-line": 0.1, "hidden": 0.2}, rl_lr={"one-line": 0.3, "hidden": 0.4})
+    for setting, rl_lr, dpo_lr in (("one-line", "0.3", "0.1"), ("hidden", "0.4", "0.2")):
+        rlhf, dpo = stages.road_phases(args, size, setting)
+        assert rlhf.command[rlhf.command.index("--lr") + 1] == rl_lr
+        assert dpo.command[dpo.command.index("--lr") + 1] == dpo_lr
 
 
-@pytest.mark.parametrize("first", [[], ["pango lays text cairo"]])
-def test_a_pair_is_of_the_two_samples_whose_rewards_differ_most(first, tmp_path):
-    """And almost always the better one is chosen, drawn first or last, where they are 8 nats apart."""
-    samples = tmp_path / "samples.json"
-    texts = [*first, "pango", "nothing", "pango text", "pango lays text cairo", "nothing"]
-    rows = ROWS[:1] * 20
-    samples.write_text(json.dumps([texts] * 20))
-    args, _ = one_seed("--tiny")
-    reward = {"pango": 2.0, "nothing": 0.0, "pango text": 4.0, "pango lays text cairo": 8.0}
-
-    def reward_of(row, text):
-        return reward[text]
-
-    files = summaries_of_policies.pairs_file(
-        args, "one-line", tmp_path, rows, reward_of, samples, "pairs.jsonl"
-    )
-    pairs = [json.loads(line) for line in files["pairs.jsonl"].splitlines()]
-    assert len(pairs) == 20
-    for pair in pairs:
-        assert {pair["chosen"], pair["rejected"]} == {"nothing", "pango lays text cairo"}
-    assert sum(pair["chosen"] == "pango lays text cairo" for pair in pairs) >= 19
-
-
-def test_what_is_asked_and_imitated():
-    row = {"document": "Pango lays out text.", "summary": "The state-of-the-art layout of text"}
-    demos = {}
-    for setting in ("one-line", "two-word"):
-        (demos[setting],) = map(
-            json.loads, summaries_of_policies.demos_file(setting, [row])["demos.jsonl"].splitlines()
-        )
-    assert demos["one-line"] == {
-        "prompt": "Pango lays out text.\n\nIn one line:",
-        "response": " The state-of-the-art layout of text",
-    }
-    # Words as the reward counts them.
-    assert demos["two-word"] == {"prompt": "Pango lays out text.\n\nIn two words:", "response": " The state"}
-    assert len(words(demos["two-word"]["response"])) == 2
-
-
-def test_of_a_documents_samples_those_that_cannot_be_trained_on_as_drawn_are_left_out(monkeypatch, tmp_path):
-    """Empty ones, and those that were cut off and whose text has room for the EOS that they lack."""
-    drawn = summaries_of_policies.Samples(
-        [[1]], [[[5, 0], [5, 6], [5, 6, 7], [0], [7, 8, 0]]], [["five", "56", "567", "", "78"]]
-    )
-    lengths = {"56": 2, "567": 2}  # of the texts, as tokens
-    monkeypatch.setattr(summaries_of_policies, "sample", lambda *args, **kwargs: drawn)
-    monkeypatch.setattr(summaries_of_policies, "load", lambda *args: None)
-    monkeypatch.setattr(summaries_of_policies.tokenizer, "get", lambda name: None)
-    monkeypatch.setattr(summaries_of_policies.tokenizer, "stop_ids", lambda encoding: (0,))
-    monkeypatch.setattr(summaries_of_policies.tokenizer, "encode", lambda encoding, text: [1] * lengths[text])
-    args, size = one_seed("--tiny")
-    files = summaries_of_policies.samples_file(args, size, "one-line", tmp_path, ROWS[:1], "samples.json")
-    assert json.loads(files["samples.json"]) == [["five", "56", "78"]]
+def test_one_line_and_hidden_share_an_sft_policy(started, tmp_path):
+    args, size = args_of_first_seed("--tiny")
+    args.out = tmp_path / "out"
+    rows = documents.Documents(sft=ROWS, pairs=ROWS, test=ROWS, all=ROWS)
+    names = [phase.name for phase in stages.sft_phases(args, size, rows)]
+    assert names == [f"{args.out}/one-line/sft", f"{args.out}/two-word/sft"]
+    for setting, name in {"one-line": names[0], "two-word": names[1], "hidden": names[0]}.items():
+        for road in stages.road_phases(args, size, setting):
+            assert name in road.needs and road.command[road.command.index("--init") + 1] == name
+    args.settings = ["hidden"]
+    assert [phase.name for phase in stages.sft_phases(args, size, rows)] == names[:1]
 
 
 def test_no_road_may_write_more_than_two_words_and_their_end(tmp_path):
-    args, size = one_seed("--tiny")
+    args, size = args_of_first_seed("--tiny")
     for setting, tokens in (("one-line", "16"), ("hidden", "16"), ("two-word", "6")):
         rlhf, dpo = stages.road_phases(args, size, setting)
         for command in (rlhf.command, dpo.command):
             assert command[command.index("--max-response-tokens") + 1] == tokens
         assert rlhf.command[rlhf.command.index("--max-new-tokens") + 1] == tokens
-
-
-def test_measures_by_hand(monkeypatch, tmp_path):
-    """One document, two samples a policy; rewards are the texts' lengths, log-probs those given here."""
-    texts = {"sft": ["a", "bbb"], "dpo": ["dddd", "dd"], "rlhf": ["rrr", "rrrrr"]}
-    logps = {"sft": [-3.0, -5.0], "dpo": [-1.0, -2.0], "rlhf": [-2.5, -4.5]}  # SFT's own, of any samples
-
-    def sample(args, size, setting, policy, rows, k, temperature=1.0, seed=0):
-        return summaries_of_policies.Samples([[1]], [[[2], [3]]], [texts[policy][:k]])
-
-    def sequence_logps(policy, prompts, responses, micro):
-        return torch.tensor([logps[policy]], dtype=torch.float64)
-
-    monkeypatch.setattr(summaries_of_policies, "load", lambda size, folder: folder.name)
-    monkeypatch.setattr(summaries_of_policies, "sample", sample)
-    monkeypatch.setattr(summaries_of_policies, "sequence_logps", sequence_logps)
-    last = {"eval_loss": 0.5, "eval_accuracy": 0.75}
-    monkeypatch.setattr(summaries_of_policies, "read_metrics", lambda folder: [{}, last])
-    prompt = summaries_of_policies.prompt_of("two-word", ROWS[0])
-    pairs = [{"prompt": prompt, "chosen": "aa", "rejected": "a"}] * 3
-    pairs.append({"prompt": prompt, "chosen": "a", "rejected": "a"})
-    write_jsonl(tmp_path / "test.jsonl", pairs)
-    folders = {name: tmp_path / name for name in texts}
-    args, size = one_seed("--tiny")
-    size = replace(size, kl=0.5)
-
-    def reward(row, text):
-        return float(len(text))
-
-    measures = summaries_of_policies.measure(args, size, "two-word", folders, ROWS[:1], reward)
-
-    means = {}
-    for policy, row in measures["policies"].items():
-        means[policy] = {name: cell["mean"] for name, cell in row.items() if name != "example"}
-    names = ("reward", "greedy_reward", "win_rate", "kl_to_ref", "objective", "words")
-    assert means["sft"] == pytest.approx(dict(zip(names, (2, 1, 0.5, 0, 2, 1), strict=True)))
-    assert means["dpo"] == pytest.approx(dict(zip(names, (3, 4, 0.75, 2.5, 1.75, 1), strict=True)))
-    # 3 - .5 .5 and 5 - .5 .5. Wins against SFT: 3 > 1, 3 = 3, 5 > 1, 5 > 3; against DPO: 3 > 2, 5 > 4, 5 > 2.
-    assert means["rlhf"] == pytest.approx(dict(zip(names, (4, 3, 0.875, 0.5, 3.75, 1), strict=True)))
-    assert measures["rlhf_minus_dpo"]["mean"] == 1 and measures["objective_gap"]["mean"] == pytest.approx(2)
-    assert measures["rlhf_against_dpo"]["mean"] == 3 / 4
-    assert measures["reward_model"] == {"nll": 0.5, "accuracy": 0.75, "pairs": 4}
-    assert measures["labels_right"]["mean"] == 3 / 4
-    assert measures["reference"]["mean"] == len("text layout")
-
-
-def test_a_win_rate_compares_each_sample_with_each():
-    one = torch.tensor([[1.0, 3.0], [0.0, 0.0]])
-    other = torch.tensor([[2.0, 3.0], [0.0, 5.0]])
-    # 1 < 2, 1 < 3, 3 > 2, 3 = 3; 0 = 0, 0 < 5, twice
-    assert summaries.win_rates(one, other).tolist() == [1.5 / 4, 1 / 4]
-
-
-def line_after(text, start):
-    return next(line.removeprefix(start) for line in text.splitlines() if line.startswith(start))
-
-
-def test_what_the_report_says_of_a_difference():
-    assert summaries.finding({"mean": 0.3, "se": 0.1}) == "RLHF is ahead"
-    assert summaries.finding({"mean": -0.3, "se": 0.1}) == "DPO is ahead"
-    assert "neither is ahead" in summaries.finding({"mean": -0.1, "se": 0.1})
-    assert "neither is ahead" in summaries.finding({"mean": 0.0, "se": 0.0})
-    assert "the gap is at most 0.070" in summaries.finding({"mean": -0.03, "se": 0.02})
-    said = summaries.comparison({"mean": 0.6, "se": 0.02})
-    assert said == "RLHF is ahead; RLHF wins 0.600 ± 0.020 against DPO"
-    assert summaries.comparison({"mean": 0.4, "se": 0.02}).startswith("DPO is ahead")
 
 
 # ---------------------------------------------------------------- over seeds
@@ -345,10 +196,10 @@ def run_without_training(started, tmp_path, monkeypatch):
     (tmp_path / "out/settings.json").unlink()  # of `started`
 
     def measure(args, size, setting, rows, reward):
-        path = args.out / setting / "measures.json"
+        path = stages.measures_path(args, setting)
         path.parent.mkdir(exist_ok=True)
         write_json(path, {**made_up_measures(0.6 + args.seed / 10), "peak_gib": 1.0 + args.seed})
-        return path, {"seed": str(args.seed)}, 2.5
+        return 2.5
 
     monkeypatch.setattr(summarize, "run_phases", lambda *args: {"sft": 1.0})
     monkeypatch.setattr(stages, "make_pairs", lambda *args: {})
