@@ -21,7 +21,7 @@ from pathlib import Path
 
 from nanoroads.report.gap_closed import FEW_MOVES, RL_STEPS, world_folder
 from nanoroads.report.ledger import Ledger
-from nanoroads.report.measures import combine, measures_file
+from nanoroads.report.measures import combine, measures_file, without_routes
 from nanoroads.report.phases import claim_folder, new_phase, run_phases
 from nanoroads.report.write import report_files, verdict
 from nanoroads.run.commands import print_next
@@ -176,6 +176,7 @@ def main(argv=None):
     pair_count = len((first_folder / "sft/pairs.jsonl").read_text().splitlines())
     results = {"seeds": args.seeds, "seconds": seconds, "pairs": pair_count}
     results.update(combine(measures))
+    results["by_seed"] = [without_routes(row) for row in measures]
     make_or_keep(args.out / "results.json", made_from, partial(report_files, results, first_folder))
     results = read_json_object(args.out / "results.json")
     print("\n".join(verdict(results)))

@@ -228,6 +228,11 @@ def equivalence_row(folder, prompts):
 # ---------------------------------------------------------------- several seeds
 
 
+def without_routes(row: dict) -> dict:
+    """One seed's measures as numbers alone, for differences that are taken seed by seed."""
+    return {name: value for name, value in row.items() if name != "routes"}
+
+
 def combine(rows: list):
     """The results of several seeds as one.
 
