@@ -7,7 +7,6 @@ all_roads.py writes such a page of its report.md, with a map to click on: what S
 between a start and a goal. The page's style and script are in page.html.
 """
 
-import base64
 import html
 import json
 import re
@@ -32,7 +31,7 @@ KINDS = {
     "blank": r"\s*$",
     "table": r"\|",
     "figure": r"!\[(.*)\]\(([\w.]+)\)$",
-    "verdict": r"(?:- )?(yes|NO): (.*)",
+    "verdict": r"(?:- )?(yes|NO)[:,] (.*)",
     "heading": r"(#+) (.*)",
     "list": r"- (.*)",
     "quote": r"> (.*)",
@@ -46,10 +45,8 @@ def report_page(markdown: str, folder: Path, routes: dict | None) -> str:
     title = markdown.partition("\n")[0].removeprefix("# ")
     if routes is None:
         return fill_template(title, to_html(markdown, folder), None)
-    markdown = markdown.replace("![routes](routes.svg)\n", "")  # the map shows more
-    opening, heading, sections = markdown.partition("\n## ")
-    body = to_html(opening, folder) + '\n<section id="map"></section>\n'
-    return fill_template(title, body + to_html(heading + sections, folder), routes)
+    body = to_html(markdown.replace("![routes](routes.svg)\n", ""), folder)  # the map shows more
+    return fill_template(title, body.replace("<h2>", '<section id="map"></section>\n<h2>', 1), routes)
 
 
 def experiments_page(folder: Path) -> str:
@@ -75,8 +72,8 @@ def experiments_page(folder: Path) -> str:
         contents.append(f'<li><a href="#{anchor}">{inline(title)}</a> {" ".join(words)}</li>')
         articles.append(f'<article id="{anchor}">\n<h2>{inline(title)}</h2>\n{body}\n</article>')
     title = "Every claim, and what came out"
-    parts = [f"<h1>{title}</h1>", '<ol class="contents">'] + contents + ["</ol>"] + articles
-    return fill_template(title, "\n".join(parts), None)
+    body = [f'<h1>{title}</h1>\n<ol class="contents">', *contents, "</ol>", *articles]
+    return fill_template(title, "\n".join(body), None)
 
 
 def article(folder):
@@ -84,13 +81,9 @@ def article(folder):
     if not (folder / "table.md").exists():
         title, _, markdown = (folder / "report.md").read_text().partition("\n")
         return title.removeprefix("# "), to_html(markdown, folder, level=1)
-    # Earlier results have no claim in them.
-    title = read_json_object(folder / "results.json").get("claim", folder.name.replace("_", " "))
-    lines = (folder / "table.md").read_text().splitlines()
-    lines += [f"![figure]({path.name})" for path in folder.glob("figure.*")]
-    order = {"verdict": 0, "figure": 1}  # and then the table
-    lines.sort(key=lambda line: order.get(kind_of(line), 2))
-    return title, to_html("\n".join(lines), folder, level=1)
+    lines = (folder / "table.md").read_text().splitlines() + ["![figure](figure.svg)"]
+    lines.sort(key=lambda line: {"verdict": 0, "figure": 1}.get(kind_of(line), 2))  # and then the table
+    return read_json_object(folder / "results.json")["claim"], to_html("\n".join(lines), folder, level=1)
 
 
 def fill_template(title, body, routes):
@@ -127,8 +120,9 @@ def line_to_html(kind, line, folder, level):
     if kind == "figure":
         return figure_to_html(folder / fields[2], html.escape(fields[1]))
     if kind == "verdict":
-        word = fields[1]
-        return f'<p class="verdict {word}"><b class="{word}">{word}</b> {inline(fields[2])}</p>'
+        word, text = fields.groups()
+        mark = "undecided" if text.startswith("undecided: ") else word
+        return f'<p class="verdict {word}"><b class="{mark}">{word}</b> {inline(text)}</p>'
     if kind == "heading":
         tag = f"h{len(fields[1]) + level}"
         return f"<{tag}>{inline(fields[2])}</{tag}>"
@@ -152,42 +146,33 @@ def inline(text):
 
 def table_to_html(lines):
     """A Markdown table; one of very many rows begins closed, one too wide for the window scrolls."""
-    rows = [line.strip()[1:-1].split("|") for line in lines]
-    head = rows[0]
-    rows = rows[2:]  # below the rule under the head
+    head, _, *rows = [line.strip()[1:-1].split("|") for line in lines]  # _: the rule under the head
+    # Numbers stand at the right; what a column holds is known by its first row.
     first = rows[0] if rows else head
-    parts = [row_to_html("th", head, first)]
-    for row in rows:
-        parts.append(row_to_html("td", row, row))
+    styles = [' class="number"' if re.match(r"\s*[-+−]?[\d.]", cell) else "" for cell in first]
+    parts = [row_to_html("th", head, styles)] + [row_to_html("td", row, styles) for row in rows]
     text = '<div class="wide"><table>\n' + "\n".join(parts) + "\n</table></div>"
     if len(rows) > LONG:
         text = f"<details><summary>{len(rows)} rows</summary>{text}</details>"
     return text
 
 
-def row_to_html(tag, cells, samples):
-    """A row of a table. samples: of each column a cell, by which it is known to hold numbers.
-
-    Numbers stand at the right; for the head the samples are the first row's cells."""
-    text = ""
-    for column, cell in enumerate(cells):
-        is_number = re.match(r"\s*[-+−]?[\d.]", samples[column])
-        start = f'<{tag} class="number">' if is_number else f"<{tag}>"
-        text += f"{start}{inline(cell.strip())}</{tag}>"
-    return f"<tr>{text}</tr>"
+def row_to_html(tag, cells, styles):
+    """A row of a table. styles: of each column, as attributes."""
+    parts = [
+        f"<{tag}{style}>{inline(cell.strip())}</{tag}>" for cell, style in zip(cells, styles, strict=True)
+    ]
+    return f"<tr>{''.join(parts)}</tr>"
 
 
 def figure_to_html(path, alt):
-    """A figure: an SVG as part of the page, whose colours it then has; any other, a PNG, as data."""
-    if path.suffix != ".svg":
-        data = base64.b64encode(path.read_bytes()).decode()
-        return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"></figure>'
+    """A figure, an SVG, as part of the page, whose colours it then has."""
     svg = path.read_text(encoding="utf-8")
     # Left out: what stands before the drawing, what it says of itself for programs, and its style,
     # which would be the whole page's.
     svg = re.sub(r"^.*?(?=<svg)|<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
     # Different figures use the same ids, which in one page would be confused.
-    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{path.parent.name}-{path.stem}-", svg)
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{html.escape(path.parent.name)}-{path.stem}-", svg)
     for colour, variable in ON_ANY_GROUND.items():
         svg = svg.replace(colour, variable)
     # As wide as it was drawn where there is room. Where there is little, it is to be scrolled, not small.

@@ -10,5 +10,4 @@ def figures_folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("figures")
     for name in ("rewards", "routes"):
         draw_figure(path / f"{name}.svg", name)
-    (path / "figure.png").write_bytes(b"\x89PNG")
     return path

@@ -61,7 +61,7 @@ def test_every_verdict_and_every_cell_is_on_the_page(routes, figures_folder):
 
 
 def test_nothing_comes_from_outside(figures_folder):
-    text = page.report_page(MARKDOWN + "\n![a](figure.png)\n", figures_folder, made_up_routes())
+    text = page.report_page(MARKDOWN, figures_folder, made_up_routes())
     links = []
     for tag, attributes in Elements(text).found:
         assert tag not in ("link", "iframe", "object", "embed", "base", "form")
@@ -69,9 +69,8 @@ def test_nothing_comes_from_outside(figures_folder):
             assert not name.startswith("on")
             if name in ("src", "href", "xlink:href", "srcset", "action"):
                 links.append((tag, value))
-    outside = [(tag, value) for tag, value in links if not value.startswith(("#", "data:image/png;base64,"))]
+    outside = [(tag, value) for tag, value in links if not value.startswith("#")]
     assert outside == [("a", "https://arxiv.org/abs/2503.01067")]  # a link to read, which loads nothing
-    assert ("img", "data:image/png;base64,iVBORw==") in links
     assert "@import" not in text and all(url == "#" for url in re.findall(r"url\((.)", text))
     assert "default-src 'none'" in text
 
@@ -83,18 +82,20 @@ def test_what_comes_from_data_is_text(tmp_path):
     text = f"| {HOSTILE} |\n| --- |\n| {HOSTILE} |\n\nNO: {HOSTILE}\n\n{HOSTILE}\n"
     (folder / "table.md").write_text(text)
     (folder / "results.json").write_text(json.dumps({"claim": HOSTILE}))
-    (tmp_path / "figure.png").write_bytes(b"\x89PNG")
+    draw_figure(tmp_path / "figure.svg")
+    draw_figure(folder / "figure.svg")
     routes = made_up_routes()
     routes["prompts"][0]["policies"]["sft"]["greedy"] = [HOSTILE, 0.0]
-    markdown = f"# {HOSTILE}\n\n- {HOSTILE}\n\n> {HOSTILE}\n\n## {HOSTILE}\n\n![{HOSTILE}](figure.png)\n"
+    markdown = f"# {HOSTILE}\n\n- {HOSTILE}\n\n> {HOSTILE}\n\n## {HOSTILE}\n\n![{HOSTILE}](figure.svg)\n"
     pages = [page.experiments_page(tmp_path), page.report_page(markdown, tmp_path, routes)]
     # Each in its place; a claim stands in the list of contents, too.
-    for text, times, images in zip(pages, (6, 5), ([], [HOSTILE]), strict=True):
+    for text, times, label in zip(pages, (6, 5), ("figure", HOSTILE), strict=True):
         elements = Elements(text)
         assert elements.text.count(HOSTILE) == times
         tags = Counter(tag for tag, _ in elements.found)
         assert tags["script"] == 2 and tags["i"] == 0
-        assert [attributes["alt"] for tag, attributes in elements.found if tag == "img"] == images
+        labels = [attributes["aria-label"] for tag, attributes in elements.found if tag == "svg"]
+        assert labels == [label]
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', pages[1])[1]
     assert json.loads(data)["routes"] == routes
 
@@ -131,7 +132,7 @@ def test_negative_numbers_stand_at_the_right_and_only_long_tables_begin_closed(t
     rows = "| -0.4 |\n" + "| none |\n" * 15
     text = page.report_page("# a\n\n| gain |\n| --- |\n" + rows, tmp_path, None)
     assert '<th class="number">gain</th>' in text and '<td class="number">-0.4</td>' in text
-    assert "<td>none</td>" in text and "<details>" not in text
+    assert '<td class="number">none</td>' in text and "<details>" not in text
 
 
 def test_figures_of_one_name_in_two_folders_have_ids_of_their_own(tmp_path):
@@ -150,13 +151,13 @@ def test_figures_of_one_name_in_two_folders_have_ids_of_their_own(tmp_path):
 @pytest.fixture
 def experiments(tmp_path):
     """A folder with four experiments and a README that speaks of three."""
-    for name, claim in {"first": "One claim.", "second_try": None, "aside": "An aside."}.items():
+    for name, claim in {"first": "One claim.", "second_try": "Another.", "aside": "An aside."}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "table.md").write_text(f"| a |\n| --- |\n| of {name} |\n\nNO: not {name}\n")
-        results = {"seeds": [0]} if claim is None else {"claim": claim}
-        (tmp_path / name / "results.json").write_text(json.dumps(results))
-    draw_figure(tmp_path / "first/figure.svg")
-    (tmp_path / "second_try/figure.png").write_bytes(b"\x89PNG")
+        (tmp_path / name / "results.json").write_text(json.dumps({"claim": claim}))
+        draw_figure(tmp_path / name / "figure.svg")
+    with (tmp_path / "second_try/table.md").open("a") as table:
+        table.write("\nNO, undecided: who knows\n")
     (tmp_path / "whole").mkdir()
     (tmp_path / "whole/report.md").write_text("# A whole report\n\n## Part\n\n- yes: so\n")
     (tmp_path / "README.md").write_text(
@@ -168,23 +169,25 @@ def experiments(tmp_path):
 def test_the_experiments_stand_in_the_order_of_the_readme(experiments):
     text = page.experiments_page(experiments)
     titles = re.findall(r"<h2>(.*?)</h2>", text)
-    # What the README does not speak of comes last; what has no claim yet has its name.
-    assert titles == ["A whole report", "One claim.", "second try", "An aside."]
-    contents = re.findall(r'<li><a href="#(\w+)">(.*?)</a> <b class="\w+">(\w+)</b></li>', text)
+    # What the README does not speak of comes last.
+    assert titles == ["A whole report", "One claim.", "Another.", "An aside."]
+    contents = re.findall(r'<li><a href="#(\w+)">(.*?)</a> (<b.*?</b>)</li>', text)
     assert [title for _, title, _ in contents] == titles
-    assert [word for _, _, word in contents] == ["yes", "NO", "NO", "NO"]
+    no, undecided = '<b class="NO">NO</b>', '<b class="undecided">NO</b>'
+    assert [words for _, _, words in contents] == ['<b class="yes">yes</b>', no, f"{no} {undecided}", no]
+    assert f'<p class="verdict NO">{undecided} undecided: who knows</p>' in text
     assert [name for name, _, _ in contents] == re.findall(r'<article id="(\w+)">', text)
-    first = text[text.index("<h2>One claim.") : text.index("<h2>second try")]
+    first = text[text.index("<h2>One claim.") : text.index("<h2>Another.")]
     # The verdict, the figure, the table.
     assert 0 < first.index("not first") < first.index("<svg") < first.index("of first") and "<h3>Part" in text
-    assert "data:image/png" in text and "<section" not in text
+    assert "<section" not in text
 
 
 def test_a_verdict_that_is_neither_yes_nor_no_stands_below_the_table(experiments):
     path = experiments / "first/table.md"
     path.write_text(path.read_text() + "\nNot known: no claim.\n\nyes: it ends\n")
     text = page.experiments_page(experiments)
-    first = text[text.index("<h2>One claim.") : text.index("<h2>second try")]
+    first = text[text.index("<h2>One claim.") : text.index("<h2>Another.")]
     places = [
         first.index(words) for words in ("not first", "it ends", "of first", "<p>Not known: no claim.</p>")
     ]
