@@ -108,10 +108,10 @@ def table(columns, subsets, lengths):
 def accuracy_lines(columns, groups):
     """One line for each group of pairs that is not empty. groups: {name: (N,) bool}."""
     lines = []
-    for name, chosen in groups.items():
-        count = int(chosen.sum())
+    for name, mask in groups.items():
+        count = int(mask.sum())
         if count > 0:
-            cells = [cell(accuracy(column.margin[chosen]), count) for column in columns]
+            cells = [cell(accuracy(column.margin[mask]), count) for column in columns]
             lines.append(line_of(f"  {name}", f"{count:,}", cells))
     return lines
 
@@ -137,7 +137,7 @@ def rewardbench_lines(columns, groups):
         return []
     scores = []
     for column in columns:
-        accuracies = {name: accuracy(column.margin[chosen]) for name, chosen in groups.items()}
+        accuracies = {name: accuracy(column.margin[mask]) for name, mask in groups.items()}
         scores.append(section_scores(accuracies))
     lines = []
     for section in scores[0]:
