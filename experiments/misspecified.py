@@ -21,8 +21,8 @@ from pathlib import Path
 from nanoroads.experiments import three_responses
 from nanoroads.experiments.misspecified import figure_of, table_of
 from nanoroads.experiments.three_responses import OWN_PARAMETERS, fp64
+from nanoroads.report.cells import claim
 from nanoroads.report.evidence import write_files
-from nanoroads.report.write import yes_or_no
 from nanoroads.run.flags import Parser, run_script
 
 SHARES = [1 / 3, 0.6, 0.8, 0.9, 0.905, 0.91, 0.94, 0.98, 0.99, 1.0]  # of the pairs that are (y1, y2)
@@ -90,19 +90,19 @@ def verdict(results, close=1e-6):
 
     rows = results["unseen"]
     mass = {name: row["dpo_mass_on_y3"][-1] for name, row in rows.items()}
-    moves = mass["nobody"] < 1 / 3 < mass["policy"]
-    return [
-        f"{yes_or_no(decides)}: which pairs are compared decides about DPO (Gopalan): it is below the "
-        f"reference {first}. RLHF moves by {moved:.0e}, as long as any pair shows y3; if none does, it "
-        f"has {alone['rlhf']:+.3f}, DPO {alone['dpo']:+.3f}, the reference {alone['reference']:+.3f}.",
-        f"{yes_or_no(depends)}: which road wins depends on which class is too small (Shi): RLHF leads DPO by "
+    holds = [decides, depends, mass["nobody"] < 1 / 3 < mass["policy"]]
+    texts = [
+        f"which pairs are compared decides about DPO (Gopalan): it is below the reference {first}. RLHF "
+        f"moves by {moved:.0e}, as long as any pair shows y3; if none does, it has {alone['rlhf']:+.3f}, DPO "
+        f"{alone['dpo']:+.3f}, the reference {alone['reference']:+.3f}.",
+        f"which road wins depends on which class is too small (Shi): RLHF leads DPO by "
         f"{lead['neither']:+.4f} if neither is, {lead['policy']:+.4f} if the policy's, {lead['reward']:+.4f} "
         f"if the reward's, {lead['both']:+.4f} if both; there online DPO leads both by {online:+.4f}.",
-        f"{yes_or_no(moves)}: DPO moves mass to a response that no pair shows, if the shown ones share "
-        f"features (Xu, Razin): pi(y3) {mass['policy']:.4f}, {mass['nobody']:.4f} if they share none. "
-        f"E[r] {rows['policy']['dpo']:+.3f}, where RLHF has {rows['policy']['rlhf']:+.3f}; but "
-        f"{rows['both']['rlhf']:+.3f} if its reward model shares them too.",
+        f"DPO moves mass to a response that no pair shows, if the shown ones share features (Xu, Razin): "
+        f"pi(y3) {mass['policy']:.4f}, else {mass['nobody']:.4f}. E[r] {rows['policy']['dpo']:+.3f}, RLHF's "
+        f"{rows['policy']['rlhf']:+.3f}; but {rows['both']['rlhf']:+.3f} if its reward model shares them.",
     ]
+    return [claim(*line) for line in zip(holds, texts, strict=True)]
 
 
 def main(argv=None):

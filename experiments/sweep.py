@@ -14,9 +14,10 @@ reward at temperature 1, and by hand, from the tables in experiments/sweep.md th
 from pathlib import Path
 
 from nanoroads.errors import InputError
+from nanoroads.report.cells import plus_minus
 from nanoroads.report.gap_closed import FEW_MOVES, RL_STEPS, gap_closed_row
 from nanoroads.report.phases import claim_folder, new_phase, run_phases
-from nanoroads.report.write import plus_minus, table
+from nanoroads.report.write import table
 from nanoroads.run.flags import Parser, run_script
 from nanoroads.run.folder import read_metrics
 from nanoroads.weights.files import write_text

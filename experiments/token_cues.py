@@ -1,6 +1,6 @@
-"""A reward that is a policy's log-ratio leans on tokens more than a scalar head does.
+"""A policy's log-ratio ranks pairs worse than a scalar head, and leans on their tokens more.
 
-    python experiments/token_cues.py --seeds 0 1 2    about 110 seconds a seed on two cores
+    python experiments/token_cues.py --seeds 0 1 2    about 75 s a seed after hypotheses.py
 
 Razin et al., 2507.07981: an implicit reward (DPO's) ranks worse than an explicit one (a scalar
 head), and loses more where the same responses are written in other tokens.
@@ -10,12 +10,21 @@ in the second, or mixed; another policy has never seen mixed ones. From each, DP
 learn from the main world's 5,000 pairs, in the first names alone. They rank the 1,000 held-out
 pairs in all three writings; counted are those whose true rewards differ.
 
-Result, three seeds: mixed routes cost DPO more than a head only if SFT has never seen any, by .118
-+- .028 and .185 +- .036 for its two rates. Renaming does not; no head surely leads as trained.
+Result, three seeds, for a head's two rates: mixed routes cost DPO more if SFT has never seen any,
+by .118 +- .028 and .185 +- .036. If it has, neither they nor renaming do (one head loses more in
+each). Without mixed routes renaming is undecided, and so it is for both policies who leads as
+trained.
 Settings that were tried, and what it does not show: experiments/README.md.
 """
 
-from nanoroads.experiments.token_cues import HEADS, REFERENCES, figure_of, leads, table_of, verdict_line
+from nanoroads.experiments.token_cues import (
+    HEADS,
+    REFERENCES,
+    figure_of,
+    leads_of_heads,
+    table_of,
+    verdict_line,
+)
 from nanoroads.experiments.two_names import WRITINGS, pairs_as_tokens, write_world
 from nanoroads.report import evidence
 from nanoroads.report.evidence import differences
@@ -85,11 +94,11 @@ def verdict(by_seed):
     """A line for each claim and reference; it holds if it holds for both heads."""
     lines = []
     for reference, title in REFERENCES.items():
-        before = leads(by_seed, reference, "as trained")
+        before = leads_of_heads(by_seed, reference, "as trained")
         text = f"{title}; as trained, a scalar head ranks more pairs right"
         lines.append(verdict_line(text, [mean_se(lead) for lead in before]))
         for writing in ("renamed", "mixed"):
-            after = leads(by_seed, reference, writing)  # after - before: what DPO loses more
+            after = leads_of_heads(by_seed, reference, writing)  # after - before: what DPO loses more
             cells = [differences(now, then) for now, then in zip(after, before, strict=True)]
             text = f"{title}; {writing}, DPO's implicit reward loses more accuracy than a scalar head"
             lines.append(verdict_line(text, cells))

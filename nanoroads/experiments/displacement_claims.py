@@ -5,23 +5,30 @@ rlhf_runs: the names of the policies of each road."""
 
 import numpy as np
 
-from nanoroads.report.evidence import claim, is_above, is_below, over_seeds, values_of, with_errors
-from nanoroads.report.write import plus_minus
+from nanoroads.report.cells import (
+    above,
+    below,
+    beside_nearer_bound,
+    claim,
+    every,
+    plus_minus,
+    with_errors,
+    within,
+)
+from nanoroads.report.evidence import over_seeds, values_of
+from nanoroads.report.gap_closed import NEAR
 from nanoroads.score import mean_se
 
 
 def identity_holds(text, by_seed, runs):
-    """The claim that the identity holds within three standard errors for the policy that misses it most.
+    """The claim that the identity holds to NEAR nats, shown by the policy of which it is the least sure.
 
     runs: the names of the policies."""
-    gaps = {}
-    misses = {}
-    for name in runs:
-        gaps[name] = identity_gap(by_seed, name)
-        misses[name] = abs(gaps[name]["mean"]) / gaps[name]["se"]
-    worst = max(misses, key=misses.get)
-    text += f": of {len(gaps)} policies {worst} misses most, by {with_errors(gaps[worst])} (bound: 3)."
-    return claim(misses[worst] < 3, text)
+    gaps = {name: identity_gap(by_seed, name) for name in runs}
+    worst = max(gaps, key=lambda name: abs(gaps[name]["mean"]) + 2 * gaps[name]["se"])
+    text += f", to {NEAR} nats: of {len(gaps)} policies the least sure is {worst}, which misses by "
+    text += f"{beside_nearer_bound(gaps[worst], NEAR)}."
+    return claim(every(within(gap, NEAR) for gap in gaps.values()), text)
 
 
 def identity_gap(by_seed, name):
@@ -43,7 +50,7 @@ def chosen_fall(text, by_seed):
     dpo = over_seeds(by_seed, "DPO 0.3", "chosen")
     rlhf = over_seeds(by_seed, "RLHF 0.5", "chosen")
     text += f": DPO {with_errors(dpo)}; RLHF {with_errors(rlhf)}."
-    return claim(is_below(dpo) and is_below(rlhf), text)
+    return claim(every([below(dpo), below(rlhf)]), text)
 
 
 def better_falls(text, by_seed):
@@ -55,7 +62,7 @@ def better_falls(text, by_seed):
     text += f": where true rewards differ it changes by {with_errors(better)}, at beta 0.05 by "
     text += f"{with_errors(weak)}; the chosen of ties by {with_errors(ties)}. "
     text += f"At .3 the probability of all chosen together grows {mass} times."
-    return claim(is_below(better), text)
+    return claim(below(better), text)
 
 
 def leaves_data(text, by_seed, dpo_runs, rlhf_runs, measure):
@@ -67,7 +74,7 @@ def leaves_data(text, by_seed, dpo_runs, rlhf_runs, measure):
             leads.append(at_equal_kl(rows, dpo_runs, name, measure) - rows[name][measure])
         lead[name] = mean_se(leads)
         text += f"at the KL of {name} {with_errors(lead[name])}; "
-    return claim(is_above(lead["RLHF 0.5"]), text + "yes or NO is for RLHF 0.5.")
+    return claim(above(lead["RLHF 0.5"]), text + "yes or NO is for RLHF 0.5.")
 
 
 def at_equal_kl(rows, dpo_runs, name, measure):

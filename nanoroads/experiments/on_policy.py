@@ -4,9 +4,10 @@ by_seed: of each seed {policy: {measure: number}}; pair_sources.py has the names
 more_rounds: the script's BETAS and ROUNDS."""
 
 from nanoroads.experiments.pair_sources import OFFLINE, ON_POLICY, RLHF_SAMPLES, SFT_SAMPLES, by_rounds, named
+from nanoroads.report.cells import plus_minus
 from nanoroads.report.drawing import COLOURS, INK, new_figure
 from nanoroads.report.evidence import over_seeds
-from nanoroads.report.write import plus_minus, table
+from nanoroads.report.write import table
 
 MEASURES = {  # the columns
     "informative": "informative",

@@ -5,20 +5,15 @@ text: what is claimed, as the script says it. by_seed: of each seed {policy: {me
 import numpy as np
 
 from nanoroads.experiments.pair_sources import OFFLINE, ON_POLICY, SFT_SAMPLES, named
-from nanoroads.report import evidence
-from nanoroads.report.evidence import NONE, against, claim, is_above, is_none, with_errors
+from nanoroads.report.cells import NEGLIGIBLE, above, below, beside_bound, claim, every, with_errors
+from nanoroads.report.evidence import lead
 from nanoroads.score import mean_se
-
-
-def lead(by_seed, one, other, measure):
-    """{"mean", "se"} over seeds of how far one policy is ahead of another, seed by seed."""
-    return evidence.lead(by_seed, [one, measure], [other, measure])
 
 
 def gain(text, by_seed, one, other, measure, end):
     """The claim that one policy is ahead of another. end: of the sentence, after the number."""
     ahead = lead(by_seed, one, other, measure)
-    return claim(is_above(ahead), f"{text}: by {with_errors(ahead)}{end}")
+    return claim(above(ahead), f"{text}: by {with_errors(ahead)}{end}")
 
 
 def at_equal_beta(by_seed, betas, measure):
@@ -34,8 +29,9 @@ def as_well_offline(text, by_seed, beta):
     """The claim that the pairs of the rounds do as well offline: in neither reward is on-policy ahead."""
     sampled = lead(by_seed, named(ON_POLICY, beta), named(OFFLINE, beta), "reward")
     greedy = lead(by_seed, named(ON_POLICY, beta), named(OFFLINE, beta), "greedy_reward")
-    text += f": on-policy leads by {against(sampled, NONE)} sampled, {against(greedy, NONE)} greedy."
-    return claim(is_none(sampled) and is_none(greedy), text)
+    text += f": on-policy leads by {beside_bound(sampled, NEGLIGIBLE)} sampled, "
+    text += f"{beside_bound(greedy, NEGLIGIBLE)} greedy."
+    return claim(every([below(sampled, NEGLIGIBLE), below(greedy, NEGLIGIBLE)]), text)
 
 
 def classifies_better(text, by_seed, dpo, on_policy):
@@ -43,7 +39,7 @@ def classifies_better(text, by_seed, dpo, on_policy):
     over_dpo = lead(by_seed, dpo, on_policy, "accuracy_sft")
     over_rlhf = lead(by_seed, dpo, "RLHF", "accuracy_sft")
     text += f": DPO leads on-policy DPO by {with_errors(over_dpo)}, RLHF by {with_errors(over_rlhf)}."
-    return claim(is_above(over_dpo) and is_above(over_rlhf), text)
+    return claim(every([above(over_dpo), above(over_rlhf)]), text)
 
 
 def more_rounds_help(text, by_seed, names, measure):
@@ -54,7 +50,7 @@ def more_rounds_help(text, by_seed, names, measure):
     to_rlhf = lead(by_seed, "RLHF", names[most], measure)
     text += f": {with_errors(slope)} for ten times as many. {most} rounds lead DPO by "
     text += f"{with_errors(from_dpo)}, RLHF leads them by {with_errors(to_rlhf)}."
-    return claim(is_above(slope) and is_above(from_dpo), text)
+    return claim(every([above(slope), above(from_dpo)]), text)
 
 
 def slope_of(row, names, measure):

@@ -9,17 +9,10 @@ import numpy as np
 import torch
 
 from nanoroads.experiments.gao import terms
+from nanoroads.report.cells import above, below, claim, every, in_errors, plus_minus, with_errors
 from nanoroads.report.drawing import COLOURS, INK, new_figure
-from nanoroads.report.evidence import (
-    differences,
-    in_errors,
-    lead,
-    means_with_errors,
-    over_seeds,
-    values_of,
-    with_errors,
-)
-from nanoroads.report.write import plus_minus, table
+from nanoroads.report.evidence import differences, means_with_errors, over_seeds, values_of
+from nanoroads.report.write import table
 
 ROADS = {"best of n": "d", "rl": "ln d", "dpo": "ln d"}  # {road: x of its form d (a - b x)}
 
@@ -28,9 +21,7 @@ ROADS = {"best of n": "d", "rl": "ln d", "dpo": "ln d"}  # {road: x of its form 
 
 
 def changes_from_peak(by_seed, road):
-    """{"mean", "se"} of gold and of the proxy: the last setting less the one where gold peaks.
-
-    The peak is the setting with the largest mean."""
+    """{"mean", "se"} of gold and of the proxy: the last setting less the one before it where gold peaks."""
     peak = peak_of(by_seed, road)
     changes = []
     for name in ("gold", "proxy"):
@@ -38,29 +29,24 @@ def changes_from_peak(by_seed, road):
     return changes
 
 
-def peak_of(by_seed, road, end=None):
-    """The place, among a road's settings before `end`, where the mean of gold over seeds is largest."""
-    places = range(len(by_seed[0][road]))[:end]
-    gold = [over_seeds(by_seed, road, place, "gold")["mean"] for place in places]
-    return gold.index(max(gold))
+def peak_of(by_seed, road):
+    """The place, among a road's settings but the last, where the mean of gold over seeds is largest."""
+    places = range(len(by_seed[0][road]) - 1)
+    return max(places, key=lambda place: over_seeds(by_seed, road, place, "gold")["mean"])
 
 
-def falls_text(by_seed, road, title, knob):
-    """The claim that gold falls from its peak, with the proxy's change. knob: the name of what is set."""
+def falls_line(by_seed, road, title, knob):
+    """Whether gold falls from its peak to the last setting, while the proxy rises if the road climbs it.
+
+    knob: the name of what is set."""
     settings = values_of(by_seed[0][road], "setting")
-    peak = peak_of(by_seed, road)
-    if peak == len(settings) - 1:
-        second = peak_of(by_seed, road, peak)
-        more = lead(by_seed, [road, peak, "gold"], [road, second, "gold"])
-        return (
-            f"{title} over-optimises: gold is still at its largest at {knob} {settings[peak]}, above that at "
-            f"{settings[second]} by {with_errors(more)}."
-        )
     gold, proxy = changes_from_peak(by_seed, road)
-    return (
-        f"{title} over-optimises: from {knob} {settings[peak]}, where gold peaks, to {settings[-1]} gold "
-        f"changes by {with_errors(gold)}, the proxy by {with_errors(proxy, 2)}."
-    )
+    holds = [below(gold)]
+    if road != "dpo":
+        holds.append(above(proxy))
+    text = f"{title} over-optimises: from {knob} {settings[peak_of(by_seed, road)]}, the peak of gold before "
+    text += f"the end, to {settings[-1]} gold changes by {with_errors(gold)}, the proxy by "
+    return claim(every(holds), f"{text}{with_errors(proxy, 2)}.")
 
 
 def loss_text(by_seed):
@@ -69,22 +55,19 @@ def loss_text(by_seed):
     peak = peak_of(by_seed, "dpo")
     changes = []
     for place in range(peak + 1, len(betas)):
-        change = with_errors(lead(by_seed, ["dpo_loss", place], ["dpo_loss", peak]))
-        changes.append(f"{change}, to {betas[place]}")
+        losses = [values_of(by_seed, "dpo_loss", at) for at in (place, peak)]
+        changes.append(f"{with_errors(differences(*losses))}, to {betas[place]}")
     loss = over_seeds(by_seed, "dpo_loss", len(betas) - 1)
-    text = f"at {betas[-1]} it is {plus_minus(loss)}, {in_errors(loss, math.log(2))} (ln 2)"
-    if changes:
-        text = f"from {betas[peak]} on it changes by {' and by '.join(changes)}; {text}"
-    return f"Its held-out loss: {text}."
+    text = f"Its held-out loss: from {betas[peak]} on it changes by {' and by '.join(changes)}; at "
+    return f"{text}{betas[-1]} it is {plus_minus(loss)}, {in_errors(loss, math.log(2))} (ln 2)."
 
 
-def fits_text(by_seed, road, above):
-    """The claim that Gao's form fits both measures of a road with an R2 above a bound."""
-    found = []
-    for name, of in (("gold", "of gold"), ("proxy", "of the proxy")):
-        r2 = over_seeds(by_seed, f"{road}, fits", name, "r2")
-        found.append(f"{plus_minus(r2)} {of}, {in_errors(r2, above)}")
-    return f"Gao's form d (a - b {ROADS[road]}) fits {road} with R2 above {above}: {'; '.join(found)}."
+def fits_line(by_seed, road, least):
+    """The claim that Gao's form fits both measures of a road with an R2 above `least`."""
+    gold, proxy = [over_seeds(by_seed, f"{road}, fits", name, "r2") for name in ("gold", "proxy")]
+    text = f"Gao's form d (a - b {ROADS[road]}) fits {road} with R2 above {least}: {plus_minus(gold)} of "
+    text += f"gold, {in_errors(gold, least)}; {plus_minus(proxy)} of the proxy, {in_errors(proxy, least)}."
+    return claim(every([above(gold, least), above(proxy, least)]), text)
 
 
 def lead_at_equal_kl(results, place):

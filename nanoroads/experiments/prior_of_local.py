@@ -4,9 +4,10 @@ by_seed: of each seed "truth" and "reference", best of 16, and {"global", "local
 
 from matplotlib.figure import Figure
 
+from nanoroads.report.cells import plus_minus
 from nanoroads.report.drawing import COLOURS, new_figure
 from nanoroads.report.evidence import over_seeds, values_of
-from nanoroads.report.write import plus_minus, table
+from nanoroads.report.write import table
 
 SCORES = {  # where a seed's row has them
     "log pi_ref": ["reference"],

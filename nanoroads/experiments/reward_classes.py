@@ -6,11 +6,12 @@ from itertools import pairwise
 
 from matplotlib.figure import Figure
 
+from nanoroads.report.cells import plus_minus
 from nanoroads.report.drawing import INK, new_figure
-from nanoroads.report.evidence import differences, over_seeds, values_of
+from nanoroads.report.evidence import lead, over_seeds
 from nanoroads.report.figures import label_ends
 from nanoroads.report.measures import BEST_OF
-from nanoroads.report.write import plus_minus, table
+from nanoroads.report.write import table
 
 COLUMNS = {  # of the table, and where a class's row has them
     "nll": ["nll"],
@@ -24,13 +25,11 @@ for n in BEST_OF:
 COLOURS = ["#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#0072b2", INK]
 
 
-def lead(by_seed: list[dict], one: str, other: str, column: str) -> dict[str, float]:
+def better_by(by_seed: list[dict], one: str, other: str, column: str) -> dict[str, float]:
     """{"mean", "se"} over seeds of how much better one class is; of a loss, less is better."""
-    ours = values_of(by_seed, one, *COLUMNS[column])
-    theirs = values_of(by_seed, other, *COLUMNS[column])
     if column.startswith("nll"):
-        return differences(theirs, ours)
-    return differences(ours, theirs)
+        one, other = other, one
+    return lead(by_seed, one, other, *COLUMNS[column])
 
 
 def ordered(by_seed: list[dict], classes: list[str], column: str) -> list[str]:
@@ -45,7 +44,7 @@ def neighbours(by_seed: list[dict], classes: list[str], column: str) -> dict[str
     """{"one over the next": {"mean", "se"} of how much better it is} down the list of classes."""
     steps = {}
     for one, other in pairwise(classes):
-        steps[f"{one} over {other}"] = lead(by_seed, one, other, column)
+        steps[f"{one} over {other}"] = better_by(by_seed, one, other, column)
     return steps
 
 

@@ -4,12 +4,11 @@ seeds: of each seed the results {"sft", "optimum", "rloo", "simple", "dpo 1000",
 {"checks 30": numbers of both roads over R_sim, ...}.
 """
 
-import math
-
 from nanoroads.experiments.simple_rewards import CLASSES
+from nanoroads.report.cells import above, below, every, in_errors, plus_minus
 from nanoroads.report.drawing import COLOURS, INK, new_figure
-from nanoroads.report.evidence import in_errors, is_above, is_below, over_seeds, values_of
-from nanoroads.report.write import plus_minus, table
+from nanoroads.report.evidence import over_seeds, values_of
+from nanoroads.report.write import table
 
 NAMES = {  # of the curves
     "checks": "both roads over R_sim, which has the true reward",
@@ -38,44 +37,17 @@ def curves_of(seeds, simple_sizes, gpt_sizes):
     return curves
 
 
-def pairs_needed(curve, goal, reaches):
-    """The fewest pairs from which on a curve reaches `goal`; infinity: more than there are.
+def few_are_enough(curves, goal):
+    """The claim that over "checks" its fewest pairs reach `goal`, which a GPT does not with its most.
 
-    reaches(cell, goal): whether {"mean", "se"} does."""
-    needed = math.inf
-    for n in reversed(curve):
-        if not reaches(curve[n], goal):
-            break
-        needed = n
-    return needed
-
-
-def shown(cell, goal):
-    """Whether a mean is shown to be above the goal."""
-    return is_above(cell, goal)
-
-
-def possible(cell, goal):
-    """Whether a mean is not shown to be below the goal."""
-    return not is_below(cell, goal)
-
-
-def needs_fewer(curves, goal):
-    """Whether "checks" needs fewer pairs for `goal` than either GPT, and how many each needs, in words.
-
-    By two standard errors: "checks" as many as are shown to do, the GPTs the fewest that may do."""
-    needed = {"checks": pairs_needed(curves["checks"], goal, shown)}
-    for road in ("dpo", "rlhf"):
-        needed[road] = pairs_needed(curves[road], goal, possible)
+    -> whether it holds, and in words the number of pairs and the reward of each."""
+    ends = {"checks": min(curves["checks"]), "dpo": max(curves["dpo"]), "rlhf": max(curves["rlhf"])}
+    cells = {road: curves[road][pairs] for road, pairs in ends.items()}
+    holds = every([above(cells["checks"], goal), below(cells["dpo"], goal), below(cells["rlhf"], goal)])
     words = {}
-    for road, n in needed.items():
-        number = f"{n:,}"
-        if n == math.inf:
-            n = max(curves[road])
-            number = f"more than {n:,}"
-        cell = curves[road][n]
-        words[road] = f"{number} ({plus_minus(cell)} there, {in_errors(cell, goal)})"
-    return needed["checks"] < min(needed["dpo"], needed["rlhf"]), words
+    for road, pairs in ends.items():
+        words[road] = f"{pairs:,} pairs ({plus_minus(cells[road])}, {in_errors(cells[road], goal)})"
+    return holds, words
 
 
 def table_of(seeds, curves, rloo_pairs):

@@ -3,9 +3,10 @@
 from matplotlib.figure import Figure
 
 from nanoroads.experiments.two_names import WRITINGS
+from nanoroads.report.cells import above, claim, every, plus_minus, with_errors
 from nanoroads.report.drawing import COLOURS, INK, new_figure
-from nanoroads.report.evidence import claim, is_above, over_seeds, values_of, with_errors
-from nanoroads.report.write import plus_minus, table
+from nanoroads.report.evidence import over_seeds, values_of
+from nanoroads.report.write import table
 
 REFERENCES = {  # of two_names.KNOWN
     "two_names": "SFT has seen mixed routes",
@@ -17,7 +18,7 @@ BARS = [COLOURS["dpo"], COLOURS["rlhf_global"], "#e69f00"]  # the last is Okabe 
 TICKS = ["as trained\n>OR>NV>UT", "renamed\n>or>nv>ut", "mixed\n>OR>nv>UT"]
 
 
-def leads(by_seed: list[dict], reference: str, writing: str) -> list[list[float]]:
+def leads_of_heads(by_seed: list[dict], reference: str, writing: str) -> list[list[float]]:
     """For each head, by how much its accuracy is above that of DPO's implicit reward, seed by seed."""
     implicit = values_of(by_seed, reference, "implicit", writing, "true_order")
     by_head = []
@@ -32,7 +33,7 @@ def verdict_line(text: str, cells: list[dict[str, float]]) -> str:
     found = []
     for label, cell in zip(HEADS.values(), cells, strict=True):
         found.append(f"{with_errors(cell)} ({label})")
-    return claim(all(is_above(cell) for cell in cells), f"{text}: {'; '.join(found)}.")
+    return claim(every(map(above, cells)), f"{text}: {'; '.join(found)}.")
 
 
 def table_of(by_seed: list[dict]) -> str:

@@ -4,10 +4,10 @@
 accuracy, valid, greedy or legal, and a group one of verifies_and_generates.py's `groups_of`."""
 
 from nanoroads.experiments.verifies_and_generates import DISTANCES, FAR
-from nanoroads.report import evidence
+from nanoroads.report.cells import in_errors, plus_minus
 from nanoroads.report.drawing import COLOURS, INK, new_figure
-from nanoroads.report.evidence import in_errors, over_seeds, values_of
-from nanoroads.report.write import plus_minus, table
+from nanoroads.report.evidence import over_seeds, values_of
+from nanoroads.report.write import table
 
 # What each road verifies by, and what generates; with RLHF these are two models, the head and the policy.
 VERIFIERS = {
@@ -23,11 +23,6 @@ GENERATORS = {
     "imitation": "SFT on the chosen routes",
 }
 GOALS = {"all": "whatever the goal", FAR: "three moves from the goal or more"}  # groups of the verdict
-
-
-def lead(by_seed, one, other, measure):
-    """{"mean", "se"} of a measure of one road minus another's, seed by seed, over all pairs."""
-    return evidence.lead(by_seed, [one, measure, "all"], [other, measure, "all"])
 
 
 def bounds_text(by_seed, group, verifies_above, generates_below):

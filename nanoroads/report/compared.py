@@ -5,13 +5,14 @@ with sft, dpo or rlhf, the road whose colour it has. by_seed: of each seed {run:
 
 from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
 
-from nanoroads.report import evidence
+from nanoroads.report.cells import plus_minus
 from nanoroads.report.drawing import COLOURS, new_figure
-from nanoroads.report.evidence import over_seeds
+from nanoroads.report.evidence import lead, over_seeds, values_of
 from nanoroads.report.on_map import policy_row
-from nanoroads.report.write import plus_minus, table
+from nanoroads.report.write import table
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.world.roadmap import WORLDS, prompts
 
@@ -33,14 +34,16 @@ def policy_rows(folder: Path, labels: dict[str, str]) -> dict[str, dict]:
     return rows
 
 
-def lead(by_seed: list[dict], one: str, other: str, measure: str = "reward") -> dict[str, float]:
-    """{"mean", "se"} over seeds of how far one policy is ahead of another in a measure, seed by seed."""
-    return evidence.lead(by_seed, [one, measure, "mean"], [other, measure, "mean"])
+def reward_lead(by_seed: list[dict], one: str, other: str, measure: str = "reward") -> dict[str, float]:
+    """{"mean", "se"} over seeds of how far one policy is ahead of another in true reward, seed by seed.
+
+    measure: "greedy_reward" for that of greedy responses."""
+    return lead(by_seed, one, other, measure, "mean")
 
 
-def leads(by_seed: list[dict], one: str, other: str) -> list[float]:
-    """How far one policy is ahead of another in true reward, of each seed."""
-    return [row[one]["reward"]["mean"] - row[other]["reward"]["mean"] for row in by_seed]
+def rewards_of(by_seed: list[dict], name: str) -> torch.Tensor:
+    """A policy's true reward, of each seed, (S,) fp64."""
+    return torch.tensor(values_of(by_seed, name, "reward", "mean"), dtype=torch.float64)
 
 
 def policies_table(by_seed: list[dict], labels: dict[str, str]) -> str:

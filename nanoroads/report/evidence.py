@@ -4,23 +4,22 @@ Their runs lie in one folder, OUT/seedS/..., so that what one script has trained
 train again (see ledger.py). Each writes what it found to OUT/NAME/.
 """
 
-import math
 import time
 from argparse import Namespace
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+# Most are here for summaries.py, which imports them from this module.
+from nanoroads.report.cells import claim, in_errors, is_above, is_below, is_within, plus_minus, with_errors  # noqa: F401
 from nanoroads.report.drawing import save
 from nanoroads.report.phases import Phase, new_phase
-from nanoroads.report.write import plus_minus, yes_or_no
 from nanoroads.run.flags import SEED, Parser, positive
 from nanoroads.score import mean_se
 from nanoroads.weights.files import write_json, write_text
 
 SFT, DPO, RLHF = [], [], []  # more flags for the shared runs: none but the scripts' defaults
 PAIRS, TEST_PAIRS = 5000, 1000  # of SFT's samples
-NONE = 0.02  # of a reward or an accuracy: a lead below it counts as none
 BEGIN = time.monotonic()
 
 
@@ -114,71 +113,9 @@ def differences(one: list[float], other: list[float]) -> dict[str, float]:
     return mean_se([a - b for a, b in zip(one, other, strict=True)])
 
 
-def lead(by_seed: list[dict], one: list[str | int], other: list[str | int]) -> dict[str, float]:
-    """The same of two numbers of each seed. one, other: the paths to them, as `values_of` has them."""
-    return differences(values_of(by_seed, *one), values_of(by_seed, *other))
-
-
-def with_errors(cell: dict[str, float], digits: int = 3) -> str:
-    """{"mean", "se"} of a difference -> `+0.097 ± 0.006, 16.2 standard errors`."""
-    if cell["se"] == 0:
-        return f"{signed(cell, digits)}, one seed"
-    return f"{signed(cell, digits)}, {abs(cell['mean'] / cell['se']):.1f} standard errors"
-
-
-def against(cell: dict[str, float], bound: float, digits: int = 3) -> str:
-    """The same beside a bound: `+0.163 ± 0.069, 1.6 standard errors above 0.05`."""
-    return f"{signed(cell, digits)}, {in_errors(cell, bound)}"
-
-
-def against_both(cell: dict[str, float], bound: float, digits: int = 3) -> str:
-    """The same beside -bound or bound, whichever is on the mean's side, where `is_within` decides."""
-    return against(cell, math.copysign(bound, cell["mean"]), digits)
-
-
-def signed(cell, digits):
-    """`+0.097 ± 0.006`; of one seed, `+0.097`."""
-    if cell["se"] == 0:
-        return f"{cell['mean']:+.{digits}f}"
-    sign = "+" if cell["mean"] >= 0 else ""
-    return sign + plus_minus(cell, digits)
-
-
-def in_errors(cell: dict[str, float], bound: float) -> str:
-    """How far {"mean", "se"} is from `bound`: `7.2 standard errors above 0.5`."""
-    distance = cell["mean"] - bound
-    side = "below" if distance < 0 else "above"
-    if cell["se"] == 0:
-        return f"{abs(distance):.3f} {side} {bound:.3g} without an error"
-    return f"{abs(distance) / cell['se']:.1f} standard errors {side} {bound:.3g}"
-
-
-def is_above(cell: dict[str, float], bound: float = 0.0) -> bool:
-    """Whether a mean is above `bound` by more than two standard errors; of one seed, above it at all."""
-    return cell["mean"] - 2 * cell["se"] > bound
-
-
-def is_below(cell: dict[str, float], bound: float = 0.0) -> bool:
-    """Whether a mean is below `bound` by more than two standard errors; of one seed, below it at all."""
-    return cell["mean"] + 2 * cell["se"] < bound
-
-
-def is_within(cell: dict[str, float], bound: float) -> bool:
-    """Whether a mean is shown to be between -bound and bound, by two standard errors.
-
-    A claim of "no difference" needs this: that a difference is not shown says as much of the errors
-    as of the difference."""
-    return is_above(cell, -bound) and is_below(cell, bound)
-
-
-def is_none(lead: dict[str, float]) -> bool:
-    """Whether a lead is shown to be below NONE, as a claim of "no better" needs it."""
-    return is_below(lead, NONE)
-
-
-def claim(holds: bool, text: str) -> str:
-    """A line of a verdict: `yes: ...` or `NO: ...`."""
-    return f"{yes_or_no(holds)}: {text}"
+def lead(by_seed: list[dict], one: str, other: str, *path: str | int) -> dict[str, float]:
+    """{"mean", "se"} over seeds of by_seed[i][one] - by_seed[i][other], each at [path[0]][path[1]]..."""
+    return differences(values_of(by_seed, one, *path), values_of(by_seed, other, *path))
 
 
 # ---------------------------------------------------------------- the results

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from nanoroads.report import cells
 from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS, route_logps
 from nanoroads.score import mean_se
 from nanoroads.weights.checkpoint import load_policy
@@ -20,6 +21,10 @@ from nanoroads.world.task import measure_on_map
 SETTINGS = {"short_horizon": "roadmap-short", "two_moves": "roadmap-2", "hidden_reference": "roadmap-hidden"}
 STRENGTH = {"dpo": "beta", "rlhf_global": "kl"}  # the flag that weighs KL against reward
 SAMPLES = 8  # of a policy for each prompt
+# What "closed" means: a difference in true reward within SMALL, and both roads within NEAR nats of the
+# policy that both aim at.
+SMALL = 0.01
+NEAR = 0.3
 
 # Flags of the worlds of one and two moves, for the main job and for experiments/sweep.py. SFT goes on
 # from the main world's policy. Both roads have the same strength, and so the same soft optimum.
@@ -85,3 +90,13 @@ def samples_of(policy, reference, world):
     reward = torch.tensor(values["reward"], dtype=torch.float64)
     log_ratio = torch.tensor(values["kl"], dtype=torch.float64)
     return reward.view(-1, SAMPLES), log_ratio.view(-1, SAMPLES)
+
+
+def closed_line(setting: str, lead: cells.Cell, dpo: cells.Cell, rlhf: cells.Cell) -> str:
+    """The line of a verdict that the gap is closed in a setting.
+
+    lead: RLHF's over DPO in true reward. dpo, rlhf: their nats from the exact soft optimum."""
+    closed = cells.every([cells.within(lead, SMALL), cells.below(dpo, NEAR), cells.below(rlhf, NEAR)])
+    text = f"{setting} the gap is closed: RLHF - DPO is {cells.beside_nearer_bound(lead, SMALL)}; from the "
+    text += f"soft optimum DPO is {cells.plus_minus(dpo, 2)} nats away, {cells.in_errors(dpo, NEAR)}, RLHF "
+    return cells.claim(closed, f"{text}{cells.plus_minus(rlhf, 2)}, {cells.in_errors(rlhf, NEAR)}.")

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
+from nanoroads.report.cells import plus_minus
 from nanoroads.report.drawing import COLOURS, INK, new_figure
-from nanoroads.report.evidence import over_seeds, values_of
+from nanoroads.report.evidence import differences, over_seeds, values_of
 from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS, route_logps
-from nanoroads.report.write import plus_minus, table
+from nanoroads.report.write import table
 from nanoroads.score import mean_se
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.world.distance import Optimum, listed_routes, row_of
@@ -51,16 +52,25 @@ def rows_of(world_name: str, sft: Path, runs: dict[str, Path], beta: float) -> d
 # ---------------------------------------------------------------- over seeds
 
 
-def lead(by_seed, kind, case):
+def rlhf_lead(by_seed, kind, case):
     """{"mean", "se"} over seeds of RLHF's lead."""
-    return mean_se(leads_of(by_seed, kind, case))
+    return mean_se(rlhf_leads(by_seed, kind, case))
 
 
-def leads_of(by_seed, kind, case):
+def lead_grows(by_seed, kind, case, other):
+    """{"mean", "se"} over seeds of how much larger RLHF's lead is in one case than in another."""
+    return differences(rlhf_leads(by_seed, kind, case), rlhf_leads(by_seed, kind, other))
+
+
+def rlhf_leads(by_seed, kind, case):
     """RLHF - DPO in true reward, of each seed."""
-    rlhf = values_of(by_seed, kind, str(case), "rlhf", "reward")
-    dpo = values_of(by_seed, kind, str(case), "dpo", "reward")
-    return [a - b for a, b in zip(rlhf, dpo, strict=True)]
+    roads = zip(rewards_of(by_seed, kind, case, "rlhf"), rewards_of(by_seed, kind, case, "dpo"), strict=True)
+    return [rlhf - dpo for rlhf, dpo in roads]
+
+
+def rewards_of(by_seed, kind, case, policy):
+    """A policy's true reward, of each seed."""
+    return values_of(by_seed, kind, str(case), policy, "reward")
 
 
 def has_optimum(by_seed, kind, case):
@@ -71,12 +81,6 @@ def has_optimum(by_seed, kind, case):
 def distance(by_seed, kind, case, road):
     """{"mean", "se"} over seeds of a road's KL(pi || pi*), in nats."""
     return over_seeds(by_seed, kind, str(case), road, "kl_to_optimum")
-
-
-def further_road(by_seed, kind, case):
-    """The same of the road that may be further away: the one with the larger mean + 2 standard errors."""
-    cells = [distance(by_seed, kind, case, road) for road in ROADS]
-    return max(cells, key=lambda cell: cell["mean"] + 2 * cell["se"])
 
 
 # ---------------------------------------------------------------- table and figure
@@ -90,7 +94,7 @@ def table_of(by_seed, cases, name):
             cells = [kind_name, f"{case:,}"]
             for policy in ("sft", *ROADS):
                 cells.append(plus_minus(over_seeds(by_seed, kind, str(case), policy, "reward")))
-            cells.append(plus_minus(lead(by_seed, kind, case)))
+            cells.append(plus_minus(rlhf_lead(by_seed, kind, case)))
             if has_optimum(by_seed, kind, case):
                 optimum = over_seeds(by_seed, kind, str(case), "optimum", "reward")
                 cells.append(f"{optimum['mean']:.3f}")
@@ -107,7 +111,7 @@ def figure_of(by_seed, cases, xlabel, xscale="linear"):
     """Left RLHF's lead, right the distance of both roads, against the cases."""
     fig, (left, right) = new_figure(11, 4, ncols=2)
     for kind, style in (("any", "o-"), ("legal", "s--")):
-        draw(left, cases, [lead(by_seed, kind, case) for case in cases], style, INK, KINDS[kind])
+        draw(left, cases, [rlhf_lead(by_seed, kind, case) for case in cases], style, INK, KINDS[kind])
         known = [case for case in cases if has_optimum(by_seed, kind, case)]
         for road, colour in ROADS.items():
             cells = [distance(by_seed, kind, case, road) for case in known]

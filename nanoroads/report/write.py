@@ -5,15 +5,12 @@ import tempfile
 from pathlib import Path
 
 from nanoroads.report import figures
+from nanoroads.report.cells import above, claim, plus_minus, with_errors
 from nanoroads.report.drawing import save
+from nanoroads.report.gap_closed import closed_line
 from nanoroads.report.page import report_page
 from nanoroads.run.folder import read_metrics
 from nanoroads.weights.files import json_bytes, read_json_object, write_text
-
-# What "closed" means: a difference in true reward within SMALL, and both roads within NEAR nats of the
-# policy that both aim at, each by two standard errors. "Open": one of these is not so, by as many.
-SMALL = 0.01
-NEAR = 0.3
 
 
 def report_files(results: dict, folder: Path) -> dict[str, bytes]:
@@ -64,18 +61,12 @@ def draw(results, out, folder):
 def verdict(results: dict) -> list[str]:
     """What the numbers say, for or against the paper."""
     rewards = {name: row["reward"] for name, row in results["policies"].items()}  # {"mean", "se"} each
-    lead, lead_se = difference(rewards["rlhf_global"], rewards["dpo"])
-    gain, gain_se = difference(rewards["dpo"], rewards["sft"])
-    before = results["equivalence"]["kl_dpo_sft"]
-    after = results["equivalence"]["kl_dpo_rlhf_local"]
-    # "comes back": more than three quarters of the KL that SFT's policy had to DPO's are gone
-    comes_back = after < before / 4
+    lead = independent_difference(rewards["rlhf_global"], rewards["dpo"])
+    gain = independent_difference(rewards["dpo"], rewards["sft"])
     lines = [
-        f"{yes_or_no(lead > 2 * lead_se)}: RLHF on the global reward beats DPO in true reward "
-        f"(by {with_se(lead, lead_se)}).",
-        f"{yes_or_no(gain > 2 * gain_se)}: DPO beats SFT (by {with_se(gain, gain_se)}).",
-        f"{yes_or_no(comes_back)}: RLHF on the local reward comes back to DPO's policy (Theorem 2.2): "
-        f"KL {before:.3f} before, {after:.3f} nats after.",
+        claim(above(lead), f"RLHF on the global reward beats DPO in true reward (by {with_errors(lead)})."),
+        claim(above(gain), f"DPO beats SFT (by {with_errors(gain)})."),
+        comes_back_line(results),
     ]
     for name, row in results["gap_closed"].items():
         lines.append(gap_closed_line(IN_WORDS[name], row))
@@ -89,9 +80,20 @@ def verdict(results: dict) -> list[str]:
     return lines
 
 
+def comes_back_line(results):
+    """Theorem 2.2: more than three quarters of the KL that DPO has to SFT's policy are gone."""
+    before = results["policies"]["dpo"]["kl_to_ref"]
+    after = results["equivalence"]["kl_dpo_rlhf_local"]
+    # The second has no error here. Of numbers that are not negative, as KLs, the mean's error over seeds
+    # is at most the mean, so that two errors above it are three times the mean.
+    comes_back = above(before, 4 * 3 * after)
+    text = f"RLHF on the local reward comes back to DPO's policy (Theorem 2.2): KL {plus_minus(before)}"
+    return claim(comes_back, f"{text} before, {after:.3f} nats after.")
+
+
 IN_WORDS = {
-    "short_horizon": "at one move, where nothing is left to plan",
-    "two_moves": "at two moves, with one state in between to plan",
+    "short_horizon": "at one move, where nothing is left to plan,",
+    "two_moves": "at two moves, with one state in between to plan,",
     "hidden_reference": "against a hidden walk",
 }
 
@@ -99,52 +101,15 @@ IN_WORDS = {
 def gap_closed_line(setting, row):
     """Whether RLHF and DPO are one, in a setting of IN_WORDS. row: of `gap_closed.gap_closed_row`."""
     lead = row["rlhf_minus_dpo"]
-    apart = f"RLHF - DPO is {lead['mean']:+.3f} ± {lead['se']:.3f}"
     if "optimum" not in row:
-        return f"{setting.capitalize()} {apart}; how near the optimum either is, is not known: no claim."
-    dpo, rlhf = [row[name]["kl_to_optimum"] for name in ("dpo", "rlhf_global")]
-    # How far each is inside its bound (> 0) or outside (< 0), in standard errors.
-    inside = [errors_inside(lead, SMALL), errors_inside(dpo, NEAR), errors_inside(rlhf, NEAR)]
-    closed = min(inside) > 2
-    finding = ""
-    if not closed:
-        finding = " (it is open)" if min(inside) < -2 else " (undecided)"
-    return (
-        f"{yes_or_no(closed)}: {setting}, the gap is closed{finding}: {apart}, "
-        f"{inside_or_outside(inside[0])} ±{SMALL}, and from the exact soft optimum DPO is "
-        f"{plus_minus(dpo, 2)} nats away, {inside_or_outside(inside[1])} {NEAR}, and RLHF "
-        f"{plus_minus(rlhf, 2)}, {inside_or_outside(inside[2])} it."
-    )
+        text = f"{setting.capitalize()} RLHF - DPO is {with_errors(lead)}; how near the optimum either is, "
+        return f"{text}is not known: no claim."
+    return closed_line(setting, lead, row["dpo"]["kl_to_optimum"], row["rlhf_global"]["kl_to_optimum"])
 
 
-def errors_inside(cell, bound):
-    """By how many standard errors the size of {"mean", "se"} is below `bound`."""
-    distance = bound - abs(cell["mean"])
-    if cell["se"] == 0:
-        return math.copysign(math.inf, distance)
-    return distance / cell["se"]
-
-
-def inside_or_outside(errors):
-    """`1.7 standard errors inside`."""
-    side = "outside" if errors < 0 else "inside"
-    return f"{abs(errors):.1f} standard errors {side}"
-
-
-def yes_or_no(holds):
-    """How a claim that holds, or does not, begins its line."""
-    return "yes" if holds else "NO"
-
-
-def difference(one, other):
-    """(one - other, its standard error) of two {"mean", "se"}, taken as independent."""
-    return one["mean"] - other["mean"], (one["se"] ** 2 + other["se"] ** 2) ** 0.5
-
-
-def with_se(gain, se):
-    """A difference and its standard error, and a word where that is large."""
-    doubt = ", less than two standard errors" if abs(gain) < 2 * se else ""
-    return f"{gain:+.3f} ± {se:.3f}{doubt}"
+def independent_difference(one, other):
+    """one - other of two {"mean", "se"}, taken as independent."""
+    return {"mean": one["mean"] - other["mean"], "se": math.hypot(one["se"], other["se"])}
 
 
 # ---------------------------------------------------------------- the sections
@@ -230,11 +195,6 @@ def gap_closed_section(settings):
 
 
 # ---------------------------------------------------------------- text
-
-
-def plus_minus(cell, digits=3):
-    """{"mean", "se"} -> `0.512 ± 0.008`."""
-    return f"{cell['mean']:.{digits}f} ± {cell['se']:.{digits}f}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

@@ -16,6 +16,7 @@ from nanoroads.report.phases import Phase, Starter, by_critical_path, lock_folde
 from nanoroads.run import lock
 from nanoroads.text import tokenizer
 from nanoroads.world import optimum, roadmap
+from tests.helpers.verdicts import NO, UNDECIDED, outcomes
 
 ENCODING = tokenizer.get("roadmap")
 PROMPTS = roadmap.prompts(roadmap.WORLDS["roadmap"], "test")[:6]
@@ -244,17 +245,27 @@ def results(sft=0.2, dpo=0.4, rlhf=0.5, short=(0.002, 0.001, (0.2, 0.1)), two=(0
 
 
 def test_the_verdict_can_go_either_way():
-    words = lambda **r: [line.split(":")[0] for line in write.verdict(results(**r))[:5]]  # noqa: E731
-    assert words() == ["yes", "yes", "yes", "yes", "NO"]
-    assert words(rlhf=0.39) == ["NO", "yes", "yes", "yes", "NO"]
-    assert words(rlhf=0.42) == ["NO", "yes", "yes", "yes", "NO"]  # ahead, but within two standard errors
-    assert words(dpo=0.1) == ["yes", "NO", "yes", "yes", "NO"]
-    assert words(dpo=0.22) == ["yes", "NO", "yes", "yes", "NO"]  # so is DPO here
-    assert words(kl=0.26) == ["yes", "yes", "NO", "yes", "NO"]
-    assert "by +0.100 ± 0.014)." in write.verdict(results())[0]
-    assert "by +0.020 ± 0.014, less than two standard errors)." in write.verdict(results(rlhf=0.42))[0]
+    words = lambda **r: outcomes(write.verdict(results(**r))[:5])  # noqa: E731
+    assert words() == ["yes", "yes", "yes", "yes", NO]
+    assert words(rlhf=0.35) == [NO, "yes", "yes", "yes", NO]
+    assert words(rlhf=0.42) == [UNDECIDED, "yes", "yes", "yes", NO]  # ahead, but within two standard errors
+    assert words(rlhf=0.39) == [UNDECIDED, "yes", "yes", "yes", NO]
+    assert words(dpo=0.1) == ["yes", NO, "yes", "yes", NO]
+    assert words(dpo=0.22) == ["yes", UNDECIDED, "yes", "yes", NO]  # so is DPO here
+    assert "by +0.100 ± 0.014, 7.1 standard errors)." in write.verdict(results())[0]
+    assert "by +0.020 ± 0.014, 1.4 standard errors)." in write.verdict(results(rlhf=0.42))[0]
     last = write.verdict(results())[6]
     assert "likelihood: global, dpo, local" in last and "best-of-16: global, local, dpo" in last
+
+
+@pytest.mark.parametrize(
+    ("kl", "begins"),
+    [(0.08, "yes: "), (0.082, "NO, undecided: "), (0.084, "NO, undecided: "), (0.086, "NO: ")],
+)
+def test_to_come_back_three_quarters_of_the_kl_must_go_whatever_its_error(kl, begins):
+    """KL to SFT is 1 ± .01: twelve times what is left have to be less, by two errors."""
+    said = write.verdict(results(kl=kl))[2]
+    assert said.startswith(begins) and f"KL 1.000 ± 0.010 before, {kl:.3f} nats after." in said
 
 
 @pytest.mark.parametrize(
@@ -275,25 +286,20 @@ def test_the_verdict_can_go_either_way():
     ],
 )
 def test_the_gap_is_closed_where_both_are_one_and_near_the_optimum(setting, finding):
-    begins = {"closed": "yes: ", "undecided": "NO: ", "open": "NO: "}
-    ends = {
-        "closed": "the gap is closed: ",
-        "undecided": "closed (undecided): ",
-        "open": "closed (it is open): ",
-    }
+    begins = {"closed": "yes: ", "undecided": "NO, undecided: ", "open": "NO: "}
     for name, line in (("short", 3), ("two", 4)):
         said = write.verdict(results(**{name: setting}))[line]
-        assert said.startswith(begins[finding]) and ends[finding] in said
-        assert f"{setting[0]:+.3f} ± {setting[1]:.3f}" in said
+        assert said.startswith(begins[finding]) and "the gap is closed: " in said
+        assert f"RLHF - DPO is {setting[0]:+.3f}" in said
         assert f"DPO is {setting[2][0]:.2f} ± 0.04 nats away, " in said
-        assert f"and RLHF {setting[2][1]:.2f} ± 0.04, " in said
+        assert f", RLHF {setting[2][1]:.2f} ± 0.04, " in said
 
 
-def test_how_far_each_is_inside_its_bound_is_said():
+def test_how_far_each_is_from_its_bound_is_said():
     said = write.verdict(results(short=(-0.004, 0.002, (0.2, 0.4))))[3]
-    assert "-0.004 ± 0.002, 3.0 standard errors inside ±0.01" in said
-    assert "0.20 ± 0.04 nats away, 2.5 standard errors inside 0.3" in said
-    assert "0.40 ± 0.04, 2.5 standard errors outside it." in said
+    assert "-0.004 ± 0.002, 3.0 standard errors above -0.01" in said
+    assert "0.20 ± 0.04 nats away, 2.5 standard errors below 0.3" in said
+    assert "0.40 ± 0.04, 2.5 standard errors above 0.3." in said
 
 
 def test_the_committed_report_is_what_is_made_of_its_numbers():
@@ -304,7 +310,10 @@ def test_the_committed_report_is_what_is_made_of_its_numbers():
 
 def test_nothing_is_claimed_where_the_optimum_is_not_known():
     line = write.verdict(results())[5]
-    assert line.startswith("Against a hidden walk RLHF - DPO is -0.050 ± 0.010;") and "no claim" in line
+    assert (
+        line.startswith("Against a hidden walk RLHF - DPO is -0.050 ± 0.010, 5.0 standard")
+        and "no claim" in line
+    )
 
 
 def test_the_report_holds_the_numbers(tmp_path, monkeypatch):
@@ -332,7 +341,7 @@ def test_the_page_holds_the_report(tmp_path, monkeypatch):
     write.write_report(results(), tmp_path, tmp_path)
     page = html.unescape((tmp_path / "report.html").read_text())
     for line in write.verdict(results()):
-        assert line.removeprefix("yes: ").removeprefix("NO: ") in page
+        assert line.removeprefix("yes: ").removeprefix("NO, ").removeprefix("NO: ") in page
     cells = 0
     for line in (tmp_path / "report.md").read_text().splitlines():
         if line.startswith("|") and "---" not in line:

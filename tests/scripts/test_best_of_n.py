@@ -15,6 +15,7 @@ from nanoroads.weights.checkpoint import load_policy, load_reward_model
 from nanoroads.world import pairs, roadmap
 from tests.helpers.in_process import run_phases
 from tests.helpers.runs import read_jsonl
+from tests.helpers.verdicts import NO, UNDECIDED, not_held, outcomes
 
 EOS = tokenizer.eos_id(ENCODING)
 
@@ -64,10 +65,10 @@ def seeds_that_agree():
 
 def test_every_claim_can_hold():
     lines = best_of_n.verdict(seeds_that_agree())
-    assert [line[:4] for line in lines] == ["yes:"] * 6
+    assert outcomes(lines) == ["yes"] * 6
     assert "than DPO: +0.121" in lines[0] and "greedy +0.020" in lines[0] and "than RLHF: +0.091" in lines[1]
     assert (
-        "by being distilled: -0.010" in lines[2]
+        "distilled loses less than 0.02: -0.010" in lines[2]
         and "within 0.636 nats" in lines[3]
         and "within 1.84 nats" in lines[5]
     )
@@ -91,16 +92,14 @@ def test_every_claim_can_fail(lines, name, measure, more):
             row[name][measure] += more
         else:
             row[name][measure]["mean"] += more
-    verdict = best_of_n.verdict(by_seed)
-    assert [i for i, text in enumerate(verdict) if text.startswith("NO: ")] == lines
+    assert not_held(best_of_n.verdict(by_seed)) == dict.fromkeys(lines, NO)
 
 
 def test_a_loss_that_is_not_shown_does_not_show_that_there_is_none():
     by_seed = seeds_that_agree()
     for row, more in zip(by_seed, (-0.06, 0.06), strict=True):
         row["itself"]["16"] += more
-    verdict = best_of_n.verdict(by_seed)
-    assert [i for i, text in enumerate(verdict) if text.startswith("NO: ")] == [4]
+    assert not_held(best_of_n.verdict(by_seed)) == {4: UNDECIDED}
 
 
 @pytest.mark.parametrize(("line", "run"), [(3, "sft_best_of_4"), (5, "sft_best_of_16")])
@@ -109,7 +108,7 @@ def test_a_kl_below_its_bound_by_less_than_two_errors_is_not_enough(line, run):
     for row, kl in zip(by_seed, (-0.4, 1.0), strict=True):
         row[run]["kl_to_ref"]["mean"] = kl + (line == 5)  # .3 ± .7, 1.3 ± .7
     verdict = best_of_n.verdict(by_seed)
-    assert [i for i, text in enumerate(verdict) if text.startswith("NO: ")] == [line]
+    assert not_held(verdict) == {line: UNDECIDED}
     assert "± 0.700, 0." in verdict[line] and "standard errors below" in verdict[line]
 
 

@@ -13,6 +13,7 @@ from nanoroads.run.optim import total_steps
 from nanoroads.world import distance, roadmap
 from nanoroads.world.roadmap import prompts
 from tests.helpers.in_process import run_phases
+from tests.helpers.verdicts import NO, UNDECIDED, not_held, outcomes
 
 DPO = {1000: 0.5, 5000: 0.6, 20_000: 0.8, 80_000: 0.94}
 
@@ -34,38 +35,44 @@ def seeds_that_agree():
 
 def test_every_claim_can_hold():
     lines = data_size.verdict(seeds_that_agree())
-    assert [line[:4] for line in lines] == ["yes:"] * 6
-    assert "on 1,000 (+0.450" in lines[0] and "(by +0.440" in lines[1]
-    assert "RLHF's lead +0.010, 0.010 below 0.02" in lines[2]
-    assert "DPO has 0.50 ± 0.00 nats, RLHF 0.20 ± 0.00" in lines[2]
+    assert outcomes(lines) == ["yes"] * 6
+    assert "on 1,000 it is ahead of DPO on 80,000, by +0.010" in lines[0] and "pairs, by +0.440" in lines[1]
+    assert "less than 0.02: by +0.010, 0.010 below 0.02" in lines[2]
 
 
 @pytest.mark.parametrize("kind", data_size.KINDS)
-@pytest.mark.parametrize("line", range(3))
-def test_every_claim_can_fail(kind, line):
+@pytest.mark.parametrize(
+    ("pairs", "road", "reward", "line"),
+    [
+        ("1000", "rlhf", 0.93, 0),  # ahead of DPO on as many, but not of DPO on 80,000
+        ("1000", "dpo", 0.945, 1),  # the lead on few pairs is smaller than the one on many
+        ("80000", "rlhf", 0.97, 2),
+    ],
+)
+def test_every_claim_can_fail(kind, pairs, road, reward, line):
     seeds = seeds_that_agree()
     for row in seeds:
-        if line == 0:  # DPO leads on few pairs, and by more on many
-            row[kind]["1000"]["dpo"]["reward"] = 0.96
-            row[kind]["80000"]["dpo"]["reward"] = 0.98
-        if line == 1:  # the lead on few pairs is as small as the one on many
-            row[kind]["1000"]["rlhf"]["reward"] = 0.51
-        if line == 2:
-            row[kind]["80000"]["rlhf"]["reward"] = 1.0
-    verdict = data_size.verdict(seeds)
+        row[kind][pairs][road]["reward"] = reward
     place = line + 3 * list(data_size.KINDS).index(kind)
-    assert verdict[place].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 5
+    assert not_held(data_size.verdict(seeds)) == {place: NO}
 
 
 @pytest.mark.parametrize("kind", data_size.KINDS)
-def test_that_a_small_lead_is_measured_with_a_wide_error_is_not_enough(kind):
+@pytest.mark.parametrize(
+    ("pairs", "road", "apart", "line", "errors"),
+    [
+        ("1000", "rlhf", 0.02, 0, "+0.010 ± 0.020, 0.5 standard errors"),
+        ("1000", "dpo", 0.3, 1, "+0.440 ± 0.300, 1.5 standard errors"),
+        ("80000", "rlhf", 0.01, 2, "+0.010 ± 0.010, 1.0 standard errors below"),
+    ],
+)
+def test_a_mean_on_the_right_side_is_not_enough(kind, pairs, road, apart, line, errors):
     seeds = seeds_that_agree()
-    for row, change in zip(seeds, (-0.01, 0.01), strict=True):
-        row[kind]["80000"]["dpo"]["reward"] += change  # RLHF leads by .01 ± .01
+    for row, change in zip(seeds, (-apart, apart), strict=True):
+        row[kind][pairs][road]["reward"] += change
     verdict = data_size.verdict(seeds)
-    place = 2 + 3 * list(data_size.KINDS).index(kind)
-    assert verdict[place].startswith("NO: ") and "+0.010 ± 0.010, 1.0 standard errors below" in verdict[place]
-    assert sum(text.startswith("yes") for text in verdict) == 5
+    place = line + 3 * list(data_size.KINDS).index(kind)
+    assert not_held(verdict) == {place: UNDECIDED} and errors in verdict[place]
 
 
 def test_the_smaller_sets_are_the_first_pairs(tmp_path):

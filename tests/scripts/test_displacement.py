@@ -16,6 +16,7 @@ from nanoroads.world import roadmap
 from nanoroads.world.roadmap import prompts
 from nanoroads.world.task import measure_on_map
 from tests.helpers.in_process import run_phases
+from tests.helpers.verdicts import NO, UNDECIDED, not_held, outcomes
 
 # ---------------------------------------------------------------- the identity
 
@@ -94,13 +95,13 @@ def seeds_that_agree():
 
 def test_every_claim_can_hold():
     lines = displacement.verdict(seeds_that_agree())
-    assert [line[:4] for line in lines] == ["yes:"] * 5
+    assert outcomes(lines) == ["yes"] * 5
 
 
 @pytest.mark.parametrize(
     "line, name, measure, value",
     [
-        (0, "DPO 1", "both", {"mean": -2.5, "se": 0.1}),
+        (0, "DPO 1", "both", {"mean": -2.6, "se": 0.1}),
         (1, "RLHF 0.5", "chosen", 0.1),
         (1, "DPO 0.3", "chosen", 0.1),
         (2, "DPO 0.3", "better", 0.1),
@@ -112,8 +113,35 @@ def test_every_claim_can_fail(line, name, measure, value):
     seeds = seeds_that_agree()
     for seed in seeds:
         seed[name][measure] = copy.copy(value)
+    assert not_held(displacement.verdict(seeds)) == {line: NO}
+
+
+def test_that_no_miss_is_shown_does_not_show_the_identity():
+    """RLHF 1 misses by nothing, with an error that is as large as the bound."""
+    seeds = seeds_that_agree()
+    for seed in seeds:
+        seed["RLHF 1"]["kl_from_ref"] = {"mean": 2.0, "se": 0.4}
     verdict = displacement.verdict(seeds)
-    assert verdict[line].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 4
+    assert not_held(verdict) == {0: UNDECIDED}
+    assert (
+        "the least sure is RLHF 1, which misses by +0.000 ± 0.292, 1.0 standard errors below 0.3"
+        in verdict[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "measure"),
+    [
+        (1, "RLHF 0.5", "chosen"),
+        (2, "DPO 0.3", "better"),
+        (3, "RLHF 0.5", "illegal"),
+        (4, "RLHF 0.5", "unseen"),
+    ],
+)
+def test_within_two_standard_errors_is_undecided(line, name, measure):
+    seeds = seeds_that_agree()
+    seeds[0][name][measure] += 0.9
+    assert not_held(displacement.verdict(seeds)) == {line: UNDECIDED}
 
 
 def test_the_error_of_the_identity_is_that_of_the_samples():

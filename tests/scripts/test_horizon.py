@@ -11,6 +11,7 @@ from nanoroads.report import evidence, to_optimum
 from nanoroads.world import distance, roadmap
 from nanoroads.world.roadmap import prompts
 from tests.helpers.in_process import run_phases
+from tests.helpers.verdicts import NO, UNDECIDED, not_held, outcomes
 
 LEADS = {1: 0.0, 2: 0.1, 3: 0.2, 5: 0.25, 8: 0.3, 11: 0.35}
 
@@ -31,32 +32,35 @@ def seeds_that_agree():
 
 def test_every_claim_can_hold():
     lines = horizon.verdict(seeds_that_agree())
-    assert [line[:4] for line in lines] == ["yes:"] * 8
-    assert "any token" in lines[0] and "legal moves" in lines[4]
-    assert "(the further one 0.25 ± 0.00, 0.050 below 0.3 " in lines[0] and "at 2: +0.100" in lines[2]
-    assert "11 moves" in lines[3] and "less that at 8, the largest of the others, +0.050" in lines[3]
+    assert outcomes(lines) == ["yes"] * 10
+    assert "any token" in lines[0] and "legal moves" in lines[5]
+    assert "DPO is 0.25 ± 0.00 nats away, 0.050 below 0.3, one seed" in lines[0] and "by +0.100" in lines[2]
+    assert "at 2: +0.100" in lines[3]
+    assert "at 11 moves, the longest; least surely above 8's, by +0.050" in lines[4]
 
 
 @pytest.mark.parametrize("kind", horizon.KINDS)
-@pytest.mark.parametrize("line", range(4))
-def test_every_claim_can_fail(kind, line):
+@pytest.mark.parametrize(
+    ("moves", "more", "lines"),
+    [
+        ("1", -0.02, [0]),
+        ("1", 0.11, [0, 2]),  # the lead does not grow with the first state in between
+        ("2", -0.06, [1]),
+        ("5", -0.3, [3]),
+        ("11", -0.1, [4]),
+    ],
+)
+def test_every_claim_can_fail(kind, moves, more, lines):
     seeds = seeds_that_agree()
     for row in seeds:
-        if line == 0:
-            row[kind]["1"]["rlhf"]["reward"] -= 0.02
-        if line == 1:
-            row[kind]["2"]["rlhf"]["reward"] -= 0.06
-        if line == 2:
-            row[kind]["5"]["dpo"]["reward"] += 0.3
-        if line == 3:
-            row[kind]["11"]["dpo"]["reward"] += 0.1
+        row[kind][moves]["rlhf"]["reward"] += more
     verdict = horizon.verdict(seeds)
-    place = line + 4 * list(horizon.KINDS).index(kind)
-    assert verdict[place].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 7
-    if line == 2:
-        assert "(not at 5)" in verdict[place] and "least sure lead, at 5: -0.050" in verdict[place]
-    if line == 3:
-        assert "less that at 8, the largest of the others, -0.050" in verdict[place]
+    first = 5 * list(horizon.KINDS).index(kind)
+    assert not_held(verdict) == {first + line: NO for line in lines}
+    if moves == "5":
+        assert "least sure lead, at 5: -0.050" in verdict[first + 3]
+    if moves == "11":
+        assert "least surely above 8's, by -0.050" in verdict[first + 4]
 
 
 @pytest.mark.parametrize("road", ["dpo", "rlhf"])
@@ -65,18 +69,17 @@ def test_a_distant_optimum_is_no_closed_gap(road):
     for row in seeds:
         row["any"]["1"][road]["kl_to_optimum"] = 5.0
     verdict = horizon.verdict(seeds)
-    assert verdict[0].startswith("NO: ") and "the further one 5.00" in verdict[0]
-    assert sum(text.startswith("yes") for text in verdict) == 7
+    assert not_held(verdict) == {0: NO} and "5.00 ± 0.00" in verdict[0]
 
 
 @pytest.mark.parametrize(
     ("line", "moves", "measure", "apart", "errors"),
     [
         (0, "1", "reward", 0.02, "+0.000 ± 0.010, 1.0 standard errors below 0.01"),
-        (0, "1", "kl_to_optimum", 0.1, "the further one 0.25 ± 0.05, 1.0 standard errors below 0.3"),
+        (0, "1", "kl_to_optimum", 0.1, "DPO is 0.25 ± 0.05 nats away, 1.0 standard errors below 0.3"),
         (1, "2", "reward", 0.06, "+0.100 ± 0.030, 1.7 standard errors above 0.05"),
-        (2, "5", "reward", 0.4, "at 5: +0.250 ± 0.200, 1.2 standard errors"),
-        (3, "11", "reward", 0.1, "less that at 8, the largest of the others, +0.050 ± 0.050, 1.0"),
+        (3, "5", "reward", 0.4, "at 5: +0.250 ± 0.200, 1.2 standard errors"),
+        (4, "11", "reward", 0.1, "least surely above 8's, by +0.050 ± 0.050, 1.0"),
     ],
 )
 def test_a_mean_on_the_right_side_of_its_bound_is_not_enough(line, moves, measure, apart, errors):
@@ -84,23 +87,27 @@ def test_a_mean_on_the_right_side_of_its_bound_is_not_enough(line, moves, measur
     for row, change in zip(seeds, (-apart / 2, apart / 2), strict=True):
         row["any"][moves]["dpo"][measure] += change
     verdict = horizon.verdict(seeds)
-    assert verdict[line].startswith("NO: ") and errors in verdict[line]
-    assert sum(text.startswith("yes") for text in verdict) == 7
+    expected = {line: UNDECIDED}
+    if moves == "5":  # what is not sure at 5 is not the least there either
+        expected[4] = UNDECIDED
+    assert not_held(verdict) == expected and errors in verdict[line]
 
 
-def test_the_further_road_is_the_one_that_may_be_further():
-    """By its error, too: .25 ± 0 and .2 ± .05."""
+def test_the_first_state_is_decided_seed_by_seed():
+    """Both leads vary, and their difference does not."""
     seeds = seeds_that_agree()
-    for row, nats in zip(seeds, (0.15, 0.25), strict=True):
-        row["any"]["1"]["rlhf"]["kl_to_optimum"] = nats
-    assert to_optimum.further_road(seeds, "any", 1)["mean"] == pytest.approx(0.2)
+    for row, change in zip(seeds, (-0.1, 0.1), strict=True):
+        for moves in ("1", "2"):
+            row["any"][moves]["dpo"]["reward"] += change
+    verdict = horizon.verdict(seeds)
+    assert not_held(verdict) == {0: UNDECIDED, 1: UNDECIDED, 3: UNDECIDED} and "by +0.100" in verdict[2]
 
 
 def test_the_lead_is_taken_seed_by_seed():
     seeds = seeds_that_agree()
     for road in ("dpo", "rlhf"):
         seeds[1]["any"]["2"][road]["reward"] += 0.3  # the seeds differ, the lead does not
-    cell = to_optimum.lead(seeds, "any", 2)
+    cell = to_optimum.rlhf_lead(seeds, "any", 2)
     assert cell["mean"] == pytest.approx(0.1) and cell["se"] == pytest.approx(0, abs=1e-12)
     text = to_optimum.table_of(seeds, horizon.WORLDS, "most moves")
     assert "| any token | 2 | 0.200 ± 0.000 | 0.650 ± 0.150 | 0.750 ± 0.150 | 0.100 ± 0.000 | 0.950 |" in text
@@ -125,7 +132,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     horizon.main(["--seeds", "3", "--out", str(out)])
     written = json.loads((out / "horizon/results.json").read_text())
-    assert written["seeds"] == [3] and len(written["verdict"]) == 8
+    assert written["seeds"] == [3] and len(written["verdict"]) == 10
     assert "<svg" in (out / "horizon/figure.svg").read_text()
     assert (out / "horizon/table.md").read_text() in capsys.readouterr().out
     (row,) = written["by_seed"]

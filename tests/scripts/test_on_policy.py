@@ -17,6 +17,7 @@ from nanoroads.weights.checkpoint import load_policy
 from nanoroads.world import pairs, roadmap
 from tests.helpers.in_process import run_phases
 from tests.helpers.runs import read_jsonl
+from tests.helpers.verdicts import NO, UNDECIDED, not_held, outcomes
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def seeds_that_agree():
 
 def test_every_claim_can_hold():
     lines = on_policy.verdict(seeds_that_agree())
-    assert [line[:4] for line in lines] == ["yes:"] * 11
+    assert outcomes(lines) == ["yes"] * 11
     assert "beta: by +0.041" in lines[0] and "DPO by +0.05" in lines[5] and "RLHF by +0.05" in lines[5]
     assert "lead DPO by +0.06" in lines[7] and "leads them by +0.02" in lines[7]
 
@@ -160,7 +161,6 @@ MAKE_IT_FAIL = [  # line, policy, measure, what is added
     (5, "RLHF", "accuracy_sft", 0.1),
     (6, named(ON_POLICY, 0.1), "accuracy_own", -0.4),
     (7, "on-policy, 30 rounds, beta 0.3", "reward", -0.2),
-    (8, "on-policy, 30 rounds, beta 0.3", "greedy_reward", -0.06),
     (8, "on-policy, 30 rounds, beta 0.3", "greedy_reward", -0.2),
     (9, "on-policy, 30 rounds, beta 0.1", "reward", -0.2),
     (10, "on-policy, 30 rounds, beta 0.1", "greedy_reward", -0.2),
@@ -172,8 +172,15 @@ def test_every_claim_can_fail(line, name, measure, more):
     by_seed = seeds_that_agree()
     for row in by_seed:
         row[name][measure] += more
-    verdict = on_policy.verdict(by_seed)
-    assert [i for i, text in enumerate(verdict) if text.startswith("NO: ")] == [line]
+    assert not_held(on_policy.verdict(by_seed)) == {line: NO}
+
+
+def test_a_slope_alone_is_not_enough():
+    """More rounds bring more, but the most of them not surely more than DPO."""
+    by_seed = seeds_that_agree()
+    for row in by_seed:
+        row["on-policy, 30 rounds, beta 0.3"]["greedy_reward"] -= 0.06
+    assert not_held(on_policy.verdict(by_seed)) == {8: UNDECIDED}
 
 
 @pytest.mark.parametrize("measure", ["reward", "greedy_reward"])
@@ -181,8 +188,7 @@ def test_a_lead_that_is_not_shown_does_not_show_that_there_is_none(measure):
     by_seed = seeds_that_agree()
     for row, more in zip(by_seed, (-0.06, 0.06), strict=True):
         row[named(OFFLINE, 0.3)][measure] += more
-    verdict = on_policy.verdict(by_seed)
-    assert [i for i, text in enumerate(verdict) if text.startswith("NO: ")] == [2]
+    assert not_held(on_policy.verdict(by_seed)) == {2: UNDECIDED}
 
 
 # ---------------------------------------------------------------- the command

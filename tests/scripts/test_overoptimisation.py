@@ -15,6 +15,7 @@ from nanoroads.report import evidence
 from nanoroads.world import roadmap
 from nanoroads.world.roadmap import World, prompts
 from tests.helpers.in_process import run_phases
+from tests.helpers.verdicts import NO, UNDECIDED, not_held, outcomes
 
 # ---------------------------------------------------------------- exact parts
 
@@ -80,7 +81,7 @@ def seeds_that_agree():
 
 def test_every_claim_can_hold():
     lines = overoptimisation.verdict(seeds_that_agree())
-    assert [line[:4] for line in lines] == ["yes:"] * 7
+    assert outcomes(lines) == ["yes"] * 7
     assert "at 0.05 it is 0.651 ± 0.001, 85.3 standard errors below 0.693 (ln 2)" in lines[1]
     for line, road in enumerate(ROADS):
         assert f"fits {road} with R2 above 0.9: 0.950 ± 0.001 of gold, 101.0 standard" in lines[4 + line]
@@ -97,10 +98,9 @@ def test_gold_may_not_fall_and_the_proxy_may_not_rise(line, road):
         for seed in seeds:
             seed[road][-1][measure] = value
         verdict = overoptimisation.verdict(seeds)
-        assert verdict[line].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 6
-        assert ("still at its largest" in verdict[line]) == (measure == "gold")
+        assert not_held(verdict) == {line: NO}
         if measure == "gold":
-            assert "by +0.300, one seed" in verdict[line] or "by +0.600, one seed" in verdict[line]
+            assert "gold changes by +0.300" in verdict[line] or "gold changes by +0.600" in verdict[line]
 
 
 @pytest.mark.parametrize("line, road", list(enumerate(["rl", "dpo", "best of n"])))
@@ -109,8 +109,7 @@ def test_a_fall_within_two_standard_errors_is_none(line, road):
     top = seeds[0][road][0]["gold"]
     for seed, gold in zip(seeds, (top - 0.3, top + 0.2), strict=True):
         seed[road][-1]["gold"] = gold
-    verdict = overoptimisation.verdict(seeds)
-    assert verdict[line].startswith("NO: ") and "still at its largest" not in verdict[line]
+    assert not_held(overoptimisation.verdict(seeds)) == {line: UNDECIDED}
 
 
 def test_what_the_held_out_loss_does_is_counted_from_where_gold_peaks():
@@ -130,7 +129,7 @@ def test_that_the_proxy_does_not_fall_does_not_show_that_it_rises():
     for seed, change in zip(seeds, (-0.5, 1.5), strict=True):
         peak = max(range(len(KLS)), key=lambda i, road=seed["rl"]: road[i]["gold"])
         seed["rl"][-1]["proxy"] = seed["rl"][peak]["proxy"] + change
-    assert overoptimisation.verdict(seeds)[0].startswith("NO: ")
+    assert not_held(overoptimisation.verdict(seeds)) == {0: UNDECIDED}
 
 
 @pytest.mark.parametrize("line, road", list(enumerate(ROADS)))
@@ -139,8 +138,7 @@ def test_fits_may_be_bad(line, road):
         seeds = seeds_that_agree()
         for seed in seeds:
             seed[f"{road}, fits"][measure]["r2"] = 0.8
-        verdict = overoptimisation.verdict(seeds)
-        assert verdict[4 + line].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 6
+        assert not_held(overoptimisation.verdict(seeds)) == {4 + line: NO}
 
 
 @pytest.mark.parametrize("line, road", list(enumerate(ROADS)))
@@ -150,16 +148,14 @@ def test_a_mean_r2_above_its_bound_by_less_than_two_errors_is_not_enough(line, r
         for seed, r2 in zip(seeds, (0.9, 1.0), strict=True):
             seed[f"{road}, fits"][measure]["r2"] = r2
         verdict = overoptimisation.verdict(seeds)
-        assert verdict[4 + line].startswith("NO: ") and "0.950 ± 0.050" in verdict[4 + line]
-        assert sum(text.startswith("yes") for text in verdict) == 6
+        assert not_held(verdict) == {4 + line: UNDECIDED} and "0.950 ± 0.050" in verdict[4 + line]
 
 
 def test_rl_may_have_more_gold_at_equal_kl():
     seeds = seeds_that_agree()
     for seed in seeds:
         seed["rl"][1]["gold"] = 0.8
-    verdict = overoptimisation.verdict(seeds)
-    assert verdict[3].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 6
+    assert not_held(overoptimisation.verdict(seeds)) == {3: NO}
 
 
 # ---------------------------------------------------------------- the command

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 
 import pytest
 import torch
@@ -12,12 +11,12 @@ from experiments import theorem_3_1
 from experiments.theorem_3_1 import GPT_SIZES, SIMPLE_SIZES, WORLD
 from nanoroads.experiments import simple_rewards
 from nanoroads.experiments.simple_rewards import CLASSES
-from nanoroads.experiments.theorem_3_1 import pairs_needed, possible, shown
 from nanoroads.model import GPT, GPTConfig
 from nanoroads.text import tokenizer
 from nanoroads.world import distance, roadmap
 from nanoroads.world.optimum import exact_optimum, rewarded_routes
 from nanoroads.world.roadmap import prompts
+from tests.helpers.verdicts import NO, UNDECIDED, not_held, outcomes
 
 
 @pytest.fixture(scope="module")
@@ -109,69 +108,54 @@ def seeds_that_agree():
     row = {"sft": 0.3, "optimum": 0.96, "rloo": 0.949, "simple": simple}
     for road in ("dpo", "rlhf"):
         for n in GPT_SIZES:
-            row[f"{road} {n}"] = 0.5 if n < 20000 else 0.94
+            row[f"{road} {n}"] = 0.5 if n < 20000 else 0.9
     return [row, copy.deepcopy(row)]
 
 
 def test_every_claim_can_hold():
     lines = theorem_3_1.verdict(seeds_that_agree())
-    assert [line[:4] for line in lines] == ["yes:"] * 4
-    assert "0.912, 30 (0.950 ± 0.000 there" in lines[1]
-    assert "unrestricted 20,000 (0.940 ± 0.000 there, 0.028 above 0.912" in lines[1]
-
-
-@pytest.mark.parametrize("line", range(4))
-def test_every_claim_can_fail(line):
-    seeds = seeds_that_agree()
-    for row in seeds:
-        if line == 0:
-            row["simple"]["roads 20000"]["parameters_apart"] = 1e-3
-        if line == 1:
-            for n in SIMPLE_SIZES:
-                row["simple"][f"checks {n}"]["dpo"] = 0.9
-        if line == 2:
-            row["simple"]["roads 20000"]["dpo"] = 0.95
-        if line == 3:
-            row["rloo"] = 0.9
-    verdict = theorem_3_1.verdict(seeds)
-    assert verdict[line].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 3
+    assert outcomes(lines) == ["yes"] * 4
+    assert "95% of the optimum's, 0.912, are reached with 30 pairs (0.950 ± 0.000" in lines[1]
+    assert "does not with 20,000 pairs (0.900 ± 0.000, 0.012 below 0.912, one seed), nor RLHF" in lines[1]
 
 
 @pytest.mark.parametrize(
-    ("line", "name", "means", "errors"),
+    ("names", "reward", "line"),
     [
-        (1, "checks 20000", (0.88, 1.02), "more than 20,000 (0.950 ± 0.070 there, 0.5 standard errors above"),
-        (
-            1,
-            "dpo 1000",
-            (0.5, 0.86),
-            "DPO unrestricted 1,000 (0.680 ± 0.180 there, 1.3 standard errors below",
-        ),
-        (3, "rloo", (0.93, 0.96), "+0.005 ± 0.015, 0.3 standard errors below 0.01"),
+        (["simple", "checks 30", "dpo"], 0.9, 1),
+        (["dpo 20000"], 0.94, 1),
+        (["rlhf 20000"], 0.94, 1),
+        (["simple", "roads 20000", "dpo"], 0.95, 2),
+        (["rloo"], 0.9, 3),
+        (["simple", "roads 20000", "parameters_apart"], 1e-3, 0),
     ],
 )
-def test_a_mean_on_the_right_side_of_its_bound_is_not_enough(line, name, means, errors):
+def test_every_claim_can_fail(names, reward, line):
+    seeds = seeds_that_agree()
+    for row in seeds:
+        for name in names[:-1]:
+            row = row[name]
+        row[names[-1]] = reward
+    assert not_held(theorem_3_1.verdict(seeds)) == {line: NO}
+
+
+@pytest.mark.parametrize(
+    ("name", "means", "line", "errors"),
+    [
+        ("checks 30", (0.88, 1.02), 1, "0.950 ± 0.070, 0.5 standard errors above 0.912"),
+        ("dpo 20000", (0.86, 0.94), 1, "0.900 ± 0.040, 0.3 standard errors below 0.912"),
+        ("rloo", (0.93, 0.96), 3, "+0.005 ± 0.015, 1.0 standard errors below 0.02"),
+    ],
+)
+def test_a_mean_on_the_right_side_of_its_bound_is_not_enough(name, means, line, errors):
     seeds = seeds_that_agree()
     for row, mean in zip(seeds, means, strict=True):
-        if name == "checks 20000":
+        if name == "checks 30":
             row["simple"][name]["dpo"] = mean
         else:
             row[name] = mean
-        if name == "dpo 1000":  # from there on it may have reached the goal, from 30 pairs on "checks" has
-            row["dpo 5000"] = 0.93
-            for n in SIMPLE_SIZES[:3]:
-                row["simple"][f"checks {n}"]["dpo"] = 0.9
     verdict = theorem_3_1.verdict(seeds)
-    assert verdict[line].startswith("NO: ") and errors in verdict[line]
-    assert sum(text.startswith("yes") for text in verdict) == 3
-
-
-def test_pairs_needed_stay_at_the_goal():
-    curve = {30: {"mean": 0.9, "se": 0.01}, 100: {"mean": 0.7, "se": 0.01}, 300: {"mean": 0.8, "se": 0.01}}
-    assert pairs_needed(curve, 0.75, shown) == 300 and pairs_needed(curve, 0.67, shown) == 30
-    assert pairs_needed(curve, 0.79, shown) == math.inf and pairs_needed(curve, 0.79, possible) == 300
-    assert pairs_needed(curve, 0.71, shown) == 300 and pairs_needed(curve, 0.71, possible) == 30
-    assert pairs_needed(curve, 0.85, possible) == math.inf
+    assert not_held(verdict) == {line: UNDECIDED} and errors in verdict[line]
 
 
 def few_prompts(world, split):

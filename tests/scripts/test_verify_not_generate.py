@@ -18,6 +18,7 @@ from nanoroads.score import sequence_logps
 from nanoroads.text import tokenizer
 from nanoroads.weights.checkpoint import load_policy, load_reward_model
 from nanoroads.world.roadmap import ends, moves_of, prompts, reward_parts
+from tests.helpers.verdicts import NO, UNDECIDED, not_held, outcomes
 
 # ---------------------------------------------------------------- the rows
 
@@ -132,8 +133,9 @@ def seeds_that_agree():
 
 def test_every_claim_can_hold():
     lines = script.verdict(seeds_that_agree())
-    assert [line[:4] for line in lines] == ["yes:"] * 5
-    assert "(0.900 ± 0.000, 0.100 above 0.8 " in lines[0] and "(0.030 ± 0.000, 0.020 below 0.05 " in lines[1]
+    assert outcomes(lines) == ["yes"] * 5
+    assert "(0.900 ± 0.000, 0.100 above 0.8, " in lines[0]
+    assert "(0.030 ± 0.000, 0.020 below 0.05, " in lines[1]
     assert "by +0.670" in lines[2] and "by +0.150" in lines[2]
     assert "-0.050, 0.070 below 0.02" in lines[3] and "+0.270" in lines[4] and "greedy +0.360" in lines[4]
 
@@ -154,16 +156,14 @@ def test_every_claim_can_fail(line, name, measure, group, value):
     seeds = seeds_that_agree()
     for row in seeds:
         row[name][measure][group] = value
-    verdict = script.verdict(seeds)
-    assert verdict[line].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 4
+    assert not_held(script.verdict(seeds)) == {line: NO}
 
 
 def test_a_lead_that_is_not_shown_does_not_show_that_there_is_none():
     seeds = seeds_that_agree()
     for row, accuracy in zip(seeds, (0.84, 0.96), strict=True):
         row["rlhf"]["accuracy"]["all"] = accuracy
-    verdict = script.verdict(seeds)
-    assert verdict[3].startswith("NO: ") and sum(text.startswith("yes") for text in verdict) == 4
+    assert not_held(script.verdict(seeds)) == {3: UNDECIDED}
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_bounds_are_passed_by_two_standard_errors(line, measure, group, values, 
     for row in seeds:  # lines 2 and 3 look at all pairs: DPO stays ahead in them
         row["imitation"]["accuracy"]["all"] = row["rlhf"]["accuracy"]["all"] = 0.5
     verdict = script.verdict(seeds)
-    assert verdict[line].startswith("NO: ") and errors in verdict[line]
+    assert outcomes(verdict)[line] == UNDECIDED and errors in verdict[line]
     assert verdict[1 - line].startswith("yes: ")
 
 

@@ -1,0 +1,125 @@
+"""Means with standard errors: what they show, and how they are written.
+
+A cell is {"mean", "se"}. Where its se is 0 there is one seed, whose number decides alone."""
+
+import math
+from collections.abc import Iterable
+
+Cell = dict[str, float]
+NEGLIGIBLE = 0.02  # of a reward or an accuracy: a lead that is shown to be below it counts as none
+ENOUGH = 2  # standard errors
+
+
+# ---------------------------------------------------------------- what they show
+
+
+def errors_above(cell: Cell, bound: float = 0.0) -> float:
+    """By how many standard errors a mean is above `bound`, negative below it; infinite for one seed."""
+    distance = cell["mean"] - bound
+    if cell["se"] > 0:
+        return distance / cell["se"]
+    return math.copysign(math.inf, distance) if distance else 0.0
+
+
+def is_above(cell: Cell, bound: float = 0.0) -> bool:
+    """Whether a mean is shown to be above `bound`, by more than two standard errors."""
+    return errors_above(cell, bound) > ENOUGH
+
+
+def is_below(cell: Cell, bound: float = 0.0) -> bool:
+    """Whether a mean is shown to be below `bound`."""
+    return errors_above(cell, bound) < -ENOUGH
+
+
+def is_within(cell: Cell, bound: float) -> bool:
+    """Whether a mean is shown to be between -bound and bound."""
+    return is_above(cell, -bound) and is_below(cell, bound)
+
+
+# ---------------------------------------------------------------- whether a claim holds
+
+# True: it is shown to. False: the opposite is shown. None: neither is, it is undecided.
+
+
+def above(cell: Cell, bound: float = 0.0) -> bool | None:
+    """The claim that a mean is above `bound`."""
+    return decided(is_above(cell, bound), is_below(cell, bound))
+
+
+def below(cell: Cell, bound: float = 0.0) -> bool | None:
+    """The claim that a mean is below `bound`.
+
+    A claim of "no more than" needs this: that a mean is not shown to be above says as much of the errors."""
+    return decided(is_below(cell, bound), is_above(cell, bound))
+
+
+def within(cell: Cell, bound: float) -> bool | None:
+    """The claim that a mean is between -bound and bound, as one of "no difference" needs it."""
+    return decided(is_within(cell, bound), is_above(cell, bound) or is_below(cell, -bound))
+
+
+def every(holds: Iterable[bool | None]) -> bool | None:
+    """The claim that several claims hold."""
+    holds = list(holds)
+    return decided(all(holds), False in holds)
+
+
+def decided(holds: bool, fails: bool) -> bool | None:
+    """True, False or None of whether a claim, and whether its opposite, is shown."""
+    if holds:
+        return True
+    return False if fails else None
+
+
+def least_sure(leads: dict) -> str:
+    """The name of the lead that is above 0 by the fewest standard errors: it decides whether all are."""
+    return min(leads, key=lambda name: (errors_above(leads[name]), leads[name]["mean"]))
+
+
+def claim(holds: bool | None, text: str) -> str:
+    """A line of a verdict: `yes: ...`, `NO: ...` or `NO, undecided: ...`."""
+    if holds is None:
+        return f"NO, undecided: {text}"
+    return f"yes: {text}" if holds else f"NO: {text}"
+
+
+# ---------------------------------------------------------------- how they are written
+
+
+def plus_minus(cell: Cell, digits: int = 3) -> str:
+    """`0.512 ± 0.008`."""
+    return f"{cell['mean']:.{digits}f} ± {cell['se']:.{digits}f}"
+
+
+def signed(cell: Cell, digits: int = 3) -> str:
+    """A difference: `+0.097 ± 0.006`; of one seed, `+0.097`."""
+    if cell["se"] == 0:
+        return f"{cell['mean']:+.{digits}f}"
+    sign = "+" if cell["mean"] >= 0 else ""
+    return sign + plus_minus(cell, digits)
+
+
+def with_errors(cell: Cell, digits: int = 3) -> str:
+    """A difference, and how far it is from 0: `+0.097 ± 0.006, 16.2 standard errors`."""
+    if cell["se"] == 0:
+        return f"{signed(cell, digits)}, one seed"
+    return f"{signed(cell, digits)}, {abs(errors_above(cell)):.1f} standard errors"
+
+
+def in_errors(cell: Cell, bound: float) -> str:
+    """How far a mean is from a bound: `7.2 standard errors above 0.5`."""
+    errors = errors_above(cell, bound)
+    side = "below" if errors < 0 else "above"
+    if cell["se"] == 0:
+        return f"{abs(cell['mean'] - bound):.3f} {side} {bound:.3g}, one seed"
+    return f"{abs(errors):.1f} standard errors {side} {bound:.3g}"
+
+
+def beside_bound(cell: Cell, bound: float, digits: int = 3) -> str:
+    """A difference beside a bound: `+0.163 ± 0.069, 1.6 standard errors above 0.05`."""
+    return f"{signed(cell, digits)}, {in_errors(cell, bound)}"
+
+
+def beside_nearer_bound(cell: Cell, bound: float, digits: int = 3) -> str:
+    """The same beside -bound or bound, whichever is on the mean's side: where `within` decides."""
+    return beside_bound(cell, math.copysign(bound, cell["mean"]), digits)

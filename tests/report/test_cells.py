@@ -1,0 +1,112 @@
+"""What a mean with its error shows, by two standard errors or not at all, and how it is written."""
+
+import pytest
+
+from nanoroads.report import cells
+
+
+def cell(mean, se):
+    return {"mean": mean, "se": se}
+
+
+@pytest.mark.parametrize(
+    ("mean", "se", "bound", "above", "below"),
+    [
+        (0.5, 0.1, 0.29, True, False),  # 2.1 errors above
+        (0.5, 0.1, 0.31, None, None),  # 1.9
+        (0.5, 0.1, 0.69, None, None),
+        (0.5, 0.1, 0.71, False, True),
+        (-0.5, 0.1, -0.71, True, False),
+        (-0.5, 0.1, -0.29, False, True),
+        (0.3, 0.0, 0.2, True, False),  # one seed: its number decides
+        (0.3, 0.0, 0.4, False, True),
+        (0.3, 0.0, 0.3, None, None),
+    ],
+)
+def test_a_mean_beside_a_bound(mean, se, bound, above, below):
+    assert cells.above(cell(mean, se), bound) is above and cells.is_above(cell(mean, se), bound) is bool(
+        above
+    )
+    assert cells.below(cell(mean, se), bound) is below and cells.is_below(cell(mean, se), bound) is bool(
+        below
+    )
+
+
+def test_the_bound_is_zero_unless_another_is_given():
+    assert cells.above(cell(0.3, 0.1)) is True and cells.below(cell(-0.3, 0.1)) is True
+    assert (
+        cells.above(cell(0.1, 0.1)) is None and cells.is_above(cell(0.3, 0.1)) and cells.is_below(cell(-1, 0))
+    )
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("mean", "se", "holds"),
+    [
+        (0.5, 0.1, True),  # within 1 by five errors
+        (0.5, 0.24, True),
+        (0.5, 0.26, None),  # 1.9 errors
+        (0.0, 0.6, None),  # nothing is shown of a wide error
+        (1.1, 0.1, None),
+        (1.1, 0.04, False),  # outside by 2.5
+        (0.9, 0.0, True),
+        (1.1, 0.0, False),
+    ],
+)
+def test_within(sign, mean, se, holds):
+    assert cells.within(cell(sign * mean, se), 1) is holds
+    assert cells.is_within(cell(sign * mean, se), 1) is bool(holds)
+
+
+@pytest.mark.parametrize(
+    ("holds", "all_of_them"),
+    [
+        ([True, True], True),
+        ([True, None], None),
+        ([None, False], False),  # one that is refuted refutes all
+        ([False, True], False),
+        ([None], None),
+    ],
+)
+def test_every(holds, all_of_them):
+    assert cells.every(holds) is all_of_them and cells.every(iter(holds)) is all_of_them
+
+
+def test_a_claim_has_three_outcomes():
+    assert cells.claim(True, "x") == "yes: x"
+    assert cells.claim(False, "x") == "NO: x"
+    assert cells.claim(None, "x") == "NO, undecided: x"
+
+
+def test_the_least_sure_lead_decides_whether_all_are_above_zero():
+    leads = {"small": cell(0.1, 0.01), "wide": cell(0.3, 0.1), "large": cell(1.0, 0.1)}
+    assert cells.least_sure(leads) == "wide"  # 3 errors, the others 10
+    leads["none"] = cell(-0.01, 0.1)
+    assert cells.least_sure(leads) == "none"
+    leads["refuted"] = cell(-0.01, 0.001)
+    assert cells.least_sure(leads) == "refuted"
+    for some in (["small", "wide"], ["wide", "none"], ["none", "refuted"]):
+        chosen = {name: leads[name] for name in some}
+        assert cells.above(leads[cells.least_sure(chosen)]) is cells.every(map(cells.above, chosen.values()))
+    assert cells.least_sure({"more": cell(0.2, 0), "less": cell(0.1, 0)}) == "less"  # of one seed, by size
+    assert cells.least_sure({"more": cell(-0.1, 0), "less": cell(-0.2, 0)}) == "less"
+
+
+def test_how_they_are_written():
+    lead = cell(0.5, 0.058)
+    assert cells.plus_minus(lead) == "0.500 ± 0.058" and cells.plus_minus(lead, 1) == "0.5 ± 0.1"
+    assert cells.signed(lead) == "+0.500 ± 0.058" and cells.signed(cell(-0.5, 0.25), 2) == "-0.50 ± 0.25"
+    assert cells.with_errors(lead) == "+0.500 ± 0.058, 8.6 standard errors"
+    assert cells.with_errors(cell(-0.5, 0.25), 2) == "-0.50 ± 0.25, 2.0 standard errors"
+    assert cells.in_errors(lead, 0.4) == "1.7 standard errors above 0.4"
+    assert cells.in_errors(lead, 1.8353) == "23.0 standard errors below 1.84"
+    assert cells.beside_bound(lead, 0.4) == "+0.500 ± 0.058, 1.7 standard errors above 0.4"
+    assert cells.beside_nearer_bound(lead, 0.4) == "+0.500 ± 0.058, 1.7 standard errors above 0.4"
+    assert cells.beside_nearer_bound(cell(-0.5, 0.25), 1) == "-0.500 ± 0.250, 2.0 standard errors above -1"
+
+
+def test_one_seed_is_told_in_one_way():
+    alone = cell(0.25, 0.0)
+    assert cells.signed(alone) == "+0.250" and cells.with_errors(alone) == "+0.250, one seed"
+    assert cells.in_errors(alone, 0.5) == "0.250 below 0.5, one seed"
+    assert cells.beside_bound(cell(-0.5, 0.0), -1, 1) == "-0.5, 0.500 above -1, one seed"
