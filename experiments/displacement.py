@@ -89,7 +89,7 @@ def verdict(by_seed):
     """A line for each claim."""
     leaves = "DPO leaves the data further than RLHF at equal KL (Xu): its share of "
     illegal = f"{leaves}illegal routes less RLHF's, "
-    unseen = f"{leaves}routes with a token of pi_ref < .001 less RLHF's, "
+    unseen = f"{leaves}routes with a token of pi_ref < {measures.UNSEEN} less RLHF's, "
     return [
         claims.identity_holds("chosen and rejected together change by -KL(pi_ref || pi)", by_seed, RUNS),
         claims.chosen_fall("chosen log-probs fall on both roads", by_seed),

@@ -62,7 +62,7 @@ def verdict(by_seed):
     from_dpo = reward_lead(by_seed, "rlhf_from_dpo", "dpo")
     start = reward_lead(by_seed, "rlhf_from_dpo", "rlhf_global")
     gains = {name: reward_lead(by_seed, name, "dpo") for name in DPO_RUNS}
-    most = max(gains, key=lambda name: cells.errors_above(gains[name], cells.NEGLIGIBLE))
+    closest = max(gains, key=lambda name: cells.errors_above(gains[name], cells.NEGLIGIBLE))
     leads = {name: reward_lead(by_seed, "rlhf_global", name) for name in DPO_RUNS}
     least = cells.least_sure(leads)
     twice = reward_lead(by_seed, "rlhf_8_epochs", "dpo_8_epochs")
@@ -84,7 +84,7 @@ def verdict(by_seed):
         cells.claim(
             cells.every(cells.below(gain, cells.NEGLIGIBLE) for gain in gains.values()),
             f"against H3: no budget and no loss of the four adds {cells.NEGLIGIBLE} to DPO; the least sure, "
-            f"{LABELS[most]}, adds {cells.beside_bound(gains[most], cells.NEGLIGIBLE)}.",
+            f"{LABELS[closest]}, adds {cells.beside_bound(gains[closest], cells.NEGLIGIBLE)}.",
         ),
         cells.claim(
             cells.every(map(cells.above, leads.values())),

@@ -28,7 +28,7 @@ RL_STEPS = 300
 SIMPLE_SIZES = [30, 100, 300, 1000, 5000, 20000]  # pairs
 GPT_SIZES = [1000, 5000, 20000]
 RLOO_PAIRS = 1000  # that RLOO's reward is fitted on
-ENOUGH = 0.95  # of the optimum's reward
+SHARE = 0.95  # of the optimum's reward
 
 
 def sft_phases(folder, seed):
@@ -77,7 +77,7 @@ def verdict(seeds, close=1e-6):
     """A line for each claim. close: of parameters and log-probs that are to be equal."""
     most, last = SIMPLE_SIZES[-1], GPT_SIZES[-1]
     apart = furthest_apart(seeds, most)
-    goal = ENOUGH * evidence.over_seeds(seeds, "optimum")["mean"]
+    goal = SHARE * evidence.over_seeds(seeds, "optimum")["mean"]
     enough, words = few_are_enough(curves_of(seeds, SIMPLE_SIZES, GPT_SIZES), goal)
     ahead = differences(values_of(seeds, f"dpo {last}"), values_of(seeds, "simple", f"roads {most}", "dpo"))
     projected = values_of(seeds, "simple", f"checks {RLOO_PAIRS}", "rlhf")
@@ -90,7 +90,7 @@ def verdict(seeds, close=1e-6):
         ),
         claim(
             enough,
-            f"that takes fewer pairs, if R_sim contains the true reward: {ENOUGH:.0%} of the optimum's, "
+            f"that takes fewer pairs, if R_sim contains the true reward: {SHARE:.0%} of the optimum's, "
             f"{goal:.3f}, are reached with {words['checks']}; DPO unrestricted does not with "
             f"{words['dpo']}, nor RLHF with a GPT with {words['rlhf']}.",
         ),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 Cell = dict[str, float]
 NEGLIGIBLE = 0.02  # of a reward or an accuracy: a lead that is shown to be below it counts as none
-ENOUGH = 2  # standard errors
+SHOWN = 2  # standard errors: what is more than so many from a bound, is shown to be
 
 
 # ---------------------------------------------------------------- what they show
@@ -23,12 +23,12 @@ def errors_above(cell: Cell, bound: float = 0.0) -> float:
 
 def is_above(cell: Cell, bound: float = 0.0) -> bool:
     """Whether a mean is shown to be above `bound`, by more than two standard errors."""
-    return errors_above(cell, bound) > ENOUGH
+    return errors_above(cell, bound) > SHOWN
 
 
 def is_below(cell: Cell, bound: float = 0.0) -> bool:
     """Whether a mean is shown to be below `bound`."""
-    return errors_above(cell, bound) < -ENOUGH
+    return errors_above(cell, bound) < -SHOWN
 
 
 def is_within(cell: Cell, bound: float) -> bool:

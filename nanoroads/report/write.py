@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from nanoroads.report import figures
-from nanoroads.report.cells import above, claim, plus_minus, with_errors
+from nanoroads.report.cells import above, claim, decided, is_above, is_below, plus_minus, with_errors
 from nanoroads.report.drawing import save
 from nanoroads.report.gap_closed import closed_line
 from nanoroads.report.page import report_page
@@ -84,9 +84,9 @@ def comes_back_line(results):
     """Theorem 2.2: more than three quarters of the KL that DPO has to SFT's policy are gone."""
     before = results["policies"]["dpo"]["kl_to_ref"]
     after = results["equivalence"]["kl_dpo_rlhf_local"]
-    # The second has no error here. Of numbers that are not negative, as KLs, the mean's error over seeds
-    # is at most the mean, so that two errors above it are three times the mean.
-    comes_back = above(before, 4 * 3 * after)
+    # `after` has no error here. But of numbers that are not negative, as KLs, the mean's error over seeds
+    # is at most the mean, and so two errors above it are at most three times the mean.
+    comes_back = decided(is_above(before, 4 * 3 * after), is_below(before, 4 * after))
     text = f"RLHF on the local reward comes back to DPO's policy (Theorem 2.2): KL {plus_minus(before)}"
     return claim(comes_back, f"{text} before, {after:.3f} nats after.")
 
