@@ -1,6 +1,7 @@
 """Means with standard errors: what they show, and how they are written.
 
-A cell is {"mean", "se"}. Where its se is 0 there is one seed, whose number decides alone."""
+A cell is {"mean", "se"}. Where it has no error, its se being 0, it is of one seed, or the same for all seeds:
+then the number decides alone."""
 
 import math
 from collections.abc import Iterable
@@ -13,10 +14,15 @@ SHOWN = 2  # standard errors: what is more than so many from a bound, is shown t
 # ---------------------------------------------------------------- what they show
 
 
+def has_error(cell: Cell) -> bool:
+    """Whether there is a standard error that is more than rounding."""
+    return cell["se"] > 1e-12
+
+
 def errors_above(cell: Cell, bound: float = 0.0) -> float:
-    """By how many standard errors a mean is above `bound`, negative below it; infinite for one seed."""
+    """By how many standard errors a mean is above `bound`, negative below it; infinite without an error."""
     distance = cell["mean"] - bound
-    if cell["se"] > 0:
+    if has_error(cell):
         return distance / cell["se"]
     return math.copysign(math.inf, distance) if distance else 0.0
 
@@ -87,21 +93,20 @@ def claim(holds: bool | None, text: str) -> str:
 
 
 def plus_minus(cell: Cell, digits: int = 3) -> str:
-    """`0.512 ± 0.008`."""
-    return f"{cell['mean']:.{digits}f} ± {cell['se']:.{digits}f}"
+    """`0.512 ± 0.008`; of one seed, `0.512`."""
+    number = f"{cell['mean']:.{digits}f}"
+    return f"{number} ± {cell['se']:.{digits}f}" if has_error(cell) else number
 
 
 def signed(cell: Cell, digits: int = 3) -> str:
-    """A difference: `+0.097 ± 0.006`; of one seed, `+0.097`."""
-    if cell["se"] == 0:
-        return f"{cell['mean']:+.{digits}f}"
-    sign = "+" if cell["mean"] >= 0 else ""
-    return sign + plus_minus(cell, digits)
+    """A difference: `+0.097 ± 0.006`."""
+    text = plus_minus(cell, digits)
+    return text if text.startswith("-") else f"+{text}"
 
 
 def with_errors(cell: Cell, digits: int = 3) -> str:
     """A difference, and how far it is from 0: `+0.097 ± 0.006, 16.2 standard errors`."""
-    if cell["se"] == 0:
+    if not has_error(cell):
         return f"{signed(cell, digits)}, one seed"
     return f"{signed(cell, digits)}, {abs(errors_above(cell)):.1f} standard errors"
 
@@ -110,7 +115,7 @@ def in_errors(cell: Cell, bound: float) -> str:
     """How far a mean is from a bound: `7.2 standard errors above 0.5`."""
     errors = errors_above(cell, bound)
     side = "below" if errors < 0 else "above"
-    if cell["se"] == 0:
+    if not has_error(cell):
         return f"{abs(cell['mean'] - bound):.3f} {side} {bound:.3g}, one seed"
     return f"{abs(errors):.1f} standard errors {side} {bound:.3g}"
 

@@ -107,6 +107,15 @@ def test_how_they_are_written():
 
 def test_one_seed_is_told_in_one_way():
     alone = cell(0.25, 0.0)
-    assert cells.signed(alone) == "+0.250" and cells.with_errors(alone) == "+0.250, one seed"
+    assert (
+        cells.plus_minus(alone) == "0.250"
+        and cells.signed(alone) == "+0.250"
+        and cells.with_errors(alone) == "+0.250, one seed"
+    )
+    assert cells.signed(cell(-0.25, 0.0)) == "-0.250" and cells.signed(cell(0.25, 1e-17)) == "+0.250"
+    assert (
+        cells.above(cell(0.1, 1e-17), 0.2) is False
+        and cells.with_errors(cell(0.1, 1e-17)) == "+0.100, one seed"
+    )
     assert cells.in_errors(alone, 0.5) == "0.250 below 0.5, one seed"
     assert cells.beside_bound(cell(-0.5, 0.0), -1, 1) == "-0.5, 0.500 above -1, one seed"
