@@ -219,27 +219,44 @@ def exact_setting(lead, se, distances):
     return row
 
 
+def two_seeds(rewards, models, truth, kl):
+    """by_seed: of two seeds whose RLHF - DPO, DPO - SFT and KL to DPO have errors of .014, .014 and .01."""
+    by_seed = []
+    for sign in (-1, 1):
+        off = {"sft": 0.0141 * sign, "rlhf_global": 0.0141 * sign}
+        policies = {}
+        for name, reward in rewards.items():
+            number = {"mean": reward + off.get(name, 0.0), "se": 9.0}
+            policies[name] = {"reward": number, "greedy_reward": number, "kl_to_ref": cell(1)}
+        row = {"policies": policies, "reward_models": models, "best_of_n_true_reward": truth}
+        row["equivalence"] = {"kl_dpo_rlhf_local": kl + 0.01 * sign, "kl_dpo_sft": 1.0}
+        by_seed.append(row)
+    return by_seed
+
+
 def results(sft=0.2, dpo=0.4, rlhf=0.5, short=(0.002, 0.001, (0.2, 0.1)), two=(0.2, 0.01, (3, 2)), kl=0.01):
     rewards = {"sft": sft, "dpo": dpo, "rlhf_global": rlhf, "rlhf_local": dpo, "optimum": 0.8}
     gap = {"short_horizon": exact_setting(*short), "two_moves": exact_setting(*two)}
     hidden = {"sft": cell(0.1), "dpo": cell(0.45), "rlhf_global": cell(0.4), "rlhf_minus_dpo": cell(-0.05)}
     gap["hidden_reference"] = hidden
     best = lambda x: {"1": 0.1, "16": x}  # noqa: E731
+    models = {
+        "dpo": {"nll": 0.63, "accuracy": 0.6, "best_of_n": best(0.4)},
+        "local": {"nll": 0.7, "accuracy": 0.6, "best_of_n": best(0.5)},
+        "global": {"nll": 0.6, "accuracy": 0.6, "best_of_n": best(0.55)},
+    }
     return {
-        "seeds": [0],
+        "seeds": [0, 1],
         "pairs": 5000,
         "seconds": {"sft": 1.0, "total": 2.0},
         "policies": {
             n: {"reward": cell(r), "greedy_reward": cell(r), "kl_to_ref": cell(1)} for n, r in rewards.items()
         },
-        "reward_models": {
-            "dpo": {"nll": 0.63, "accuracy": 0.6, "best_of_n": best(0.4)},
-            "local": {"nll": 0.7, "accuracy": 0.6, "best_of_n": best(0.5)},
-            "global": {"nll": 0.6, "accuracy": 0.6, "best_of_n": best(0.55)},
-        },
+        "reward_models": models,
         "best_of_n_true_reward": best(0.6),
         "equivalence": {"kl_dpo_rlhf_local": kl, "kl_dpo_sft": 1.0, "stage_1_weights_apart": 0.0},
         "gap_closed": gap,
+        "by_seed": two_seeds(rewards, models, best(0.6), kl),
         "routes": {"rule": "x", "prompts": [{"prompt": "WA>CA:", "samples": {"sft": {">OR>CA": 4}}}]},
     }
 
@@ -258,11 +275,26 @@ def test_the_verdict_can_go_either_way():
     assert "likelihood: global, dpo, local" in last and "best-of-16: global, local, dpo" in last
 
 
-@pytest.mark.parametrize(("kl", "word"), [(0.08, "yes"), (0.082, UNDECIDED), (0.25, UNDECIDED), (0.256, NO)])
-def test_to_come_back_three_quarters_of_the_kl_must_go_whatever_its_error(kl, word):
-    """KL to SFT is 1 ± .01. Twelve times what is left is less by two errors, or four times it is more."""
+@pytest.mark.parametrize(("kl", "word"), [(0.22, "yes"), (0.24, UNDECIDED), (0.26, UNDECIDED), (0.28, NO)])
+def test_to_come_back_three_quarters_of_the_kl_must_go(kl, word):
     said = write.verdict(results(kl=kl))[2]
-    assert outcomes([said]) == [word] and f"KL 1.000 ± 0.010 before, {kl:.3f} nats after." in said
+    assert outcomes([said]) == [word] and f"KL 1.000 nats before, {kl:.3f} ± 0.010 after." in said
+
+
+def test_of_one_seed_the_number_decides_alone():
+    one = results(rlhf=0.42)
+    one.update(seeds=[1], by_seed=one["by_seed"][1:])
+    assert write.verdict(one)[0] == (
+        "yes: RLHF on the global reward beats DPO in true reward (by +0.034, one seed)."
+    )
+    assert "Seed by seed" not in write.report_text(one)
+
+
+def test_the_report_has_each_seed():
+    text = write.report_text(results(kl=0.02))
+    assert "| 0 | 0.186 | 0.400 | 0.486 | 0.186 | 0.400 | 0.486 | 1.000 | 1.000 | 0.600 | 0.010 |" in text
+    assert "| 1 | 0.214 | 0.400 | 0.514 | 0.214 | 0.400 | 0.514 | 1.000 | 1.000 | 0.600 | 0.030 |" in text
+    assert "KL(DPO || SFT) 1.000, KL(DPO || RLHF-local) 0.020 ± 0.010 nats." in text
 
 
 @pytest.mark.parametrize(
