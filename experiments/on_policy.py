@@ -102,7 +102,7 @@ def verdict(by_seed):
     for beta in BETAS:
         names = pair_sources.by_rounds(beta, ROUNDS)
         for measure, word in REWARDS.items():
-            text = f"at beta {beta} more rounds bring more {word} reward"
+            text = f"at beta {beta} more rounds bring more {word} reward, and more than DPO"
             lines.append(claims.more_rounds_help(text, by_seed, names, measure))
     return lines
 
