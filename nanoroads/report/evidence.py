@@ -10,8 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-# Most are here for summaries.py, which imports them from this module.
-from nanoroads.report.cells import claim, in_errors, is_above, is_below, is_within, plus_minus, with_errors  # noqa: F401
+from nanoroads.report.cells import plus_minus
 from nanoroads.report.drawing import save
 from nanoroads.report.phases import Phase, new_phase
 from nanoroads.run.flags import SEED, Parser, positive

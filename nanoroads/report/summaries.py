@@ -2,19 +2,19 @@
 
 import math
 
-from nanoroads.report.drawing import COLOURS, INK, PALE, new_figure, svg_bytes
-from nanoroads.report.evidence import (
+from nanoroads.report.cells import (
+    above,
     claim,
-    differences,
     in_errors,
     is_above,
     is_below,
-    is_within,
-    over_seeds,
-    values_of,
+    plus_minus,
     with_errors,
+    within,
 )
-from nanoroads.report.write import plus_minus, table
+from nanoroads.report.drawing import COLOURS, INK, PALE, new_figure, svg_bytes
+from nanoroads.report.evidence import differences, over_seeds, values_of
+from nanoroads.report.write import table
 from nanoroads.weights.files import json_bytes
 
 COLUMNS = {
@@ -198,10 +198,10 @@ def verdict(settings, by_seed):
         if setting != "one-line" and "one-line" in settings:
             less = wins_apart(by_seed, "one-line", setting)
             text = f"{setting}: RLHF wins less than in one-line. one-line - {setting}: {with_errors(less)}."
-            lines.append(claim(is_above(less), text))
+            lines.append(claim(above(less), text))
         lead = measures["objective_gap"]
         text = f"{setting}: RLHF is ahead in the objective. RLHF - DPO: {with_errors(lead)}."
-        lines.append(claim(is_above(lead), text))
+        lines.append(claim(above(lead), text))
         lines.append(reward_model_line(setting, measures))
     return lines
 
@@ -211,9 +211,9 @@ def paper_line(setting, wins):
     here = f"RLHF wins {plus_minus(wins)} against DPO, {in_errors(wins, 0.5)}"
     lead = lead_of(wins)
     if setting == "one-line":
-        return claim(is_above(lead), f"{setting}: RLHF is ahead. {here}.")
+        return claim(above(lead), f"{setting}: RLHF is ahead. {here}.")
     at_most = f"within two errors the gap is at most {largest(lead):.3f}"
-    return claim(is_within(lead, NO_GAP), f"{setting}: there is no gap above {NO_GAP}. {here}; {at_most}.")
+    return claim(within(lead, NO_GAP), f"{setting}: there is no gap above {NO_GAP}. {here}; {at_most}.")
 
 
 def reward_model_line(setting, measures):
@@ -221,7 +221,7 @@ def reward_model_line(setting, measures):
     share, labels = measures["accuracy"], plus_minus(measures["labels_right"])
     text = f"{setting}: the reward model's accuracy is above {ACCURATE}. It is {plus_minus(share)}"
     text += f", {in_errors(share, ACCURATE)}; the labels agree with the true reward in {labels}."
-    return claim(is_above(share, ACCURATE), text)
+    return claim(above(share, ACCURATE), text)
 
 
 def wins_apart(by_seed, one, other):

@@ -57,12 +57,12 @@ def test_of_one_seed_errors_are_those_over_documents_and_pairs():
     "setting, win_rate, se, line",
     [
         ("one_line", 0.56, 0.02, "yes: .*RLHF wins 0.560 ± 0.020 against DPO, 3.0 standard errors above 0.5"),
-        ("one_line", 0.56, 0.04, "NO: .*1.5 standard errors above 0.5"),
+        ("one_line", 0.56, 0.04, "NO, undecided: .*1.5 standard errors above 0.5"),
         ("one_line", 0.35, 0.05, "NO: .*3.0 standard errors below 0.5"),
         ("two_word", 0.53, 0.01, "yes: .*3.0 standard errors above 0.5; .* is at most 0.050"),
         ("hidden", 0.47, 0.02, "yes: .*1.5 standard errors below 0.5; .* is at most 0.070"),
-        ("two_word", 0.45, 0.03, "NO: .*1.7 standard errors below 0.5; .* is at most 0.110"),
-        ("hidden", 0.5, 0.06, "NO: .*0.0 standard errors above 0.5; .* is at most 0.120"),
+        ("two_word", 0.45, 0.03, "NO, undecided: .*1.7 standard errors below 0.5; .* is at most 0.110"),
+        ("hidden", 0.5, 0.06, "NO, undecided: .*0.0 standard errors above 0.5; .* is at most 0.120"),
         ("hidden", 0.65, 0.01, "NO: .*15.0 standard errors above 0.5; .* is at most 0.170"),
         ("hidden", 0.5, 0.0, "yes: .*0.000 above 0.5, one seed"),
     ],
@@ -81,7 +81,7 @@ def test_the_verdict_can_come_out_either_way(setting, win_rate, se, line):
     "one_line, hidden, line",
     [
         ((0.6, 0.62), (0.5, 0.51), "yes: hidden: .*one-line - hidden: +0.105 ± 0.005, 21.0 "),
-        ((0.6, 0.7), (0.55, 0.45), "NO: hidden: .*one-line - hidden: +0.150 ± 0.100, 1.5 "),
+        ((0.6, 0.7), (0.55, 0.45), "NO, undecided: hidden: .*one-line - hidden: +0.150 ± 0.100, 1.5 "),
         ((0.5, 0.51), (0.6, 0.62), "NO: hidden: .*one-line - hidden: -0.105 ± 0.005"),
         (
             (0.6,),
@@ -101,7 +101,7 @@ def test_the_gap_is_larger_in_one_line_by_two_standard_errors_seed_by_seed(one_l
 
 def test_rlhf_is_ahead_in_the_objective_by_two_standard_errors():
     """.2 and .3: .25 +- .05; .09 and .3: .195 +- .105, less than two errors; -.2 and -.3."""
-    for gaps, word in (((0.2, 0.3), "yes"), ((0.09, 0.3), "NO"), ((-0.2, -0.3), "NO")):
+    for gaps, word in (((0.2, 0.3), "yes"), ((0.09, 0.3), "NO, undecided"), ((-0.2, -0.3), "NO")):
         by_seed = []
         for seed, gap in enumerate(gaps):
             measures = {**made_up_measures(0.6), "objective_gap": {"mean": gap, "se": 9.0}}
@@ -111,7 +111,9 @@ def test_rlhf_is_ahead_in_the_objective_by_two_standard_errors():
         assert line.startswith(f"{word}: {text} {sum(gaps) / 2:+.3f} ± ")
 
 
-@pytest.mark.parametrize("accuracies, word", [((0.64, 0.66), "yes"), ((0.6, 0.7), "NO"), ((0.5, 0.52), "NO")])
+@pytest.mark.parametrize(
+    "accuracies, word", [((0.64, 0.66), "yes"), ((0.6, 0.7), "NO, undecided"), ((0.5, 0.52), "NO")]
+)
 def test_a_reward_model_is_accurate_by_two_standard_errors(accuracies, word):
     """.65 ± .01, five errors above .6; .65 ± .05, one; .51 ± .01, nine below."""
     by_seed = []
