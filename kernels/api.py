@@ -19,7 +19,7 @@ BACKENDS = ("auto", "torch", "triton")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint32, torch.uint16, torch.uint8)
 IGNORE = -100  # a target that counts for nothing
-LEAST, MOST = 1e-20, 1e30  # of a temperature or softcap: what fp32 can divide logits by
+LEAST_DIVISOR, MOST_DIVISOR = 1e-20, 1e30  # of logits in fp32: a temperature or softcap
 _default = "auto"
 
 
@@ -251,10 +251,11 @@ def _check_linear(hidden, weight, target, bias, temperature, softcap):
         if x is not None and x.device != hidden.device:
             raise ValueError(f"{name} is on {x.device}, hidden on {hidden.device}")
     check_target(target, hidden, "hidden")
-    if not LEAST <= temperature <= MOST:
-        raise ValueError(f"temperature must be between {LEAST} and {MOST}, not {temperature}")
-    if softcap is not None and not LEAST <= softcap <= MOST:
-        raise ValueError(f"softcap must be None or between {LEAST} and {MOST}, not {softcap}")
+    limits = f"between {LEAST_DIVISOR} and {MOST_DIVISOR}"
+    if not LEAST_DIVISOR <= temperature <= MOST_DIVISOR:
+        raise ValueError(f"temperature must be {limits}, not {temperature}")
+    if softcap is not None and not LEAST_DIVISOR <= softcap <= MOST_DIVISOR:
+        raise ValueError(f"softcap must be None or {limits}, not {softcap}")
 
 
 def check_target(target, rows, name):

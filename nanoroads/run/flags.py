@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from kernels.api import LEAST_DIVISOR, MOST_DIVISOR
 from nanoroads.errors import InputError, nearest_first, printable
 from nanoroads.progress import close_all
 from nanoroads.run import signals, torchrun
@@ -189,6 +190,11 @@ def number(number_type, description, is_right):
 
 # The range that NumPy and others take, too, so that a seed can be used anywhere.
 SEED = non_negative(int, below=2**32)
+
+# What fp32 can divide logits by.
+TEMPERATURE = number(
+    float, f"between {LEAST_DIVISOR} and {MOST_DIVISOR}", lambda value: LEAST_DIVISOR <= value <= MOST_DIVISOR
+)
 
 # ---------------------------------------------------------------- the flags of every training script
 

@@ -77,7 +77,7 @@ def test_values_that_no_run_can_have(script, flag, value, refuses, tmp_path):
         (train_rlhf, {"samples": 1}, ["--samples 1", "rloo"]),
         (train_rlhf, {"samples": 3, "algo": "rebel"}, ["--samples 3", "rebel", "even"]),
         (train_rlhf, {"temperature": 0}, ["--temperature", "0"]),
-        (train_rlhf, {"temperature": 1e-38}, ["--temperature 1e-38"]),
+        (train_rlhf, {"temperature": 1e-38}, ["--temperature", "1e-38", "1e-20"]),
         (train_rlhf, {"kl": -1}, ["--kl", "-1"]),
     ],
 )
