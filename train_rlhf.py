@@ -25,6 +25,7 @@ from nanoroads.run.distributed import batch_means, matched, share
 from nanoroads.run.flags import (
     TEMPERATURE,
     model_kind,
+    names_of_flags,
     positive,
     row_limits,
     run_script,
@@ -151,16 +152,10 @@ def main(argv=None):
     judge_source = args.reward  # a folder, or module:function; for a class stage 1 replaces it
     if args.reward in REWARD_CLASSES:
         train, test = data.split(rows, train_path, test_path, layout, encoding, limits)
-        # Its config.json must not hold stage 2's flags, or to change --kl would refuse the finished reward
-        # model. --reward-lr becomes lr, the name that the loop reads.
-        reward_run = run.inside(
-            "reward",
-            without_flags_of=add_stage_2_flags,
-            steps=None,
-            epochs=args.reward_epochs,
-            lr=args.reward_lr,
-            batch_size=args.reward_batch_size,
-        )
+        # Every loop reads lr, epochs and batch_size: in stage 1 these are --reward-lr and its like. Stage 2's
+        # flags must not be in its config.json, or to change --kl would refuse the finished reward model.
+        renamed = {"epochs": args.reward_epochs, "lr": args.reward_lr, "batch_size": args.reward_batch_size}
+        reward_run = run.inside("reward", names_of_flags(add_stage_2_flags), steps=None, **renamed)
         train_reward(reward_run, reference, tokenizer_name, train, test)
         if args.stop_after == "reward":
             return

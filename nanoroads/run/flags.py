@@ -347,10 +347,9 @@ def use_defaults(args, defaults, kind):
 
 
 def names_of_flags(add_flags):
-    """The names under which args has the flags that a script's function adds to a parser; None: none."""
+    """The names under which args has the flags that a script's function adds to a parser."""
     parser = argparse.ArgumentParser()
-    if add_flags:
-        add_flags(parser)
+    add_flags(parser)
     return vars(parser.parse_args([])).keys()
 
 

@@ -20,7 +20,6 @@ from nanoroads.errors import InputError
 from nanoroads.progress import Progress
 from nanoroads.randomness import seed_weights
 from nanoroads.run import distributed, lora, torchrun
-from nanoroads.run.flags import names_of_flags
 from nanoroads.run.folder import (
     LOCK,
     RECORD,
@@ -103,13 +102,12 @@ class Run:
             check_finished(self.out)
             print(f"{self.out} is finished")
 
-    def inside(self, name: str, without_flags_of=None, **changed) -> "Run":
+    def inside(self, name: str, without=(), **changed) -> "Run":
         """A run in the folder OUT/name, of stage `name`.
 
-        Its flags are this run's, less those that the function `without_flags_of` adds to a parser, with
-        those in `changed` over them."""
+        Its flags are this run's, less those named in `without`, with those in `changed` over them."""
         changed.update(out=self.out / name, export_hf=None, profile=False)
-        hidden = {*names_of_flags(without_flags_of), *changed}
+        hidden = {*without, *changed}
         flags = {flag: value for flag, value in vars(self.args).items() if flag not in hidden}
         # Added at the end: check_same_run names the first flag that differs, which must be --reward-lr and
         # not its copy, --lr.

@@ -107,11 +107,7 @@ def test_inspect_writes_nothing_to_the_folder(tmp_path):
 def test_a_run_inside_another(tmp_path):
     outer = Run(args_of(tmp_path / "out", seed=7, export_hf=tmp_path / "hf", profile=True), "rlhf")
 
-    def add_flags(parser):
-        parser.add_argument("--gamma")
-        parser.add_argument("--loss")
-
-    inner = outer.inside("reward", without_flags_of=add_flags, lr=0.5, steps=None)
+    inner = outer.inside("reward", without=["gamma", "loss"], lr=0.5, steps=None)
     assert (inner.out, inner.stage) == (tmp_path / "out/reward", "reward")
     assert inner.out.is_dir()
     assert (inner.args.lr, inner.args.steps, inner.args.seed) == (0.5, None, 7)
