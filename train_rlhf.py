@@ -342,7 +342,6 @@ def train_policy(run, task, reference, judge, prompt_rows, shown, max_new_tokens
         # Write down what happened. Nothing here waits for the device, unless the step is logged.
         row = {**metrics.means(), "grad_norm": grad_norm}
         if run.will_log(step):
-            row.update(run.seconds)  # sums since this process started
             row.update(true_reward(task, batch_rows, responses, encoding))  # {} where it is not known
         if run.evaluates(step):
             row.update(task.measure(policy, reference, encoding, groups_per_pass))

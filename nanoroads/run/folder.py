@@ -45,7 +45,7 @@ NOT_THE_RESULT = {
 LOCK = ".nanoroads-lock"
 RECORD = ".nanoroads-finished.json"  # hashes of a finished run's files
 SAMPLES = "samples.jsonl"  # what the policy said at each evaluation, see samples.py
-# See speed.py; beside metrics.jsonl, which but for RL is the same however fast a machine is.
+# See speed.py; beside metrics.jsonl, which is the same however fast a machine is.
 SPEED = "speed.jsonl"
 # Written after config.json; the last two by a run of --lora.
 RESULTS = (

@@ -95,7 +95,7 @@ class Run:
         self.progress = None  # of the loop, while it runs
         self.speed = None  # the same
         self.track = None  # the same: a function, see track.py
-        self.seconds = {}  # {"seconds_<name>": s} of each `timed` part, since this process started
+        self.seconds = {}  # {"seconds_<name>": s} of each `timed` part, since the last line of speed.jsonl
         self.last_row = {}  # the last line of metrics.jsonl
         seed_weights(stage, args.seed)
         if self.finished and self.writes:
@@ -239,6 +239,9 @@ class Run:
                 hint = f"a lower --lr may help; {self.out} keeps its last checkpoint"
                 raise InputError(f"step {step + 1}: {name} is {value}; {hint}")
         speed = self.speed.take_row()
+        for name, seconds in self.seconds.items():
+            speed[name] = round(seconds, 6)
+        self.seconds = {}
         if self.writes:
             append_line(self.out / "metrics.jsonl", json.dumps(self.last_row))
             if speed:

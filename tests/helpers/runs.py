@@ -59,11 +59,8 @@ def weights(folder):
 
 
 def metrics(folder):
-    """metrics.jsonl without what differs from run to run."""
-    rows = []
-    for row in read_metrics(folder):
-        rows.append({name: value for name, value in row.items() if not name.startswith("seconds")})
-    return rows
+    """The lines of metrics.jsonl."""
+    return read_metrics(folder)
 
 
 def samples(folder):

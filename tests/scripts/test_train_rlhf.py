@@ -27,7 +27,6 @@ MAP_KEYS = {"map_reward", "map_legal", "map_arrives", "map_moves", "map_greedy_r
 REWARD_KEYS = {"step", "loss", "accuracy", "grad_norm"}
 REWARD_EVAL_KEYS = {"eval_loss", "eval_accuracy"}
 KEYS = {"step", "loss", "reward", "kl", "entropy", "clip_fraction", "length", "grad_norm", "sampling_gap"}
-KEYS |= {"seconds_sampling", "seconds_scoring", "seconds_training"}
 
 
 def check_rl(out, on_map=True):
