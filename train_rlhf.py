@@ -37,7 +37,7 @@ from nanoroads.run.lora import adapted, adapted_reward_model
 from nanoroads.run.optim import Mean, adamw, batch_indices, learning_rate, rank_chunks, total_steps, update
 from nanoroads.run.rollouts import sample_responses, score_responses, true_reward
 from nanoroads.run.run import Run
-from nanoroads.run.samples import held_out_prompts, show_samples
+from nanoroads.run.samples import show_samples
 from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy, load_reference, new_reward_model
 from nanoroads.world.task import response_length, task_of
@@ -139,10 +139,13 @@ def main(argv=None):
     layout = layouts.preference_texts if args.reward in REWARD_CLASSES else layouts.prompt_texts
     if args.inspect:
         return inspect(train_path, test_path, layout, encoding, limits)
-    rows = data.load(train_path, layout, encoding, limits)
+    if args.reward in REWARD_CLASSES or test_path:  # neither stage trains on test
+        train, test = data.load_split(train_path, test_path, layout, encoding, limits)
+    else:  # a file of yours for a given reward: all of its prompts are trained on, and the first ones shown
+        train = test = data.load(train_path, layout, encoding, limits)
 
     # What stage 2 could not use is refused now, not after stage 1.
-    max_new_tokens = response_length(task, args.max_new_tokens, limits.context, rows.prompts)
+    max_new_tokens = response_length(task, args.max_new_tokens, limits.context, train.prompts)
     for folder in (args.start, args.compare):
         if folder:
             load_policy(folder, like=reference)
@@ -151,7 +154,6 @@ def main(argv=None):
     # Stage 1: pairs -> reward, a run of its own in OUT/reward.
     judge_source = args.reward  # a folder, or module:function; for a class stage 1 replaces it
     if args.reward in REWARD_CLASSES:
-        train, test = data.split(rows, train_path, test_path, layout, encoding, limits)
         # Every loop reads lr, epochs and batch_size: in stage 1 these are --reward-lr and its like. Stage 2's
         # flags must not be in its config.json, or to change --kl would refuse the finished reward model.
         renamed = {"epochs": args.reward_epochs, "lr": args.reward_lr, "batch_size": args.reward_batch_size}
@@ -163,9 +165,7 @@ def main(argv=None):
 
     # Stage 2: reward -> policy.
     judge = score.load_judge(judge_source, reference, args.init, encoding, args.temperature)
-    prompt_rows = rows.unique_prompts()
-    shown = held_out_prompts(prompt_rows, test_path, encoding, limits)
-    train_policy(run, task, reference, judge, prompt_rows, shown, max_new_tokens, tokenizer_name, encoding)
+    train_policy(run, task, reference, judge, tokenizer_name, encoding, train, test, max_new_tokens)
     last = run.last_row
     reward, kl, entropy = last["reward"], last["kl"], last["entropy"]
     print(f"reward {reward:.3f}, KL {kl:.2f} nats, entropy {entropy:.2f} nats per token")
@@ -295,8 +295,8 @@ def rl_loss(args, kl_weight, max_new_tokens, now, rollout):
     return losses.clipped_policy_gradient(now.sequence, rollout.old.sequence, advantage, low, high)
 
 
-def train_policy(run, task, reference, judge, prompt_rows, shown, max_new_tokens, tokenizer_name, encoding):
-    """On-policy RL: sample, score, update. prompt_rows: data Rows, each prompt once. shown: Rows to show."""
+def train_policy(run, task, reference, judge, tokenizer_name, encoding, train, test, max_new_tokens):
+    """On-policy RL: sample, score, update. train, test: data Rows, to sample from and to show answers of."""
     args = run.args
     groups_per_pass = args.micro_batch_size or args.batch_size
     # --kl, else a local reward's beta, at which Theorem 2.2 holds, else the task's default.
@@ -304,6 +304,7 @@ def train_policy(run, task, reference, judge, prompt_rows, shown, max_new_tokens
     policy = adapted(run, reference)
     policy = policy or run.place(load_policy(args.start or args.init, compute_dtype=run.compute_dtype))
     eos = tokenizer.stop_ids(encoding)
+    prompt_rows = train.unique_prompts()
     compared = score.other_samples(run, policy, prompt_rows.prompts, max_new_tokens, eos, groups_per_pass)
     run.describe(policy, tokenizer_name, kl=kl_weight, reference=str(args.init))  # config.json
     optimizer = adamw(policy, args.lr, args.weight_decay)
@@ -347,7 +348,7 @@ def train_policy(run, task, reference, judge, prompt_rows, shown, max_new_tokens
             row.update(task.measure(policy, reference, encoding, groups_per_pass))
             if compared:
                 row["kl_compare"] = compared.kl(policy, groups_per_pass)
-            show_samples(run, step, policy, shown, encoding, task, judge, reference)  # samples.jsonl
+            show_samples(run, step, policy, test, encoding, task, judge, reference)  # samples.jsonl
         run.log(step, row, show=("loss", "reward", "kl", "entropy", "length"))  # every --log-every steps
         if (step + 1) % args.updates == 0:  # never between two updates on the same samples
             run.save(step, policy, optimizer)

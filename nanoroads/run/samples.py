@@ -10,18 +10,11 @@ from nanoroads.generate import generate
 from nanoroads.progress import say
 from nanoroads.randomness import stream_key
 from nanoroads.run.folder import SAMPLES
-from nanoroads.text import data, layouts, tokenizer
+from nanoroads.text import tokenizer
 from nanoroads.weights.files import append_line
 
 FEW = 3  # prompts that are answered
 LONGEST = 80  # characters of a prompt, and of a response, that are printed
-
-
-def held_out_prompts(rows, path, encoding, limits):
-    """Data Rows whose first prompts are answered: those of the file `path`, of `rows` if that is None."""
-    if path is None:
-        return rows
-    return data.load(path, layouts.prompt_texts, encoding, limits)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import train_rlhf
 import train_sft
 from nanoroads.run import samples
 from nanoroads.score import LocalJudge
-from nanoroads.text import data, layouts, tokenizer
+from nanoroads.text import data, tokenizer
 from nanoroads.weights.checkpoint import load_model
 from nanoroads.world.task import FileTask, task_of
 
@@ -131,14 +131,6 @@ def test_a_policy_that_went_wrong_answers_nothing(sft, encoding, tmp_path):
     policy = load_model(sft)
     policy.norm.weight.data.fill_(torch.nan)
     assert show(policy, [[1]], encoding, tmp_path) == []
-
-
-def test_held_out_prompts_are_those_of_the_file_if_there_is_one(rows, encoding, tmp_path):
-    limits = data.Limits(32)
-    pairs = data.load(rows / "pairs.jsonl", layouts.preference_texts, encoding, limits)
-    assert samples.held_out_prompts(pairs, None, encoding, limits) is pairs
-    shown = samples.held_out_prompts(pairs, rows / "prompts.jsonl", encoding, limits)
-    assert shown.texts == [row["prompt"] for row in read_jsonl(rows / "prompts.jsonl")]
 
 
 def test_a_line_shows_where_the_prompt_ends_and_obeys_no_terminal():

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.runs import check_run, metrics, run, weights, write_jsonl
+from helpers.runs import check_run, load_rows, metrics, read_jsonl, run, weights, write_jsonl
 
 import train_rlhf
 from nanoroads import loss_variants, score
@@ -20,6 +20,8 @@ from nanoroads.randomness import uniform
 from nanoroads.run import rollouts
 from nanoroads.run.rollouts import Rollout
 from nanoroads.run.run import Run
+from nanoroads.text import layouts
+from nanoroads.text.split import hold_out
 from nanoroads.weights import checkpoint
 from nanoroads.weights.files import read_config
 
@@ -97,6 +99,53 @@ def test_on_rows_of_the_user(rows, sft, tmp_path):
         out = run(train_rlhf, tmp_path / reward, reward=reward, **flags)
         check_rl(out, on_map=False)
         check_run(out / "reward", "reward", REWARD_KEYS, REWARD_EVAL_KEYS)
+
+
+def prompts_of(out, sampled):
+    """The prompts that a run has sampled from, and those whose answers it has shown."""
+    shown = {record["prompt"] for record in read_jsonl(out / "samples.jsonl")}
+    return set(sampled), shown
+
+
+def test_rl_never_samples_a_prompt_whose_pairs_are_held_out(rows, sft, tmp_path, monkeypatch):
+    """Without --eval-data both stages hold out the same prompts, and show their answers."""
+    sampled = []
+    original = train_rlhf.sample_responses
+
+    def recorded(args, policy, batch_rows, *rest):
+        sampled.extend(batch_rows.texts)
+        return original(args, policy, batch_rows, *rest)
+
+    monkeypatch.setattr(train_rlhf, "sample_responses", recorded)
+    pairs = load_rows(rows / "pairs.jsonl", layouts.preference_texts)
+    train, test = hold_out(pairs)
+    everything = {"steps": None, "epochs": 1, "reward_epochs": 0.1, "init": sft, "max_new_tokens": 12}
+    out = run(train_rlhf, tmp_path / "out", data=rows / "pairs.jsonl", **everything)
+    trained, shown = prompts_of(out, sampled)
+    assert trained == set(train.texts) and not trained & set(test.texts)
+    assert shown == set(test.texts[:3]) and len(shown) == 3
+
+    # With a file of held-out pairs every prompt of --data is sampled, and those of the file are shown.
+    sampled.clear()
+    held_out = write_jsonl(tmp_path / "test.jsonl", read_jsonl(rows / "pairs.jsonl")[:1])
+    everything["eval_data"] = held_out
+    out = run(train_rlhf, tmp_path / "file", data=rows / "pairs.jsonl", **everything)
+    assert prompts_of(out, sampled) == (set(pairs.texts), {pairs.texts[0]})
+
+    # A reward that is given needs no pairs, so none are held out.
+    sampled.clear()
+    rule = {"reward": "helpers.runs:brevity", "reward_epochs": None, "eval_data": None}
+    out = run(train_rlhf, tmp_path / "rule", data=rows / "prompts.jsonl", **{**everything, **rule})
+    texts = {row["prompt"] for row in read_jsonl(rows / "prompts.jsonl")}
+    assert prompts_of(out, sampled) == (texts, texts)
+
+
+def test_the_seconds_of_its_parts_are_in_speed_jsonl(rlhf):
+    """And not in metrics.jsonl, whose bytes are the same on every machine."""
+    for row in read_jsonl(rlhf / "speed.jsonl"):
+        parts = [row[f"seconds_{name}"] for name in ("sampling", "scoring", "training")]
+        assert all(seconds > 0 for seconds in parts)
+        assert sum(parts) <= row["seconds"] * 1.001  # they are of this line's steps, as all else in it
 
 
 def test_start_and_compare(dpo, sft, tmp_path):
