@@ -60,6 +60,9 @@ DEFAULTS = {
 }
 # fmt: on
 REWARD_CLASSES = ["global", "local"]
+# Flags that a reward class does not use. A reward that is given has no stage 1, and uses none of its flags.
+UNUSED = {"global": ["beta"], "local": ["readout"]}
+STAGE_1 = ["beta", "readout", "reward_lr", "reward_epochs", "reward_batch_size", "eval_data", "stop_after"]
 ALGORITHMS = ["rloo"] + loss_variants.LIKE_GRPO + ["online-dpo", "rebel", "reinforce"]
 
 
@@ -98,28 +101,32 @@ def flags(argv):
     add_stage_2_flags(parser)
     args = parser.parse_args(argv)
 
+    # Refuse a reward that is not there, and given flags that it ignores. DEFAULTS are filled in after that.
+    if args.reward not in REWARD_CLASSES and ":" not in args.reward and not Path(args.reward).is_dir():
+        parser.error(f"--reward {args.reward}: not a folder; or global, local or module:function")
+    unused = UNUSED.get(args.reward, STAGE_1)
+    for name in unused:
+        if getattr(args, name) != parser.get_default(name):
+            reason = "does not use it" if args.reward in REWARD_CLASSES else "has no stage 1"
+            parser.error(f"--{name.replace('_', '-')}: --reward {args.reward} {reason}")
+
     kind = model_kind(args.init)
     defaults = dict(DEFAULTS[kind])
     defaults["reward_lr"] = defaults["reward_lr"]["local" if args.reward == "local" else "global"]
     if args.steps or args.epochs:  # the user chose the length of stage 2
         del defaults["steps"], defaults["epochs"]
-    use_defaults(args, defaults, kind)
+    use_defaults(args, defaults, kind, unused)
     low, high = loss_variants.RATIO_LIMITS.get(args.algo, (0.2, 0.2))
     args.clip_low = args.clip_low or low
     args.clip_high = args.clip_high or high
 
-    # Refuse what does not exist or does not go together.
-    if args.reward not in REWARD_CLASSES and ":" not in args.reward and not Path(args.reward).is_dir():
-        parser.error(f"--reward {args.reward}: not a folder; or global, local or module:function")
+    # Refuse what does not go together.
     if args.algo != "reinforce" and args.samples < 2:
         parser.error(f"--samples {args.samples}: --algo {args.algo} takes at least 2")
     if args.algo == "rebel" and args.samples % 2:
         parser.error(f"--samples {args.samples}: --algo rebel takes an even number")
     if args.algo == "reinforce" and args.micro_batch_size and args.micro_batch_size < args.batch_size:
         parser.error("--micro-batch-size: --algo reinforce needs the whole --batch-size for its baseline")
-    for name in ("stop_after", "eval_data"):
-        if getattr(args, name) and args.reward not in REWARD_CLASSES:
-            parser.error(f"--{name.replace('_', '-')}: --reward {args.reward} has no stage 1")
     return args
 
 

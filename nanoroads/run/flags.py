@@ -328,10 +328,11 @@ def parameters(model_config):
         return 0
 
 
-def use_defaults(args, defaults, kind):
+def use_defaults(args, defaults, kind, unused=()):
     """Fill in the flags that were not given, and print those that have a value, and whence.
 
-    defaults: the column `kind` of a script's DEFAULTS."""
+    defaults: the column `kind` of a script's DEFAULTS. unused: flags that this run does not read, which
+    config.json has but nobody needs to see."""
     words = []
     for name, default in defaults.items():
         source = "given"
@@ -341,7 +342,7 @@ def use_defaults(args, defaults, kind):
                 default = float(f"{default * LORA_LR:g}")  # 0.003, and not 0.0029999999999999996
                 source += f" x {LORA_LR}, for --lora"
             setattr(args, name, default)
-        if getattr(args, name) is not None:
+        if getattr(args, name) is not None and name not in unused:
             words.append(f"{name.replace('_', '-')} {getattr(args, name)} ({source})")
     print(f"using: {', '.join(words)}")
 

@@ -15,10 +15,11 @@ from nanoroads.world import pairs
 
 STEPS = {"device": "cpu", "steps": 12, "warmup": 2, "log_every": 1, "eval_every": 6, "save_every": 5}
 MODEL = {"n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": 32}
+STAGE_1 = {"reward_epochs": 1.5, "reward_lr": 3e-3}  # of train_rlhf.py, unless the reward is given
 TINY = {
     train_sft: {**STEPS, **MODEL, "steps": 60, "lr": 2e-2, "rows": 500},
     train_dpo: {**STEPS, "lr": 3e-3},
-    train_rlhf: {**STEPS, "lr": 3e-3, "samples": 4, "reward_epochs": 1.5, "reward_lr": 3e-3},
+    train_rlhf: {**STEPS, "lr": 3e-3, "samples": 4},
 }
 
 # ---------------------------------------------------------------- running a script
@@ -28,7 +29,10 @@ def argv(script, **flags):
     """Tiny settings of a script, and `flags` over them (None: without
     that flag, True: without a value) -> argv."""
     words = []
-    for name, value in {**TINY.get(script, {}), **flags}.items():
+    settings = TINY.get(script, {})
+    if script is train_rlhf and flags.get("reward", "global") in train_rlhf.REWARD_CLASSES:
+        settings = settings | STAGE_1
+    for name, value in {**settings, **flags}.items():
         if value is None or value is False:
             continue
         words.append(f"--{name.replace('_', '-')}")

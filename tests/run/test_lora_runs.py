@@ -21,13 +21,8 @@ from nanoroads.weights.lora import adapters
 PROMPTS = ["WA>FL:", "OR>TX:", "NV>ME:", "CA>NY:", "UT>GA:", "ID>OH:", "AZ>VT:", "NM>KY:"]
 TOKENS = [[1, 2, 3], [4, 5]], [[[6, 7], [8, 9, 10]], [[11], [12, 13]]]  # prompts, responses
 SHORT = {"steps": 4, "eval_every": 4, "save_every": 3, "warmup": 0, "batch_size": 4, "lora": 2}
-RL = SHORT | {
-    "samples": 2,
-    "reward_epochs": 1,
-    "reward_batch_size": 4,
-    "reward_lr": 3e-2,
-    "max_new_tokens": 3,
-}
+STAGE_1 = {"reward_epochs": 1, "reward_batch_size": 4, "reward_lr": 3e-2}
+RL = SHORT | {"samples": 2, "max_new_tokens": 3}
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +172,7 @@ def test_rl_has_one_trunk(reward, base, flags, tmp_path, monkeypatch):
         trunks.append(reference.blocks[0].mlp.up.weight.data_ptr())
         return judge
 
-    flags = flags | RL | {"reward": reward}
+    flags = flags | RL | STAGE_1 | {"reward": reward}
     with monkeypatch.context() as patch:
         patch.setattr(Run, "describe", watched)
         patch.setattr(score, "load_judge", watched_judge)

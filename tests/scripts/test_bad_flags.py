@@ -240,6 +240,26 @@ def test_held_out_pairs_that_nothing_reads(refuses, sft, tmp_path):
     refuses(train_rlhf, "--eval-data", "no stage 1", out=tmp_path / "out", **flags)
 
 
+@pytest.mark.parametrize(
+    "reward, flag, value, words",
+    [
+        ("global", "beta", 0.1, "--beta: --reward global does not use it"),
+        ("local", "readout", "sum", "--readout: --reward local does not use it"),
+        ("RULE", "beta", 0.1, "--beta: --reward helpers.runs:brevity has no stage 1"),
+        ("RULE", "readout", "sum", "no stage 1"),
+        ("RULE", "reward_lr", 1e-3, "--reward-lr: --reward helpers.runs:brevity has no stage 1"),
+        ("RULE", "reward_epochs", 1, "no stage 1"),
+        ("RULE", "reward_batch_size", 8, "no stage 1"),
+        ("FOLDER", "beta", 0.1, "no stage 1"),
+        ("FOLDER", "reward_lr", 1e-3, "no stage 1"),
+    ],
+)
+def test_flags_that_a_reward_would_ignore(reward, flag, value, words, refuses, sft, rlhf, tmp_path):
+    named = {"RULE": "helpers.runs:brevity", "FOLDER": rlhf / "reward"}.get(reward, reward)
+    refuses(train_rlhf, words, out=tmp_path / "out", init=sft, reward=named, **{flag: value})
+    assert not (tmp_path / "out").exists()
+
+
 def test_rl_that_does_not_fit_the_context(refuses, sft, tmp_path):
     flags = {"init": sft, "data": row_file(tmp_path), "reward": "helpers.runs:brevity"}
     words = ["context", "32", "--max-new-tokens"]

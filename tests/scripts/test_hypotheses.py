@@ -150,7 +150,7 @@ def few_prompts(world, split):
 
 
 SMALL = {"SFT": ["--n-layer", 1, "--n-embd", 16, "--rows", 500, "--steps", 60, "--lr", 2e-2]}
-SMALL |= {"DPO": ["--steps", 2], "RLHF": ["--steps", 1, "--reward-epochs", 1, "--samples", 2]}
+SMALL |= {"DPO": ["--steps", 2], "RLHF": ["--steps", 1, "--samples", 2]}
 SMALL |= {"PAIRS": 40, "TEST_PAIRS": 20}
 
 

@@ -77,7 +77,7 @@ def test_local(sft, tmp_path):
 
 @pytest.mark.parametrize("algo", train_rlhf.ALGORITHMS)
 def test_a_rule(algo, sft, tmp_path):
-    flags = {"reward": "nanoroads.world.roadmap:true_reward", "reward_epochs": None}
+    flags = {"reward": "nanoroads.world.roadmap:true_reward"}
     if algo == "grpo":
         flags["updates"] = 2
     out = run(train_rlhf, tmp_path / algo, init=sft, algo=algo, **flags)
@@ -180,7 +180,6 @@ def test_stage_1_is_the_same_run_whatever_the_flags_of_stage_2(rlhf, sft, dpo, t
 @pytest.mark.parametrize(
     "flag, value, words",
     [
-        ("beta", 1.0, "had --beta 0.3, this one has 1.0"),
         ("readout", "sum", "had --readout last, this one has sum"),
         ("reward_lr", 1e-5, "had --reward-lr 0.003, this one has 1e-05"),
         ("reward_epochs", 2, "had --reward-epochs 1.5, this one has 2.0"),
@@ -198,6 +197,13 @@ def test_another_stage_1_is_refused_by_the_flag_that_differs(flag, value, words,
         run(train_rlhf, out, init=sft, resume=True, **{flag: value})
     assert str(out / "reward") in str(error.value)
     assert weights(rlhf / "reward") == before and not (out / "config.json").exists()
+
+
+def test_another_beta_of_a_local_reward_is_refused(sft, tmp_path):
+    flags = {"init": sft, "reward": "local", "stop_after": "reward"}
+    out = run(train_rlhf, tmp_path / "out", beta=0.3, **flags)
+    with pytest.raises(InputError, match="had --beta 0.3, this one has 1.0"):
+        run(train_rlhf, out, beta=1.0, resume=True, **flags)
 
 
 def test_the_local_reward_has_a_rate_of_its_own(sft, tmp_path):
