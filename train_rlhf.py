@@ -183,11 +183,12 @@ def main(argv=None):
 # ---------------------------------------------------------------- stage 1: pairs -> reward
 
 
-def pair_rewards(args, model, batch, ref_logp):
-    """Rewards (P, 2) of P pairs, chosen first. ref_logp (P, 2): for the local class."""
+def pair_rewards(args, model, batch, ref_logp, chunk):
+    """Rewards (P, 2) of the P pairs `chunk`, chosen first. ref_logp (N, 2): of all pairs; global: None."""
     if args.reward == "global":
         return model(batch).view(-1, 2)  # a scalar head's output as it is
-    return losses.implicit_reward(model(batch).sequence.view(-1, 2), ref_logp, args.beta)
+    logp = model(batch).sequence.view(-1, 2)  # (P, 2)
+    return losses.implicit_reward(logp, upload(ref_logp[chunk], logp.device), args.beta)
 
 
 def held_out_measures(args, model, rows, ref_logp, groups_per_pass):
@@ -211,18 +212,16 @@ def train_reward(run, reference, tokenizer_name, train, test):
         return
     args = run.args
     groups_per_pass = args.micro_batch_size or args.batch_size
-    if args.reward == "global":
+    ref_logp = test_ref_logp = None  # a global reward knows of no reference
+    if args.reward == "local":
+        ref_logp = score.reference_logps(run, "ref_logp", reference, train, groups_per_pass)  # (N, 2)
+        test_ref_logp = score.reference_logps(run, "ref_logp_test", reference, test, groups_per_pass)
+        model = adapted(run, reference) or run.place(load_policy(args.init, compute_dtype=run.compute_dtype))
+    else:
         model = adapted_reward_model(run, reference)  # with --lora; otherwise None
         if model is None:
             model = new_reward_model(args.init, compute_dtype=run.compute_dtype, readout=args.readout)
             run.place(model)
-        ref_logp = torch.zeros(len(train), 2)  # not read: both classes share the loop
-        test_ref_logp = torch.zeros(len(test), 2)
-    else:
-        # Before its first step it is the reference.
-        model = adapted(run, reference) or run.place(load_policy(args.init, compute_dtype=run.compute_dtype))
-        ref_logp = score.reference_logps(run, "ref_logp", model, train, groups_per_pass)  # (N, 2)
-        test_ref_logp = score.reference_logps(run, "ref_logp_test", model, test, groups_per_pass)
     run.describe(model, tokenizer_name, beta=args.beta, reference=str(args.init))  # config.json
     optimizer = adamw(model, args.lr, args.weight_decay)
     total = total_steps(len(train), args.batch_size, args.epochs, args.steps)
@@ -234,8 +233,7 @@ def train_reward(run, reference, tokenizer_name, train, test):
         for chunk in rank_chunks(indices, args.micro_batch_size, model):
             prompts, pairs = train.take(chunk)  # tokens; two responses per prompt, chosen first
             batch = run.counted(pack(prompts, pairs, device=run.device))  # P prompts, 2P responses in order
-            chunk_ref_logp = upload(ref_logp[chunk], run.device)  # (P, 2)
-            chosen, rejected = pair_rewards(args, model, batch, chunk_ref_logp).unbind(1)  # (P,) each
+            chosen, rejected = pair_rewards(args, model, batch, ref_logp, chunk).unbind(1)  # (P,) each
             loss = losses.bradley_terry(chosen, rejected)  # (P,)
             (loss.sum() / len(indices)).backward()  # a mean over the pairs of the whole step
             metrics.add(loss=loss, accuracy=score.ranked_right(chosen - rejected))

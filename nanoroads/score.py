@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from nanoroads.batch import pack
+from nanoroads.batch import pack, upload
 from nanoroads.errors import InputError
 from nanoroads.generate import generate
 from nanoroads.losses import implicit_reward, kl_k1
@@ -181,7 +181,7 @@ class RuleJudge:
     def __call__(self, batch, ref, prompt_texts, response_tokens):
         answers = tokenizer.decode_all(self.encoding, response_tokens)
         values = [self.value(prompt, answer) for prompt, answer in zip(prompt_texts, answers, strict=True)]
-        return torch.tensor(values, device=batch.tokens.device)
+        return upload(torch.tensor(values), batch.tokens.device)
 
     def value(self, prompt, answer):
         try:
