@@ -116,7 +116,7 @@ def flags(argv):
     if args.steps or args.epochs:  # the user chose the length of stage 2
         del defaults["steps"], defaults["epochs"]
     use_defaults(args, defaults, kind, unused)
-    low, high = loss_variants.RATIO_LIMITS.get(args.algo, (0.2, 0.2))
+    low, high = loss_variants.RATIO_LIMITS.get(args.algo, loss_variants.PPO_LIMITS)
     args.clip_low = args.clip_low or low
     args.clip_high = args.clip_high or high
 
@@ -266,16 +266,15 @@ def rl_loss(args, kl_weight, max_new_tokens, now, rollout):
         grpo        (reward - mean) / std             clipped per token, mean over tokens     the loss (k3)
         its kin     as loss_variants.like_grpo says
         online-dpo  the best of k against the worst   DPO at beta = kl_weight                 DPO's loss
-        rebel       samples 1 against 2, 3 against 4  (log-ratio gap - reward gap)^2          the reward
+        rebel       samples 1 and 2, 3 and 4, ...     (log w_1 - log w_2 - (r_1 - r_2))^2     the reward
 
-    Where the KL is in the reward, read: reward - kl_weight (log pi/pi_ref).
-    """
+    w = pi/pi_old of a response, where pi_old is the policy that sampled. Where the KL is in the reward, the
+    reward, here also r, is that of the judge less kl_weight log(pi_old/pi_ref)."""
     k = args.samples
     never_clipped = torch.zeros_like(rollout.reward)
-    # For reinforce, rloo and rebel: the estimator k1 of the KL inside the reward, whose policy gradient is
-    # the KL's (Ahmadian et al., 2402.14740). Not whitened: that would change the optimum of Theorem 2.2.
-    log_ratio = losses.kl_k1(rollout.old.sequence, rollout.ref.sequence)  # (S,)
-    regularised = rollout.reward - kl_weight * log_ratio  # (S,)
+    # For reinforce, rloo and rebel: with the estimator k1 inside the reward the policy gradient is the KL's
+    # (Ahmadian et al., 2402.14740). Not whitened: that would change the optimum of Theorem 2.2.
+    regularised = rollout.reward - kl_weight * rollout.kl  # (S,)
 
     if args.algo == "online-dpo":
         logp, ref_logp = now.sequence.view(-1, k), rollout.ref.sequence.view(-1, k)  # (prompts, k)
@@ -286,18 +285,19 @@ def rl_loss(args, kl_weight, max_new_tokens, now, rollout):
         logp, old_logp = now.sequence.view(-1, 2), rollout.old.sequence.view(-1, 2)  # (S / 2, 2)
         loss = losses.rebel(logp, old_logp, regularised.view(-1, 2), eta=1.0)  # (S / 2,)
         return loss.repeat_interleave(2), never_clipped
-    low, high = args.clip_low, args.clip_high
+    limits = {"clip": args.clip_low, "clip_high": args.clip_high}
     if args.algo in loss_variants.LIKE_GRPO:
-        return loss_variants.like_grpo(args.algo, now.token, rollout, k, kl_weight, low, high, max_new_tokens)
-
+        options = {"samples": k, "beta": kl_weight, "longest": max_new_tokens, **limits}
+        return loss_variants.like_grpo(args.algo, now.token, rollout, **options)
     if args.algo == "rloo":
         advantage = losses.rloo_advantage(regularised.view(-1, k)).flatten()
     else:
+        # With torchrun these are a part of the batch: batch_means is then the mean over all ranks, else {}.
         advantage = losses.reinforce_advantage(regularised, **batch_means(baseline=regularised))
     if args.updates == 1:
         return losses.policy_gradient(now.sequence, advantage), never_clipped
     # More than one update on the same samples: clip the probability ratio of whole responses.
-    return losses.clipped_policy_gradient(now.sequence, rollout.old.sequence, advantage, low, high)
+    return losses.clipped_policy_gradient(now.sequence, rollout.old.sequence, advantage, **limits)
 
 
 def train_policy(run, task, reference, judge, tokenizer_name, encoding, train, test, max_new_tokens):
@@ -332,14 +332,14 @@ def train_policy(run, task, reference, judge, tokenizer_name, encoding, train, t
             metrics = Mean()
             for rollout in matched(rollouts, policy, takes_mean=args.algo == "reinforce"):
                 now = policy(run.counted(rollout.batch), args.temperature)  # sequence (S,), token (R,)
-                if rollout.old is None:  # the first update: the sampler is this very policy, the ratio is 1
+                if rollout.old is None:  # the first update: this very policy has sampled, so pi/pi_old is 1
                     rollout.old = LogProbs(now.sequence.detach(), now.token.detach())
                 loss, clipped = rl_loss(args, kl_weight, max_new_tokens, now, rollout)  # (S,), (S,) or (R,)
                 (loss.sum() / (len(indices) * args.samples)).backward()  # a mean over the step's samples
+                metrics.add(loss=loss, reward=rollout.reward)
                 # KL and entropy of the policy that sampled: its samples say little about a later one.
-                kl = losses.kl_k1(rollout.old.sequence, rollout.ref.sequence)  # (S,)
-                metrics.add(loss=loss, reward=rollout.reward, kl=kl, length=rollout.batch.lengths.float())
-                metrics.add(entropy=-rollout.old.token, clip_fraction=clipped)  # clipped: see rl_loss
+                metrics.add(kl=rollout.kl, length=rollout.batch.lengths.float(), entropy=-rollout.old.token)
+                metrics.add(clip_fraction=clipped)  # see rl_loss
                 # In nats. Rounding; if it is more, sampling and training are not of the same policy.
                 metrics.add_largest(sampling_gap=(rollout.old.token - rollout.drawn_logp).abs())
             lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)

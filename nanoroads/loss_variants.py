@@ -22,11 +22,18 @@ from nanoroads.losses import (
     to_tokens,
 )
 
-# The names of --loss that `of_pairs` knows, and of --algo that `like_grpo` does.
-PAIR_LOSSES = ["dpo-norm", "rpo", "apo-zero", "apo-down", "kto", "orpo"]
-LIKE_GRPO = ["grpo", "dr-grpo", "dapo", "gspo", "cispo"]
-# How far pi/pi_old may go below 1 and above it: the papers', cispo's upper one of 2510.13786; else .2, .2.
-RATIO_LIMITS = {"dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (1.0, 4.0)}
+PAIR_LOSSES = ["dpo-norm", "rpo", "apo-zero", "apo-down", "kto", "orpo"]  # the --loss that `of_pairs` knows
+
+# How far pi/pi_old may go below 1 and above 1 before it is clipped.
+PPO_LIMITS = (0.2, 0.2)  # Schulman et al., 1707.06347
+RATIO_LIMITS = {  # of the --algo that `like_grpo` knows
+    "grpo": PPO_LIMITS,
+    "dr-grpo": PPO_LIMITS,
+    "dapo": (0.2, 0.28),  # 2503.14476
+    "gspo": (3e-4, 4e-4),  # 2507.18071: of a whole response's ratio, to the power of 1/|y|
+    "cispo": (1.0, 4.0),  # from 0, which is no limit, to 5, as ScaleRL has it: 2510.13786
+}
+LIKE_GRPO = list(RATIO_LIMITS)
 
 # ---------------------------------------------------------------- pairs
 
@@ -214,29 +221,52 @@ def log_odds(log_p: Tensor) -> Tensor:
 
 
 def like_grpo(
-    name: str, logp: Tensor, rollout, samples: int, beta: float, clip: float, clip_high: float, longest: int
+    name: str,
+    logp: Tensor,
+    rollout,
+    *,
+    samples: int,
+    beta: float,
+    clip: float,
+    clip_high: float,
+    longest: int,
 ) -> tuple[Tensor, Tensor]:
-    """GRPO's loss (S,) or that of one of its kin, and what was clipped: 1 or 0, (S,) or (R,).
+    """The loss (S,) called `name`, one of LIKE_GRPO, and what was clipped: 1 or 0, (S,) or (R,).
 
-        name      advantage A             loss of a token                        mean
-        grpo      (reward - mean) / std   -min(w A, clamp(w) A)                  over the response's tokens
-        dr-grpo   reward - mean           the same                               sum / longest
-        dapo      as grpo                 the same, with a higher upper limit    over the step's tokens
-        gspo      as grpo                 the same, one w for a whole response   over the response's tokens
-        cispo     as grpo                 -clamp(w) A log pi                     over the step's tokens
+        name      advantage A             loss of a token            their sum is divided by
+        grpo      (reward - mean) / std   -min(w A, clamp(w) A)      the response's length
+        dr-grpo   reward - mean           the same                   longest
+        dapo      (reward - mean) / std   the same                   the step's mean length
+        gspo      (reward - mean) / std   the same, with s for w     the response's length
+        cispo     (reward - mean) / std   -clamp(w) A log pi         the step's mean length
 
-    w = pi/pi_old; mean and std are of the `samples` responses to a prompt. The KL (k3) is in the loss,
-    weighted by beta, and not in the reward. logp (R,): log pi of the tokens, with gradient. rollout: the
-    Rollout that they belong to (run/rollouts.py). longest: the most tokens of a response."""
-    old_logp, ref_logp, lengths = rollout.old.token, rollout.ref.token, rollout.batch.lengths
+    w = pi/pi_old of a token, without gradient in cispo; s = (pi/pi_old)^(1/|y|) of its whole response.
+    clamp: to 1 - clip and 1 + clip_high, for each name as RATIO_LIMITS has them. mean and std are those
+    of the prompt's `samples` responses. Each token's loss has beta kl_k3 added: the KL is in the loss,
+    and not in the reward.
+
+    logp (R,): log pi of the tokens, with gradient. rollout: the Rollout that they belong to
+    (run/rollouts.py). longest: the most tokens that a response may have."""
+    if name not in LIKE_GRPO:
+        raise ValueError(f"like_grpo: {name} is not one of {', '.join(LIKE_GRPO)}")
     rewards = rollout.reward.view(-1, samples)  # (prompts, samples)
-    advantage = grpo_advantage(rewards, scale=name != "dr-grpo").flatten()  # (S,)
+    lengths = rollout.batch.lengths  # (S,)
+    inputs = {
+        "logp": logp,
+        "old_logp": rollout.old.token,  # (R,)
+        "ref_logp": rollout.ref.token,  # (R,)
+        "advantage": grpo_advantage(rewards, scale=name != "dr-grpo").flatten(),  # (S,)
+        "lengths": lengths,
+        "beta": beta,
+        "clip": clip,
+        "clip_high": clip_high,
+    }
     if name == "gspo":
-        return gspo(logp, old_logp, ref_logp, advantage, lengths, beta, clip, clip_high)
-    # What a response's sum over tokens is divided by: for dapo and cispo the step's mean length.
-    divisor = {"grpo": lengths, "dr-grpo": longest}.get(name, rollout.step_length)
+        return gspo(**inputs)
+    step_length = rollout.step_length
+    divisors = {"grpo": lengths, "dr-grpo": longest, "dapo": step_length, "cispo": step_length}
     loss = cispo if name == "cispo" else grpo
-    return loss(logp, old_logp, ref_logp, advantage, lengths, beta, clip, clip_high, divisor)
+    return loss(**inputs, divisor=divisors[name])
 
 
 def gspo(

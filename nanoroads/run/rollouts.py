@@ -9,6 +9,7 @@ import torch
 
 from nanoroads.batch import Batch, pack, upload
 from nanoroads.generate import generate_with_logps
+from nanoroads.losses import kl_k1
 from nanoroads.model import LogProbs
 from nanoroads.progress import tracked
 from nanoroads.run.distributed import all_means, matched
@@ -22,11 +23,19 @@ class Rollout:
     """Samples of a micro-batch, k per prompt, and what the losses need. S = prompts x k."""
 
     batch: Batch  # S responses with R tokens
-    drawn_logp: torch.Tensor  # (R,) log-probs with which the tokens were drawn
+    # (R,) of the policy that sampled, as it drew each token. No loss reads it: the metric sampling_gap does.
+    drawn_logp: torch.Tensor
     ref: LogProbs  # of the reference
     reward: torch.Tensor  # (S,)
     step_length: float  # the mean length of all responses of the step, not of these S alone
-    old: LogProbs | None = None  # of the policy that sampled; filled in at the first update
+    # Of the policy that sampled, pi_old, from the forward pass of the first update, which is still that
+    # policy's. All --updates on these samples read it. None before.
+    old: LogProbs | None = None
+
+    @property
+    def kl(self) -> torch.Tensor:
+        """(S,) log(pi_old/pi_ref) of the responses: the estimator k1 of KL(pi_old || pi_ref), in nats."""
+        return kl_k1(self.old.sequence, self.ref.sequence)
 
 
 def sample_responses(args, policy, batch_rows, max_new_tokens, eos, seed):

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -202,6 +203,41 @@ def responses(*of_tokens):
 
 def k3(now, ref):
     return (math.exp(ref - now) - 1 - (ref - now)).item()
+
+
+def rollout_of(old, ref, rewards, step_length):
+    """A Rollout of the three responses above, as far as a loss reads it."""
+    old, ref = SimpleNamespace(token=old), SimpleNamespace(token=ref)
+    batch = SimpleNamespace(lengths=N)
+    return SimpleNamespace(old=old, ref=ref, batch=batch, reward=rewards, step_length=step_length)
+
+
+@pytest.mark.parametrize("name", loss_variants.LIKE_GRPO)
+def test_like_grpo_names_each_loss(name):
+    """With its advantage, its divisor and its limits in their places: the numbers all differ."""
+    now, old, ref = draw()
+    rewards = t(0.2, 1.0, 0.5)
+    low, high = 0.1, 0.3
+    options = {"samples": 3, "beta": 0.4, "clip": low, "clip_high": high, "longest": 9}
+    actual = loss_variants.like_grpo(name, now, rollout_of(old, ref, rewards, 2.5), **options)
+    advantage = rewards - rewards.mean()
+    if name != "dr-grpo":
+        advantage = advantage / (rewards.std() + 1e-4)
+    inputs = now, old, ref, advantage, N, 0.4, low, high
+    wanted = {
+        "grpo": lambda: grpo(*inputs),
+        "dr-grpo": lambda: grpo(*inputs, 9),
+        "dapo": lambda: grpo(*inputs, 2.5),
+        "gspo": lambda: gspo(*inputs),
+        "cispo": lambda: cispo(*inputs, 2.5),
+    }[name]()
+    close(actual[0], wanted[0])
+    close(actual[1], wanted[1])
+
+
+def test_an_unknown_name_is_refused_with_those_that_there_are():
+    with pytest.raises(ValueError, match="like_grpo: ppo is not one of grpo, dr-grpo, dapo, gspo, cispo"):
+        loss_variants.like_grpo("ppo", None, None, samples=2, beta=1, clip=1, clip_high=1, longest=1)
 
 
 def test_grpo_with_a_divisor_and_clip_higher():
