@@ -1,15 +1,15 @@
 """Road 2, in two stages: pairs -> reward model -> on-policy RL against it, near the reference.
 
     python train_rlhf.py                                   the built-in map, 30 s on two CPU cores
-    python train_rlhf.py --reward local                    Theorem 2.2: the reward is the policies'
-                                                           log-probs; back to DPO's policy
+    python train_rlhf.py --reward local                    comes back to DPO's policy (Theorem 2.2)
     python train_rlhf.py --init FOLDER --data pairs.jsonl  your model and pairs, as in train_dpo.py
     python train_rlhf.py --reward mymodule:myfunction      your function(prompt, response) -> float
     python train_rlhf.py --algo grpo|dr-grpo|dapo|gspo|cispo|online-dpo|rebel|reinforce
 
 Stage 1 maximises the Bradley-Terry likelihood of the pairs over a reward class: `global`, a scalar
 head on the reference's trunk, or `local`, beta log pi/pi_ref. Stage 2 maximises
-E_pi[r] - kl KL(pi || pi_ref). Everything else is as in train_dpo.py.
+E_pi[r] - kl KL(pi || pi_ref); of a local reward, at kl = beta, DPO's policy is the optimum (Theorem
+2.2 of Swamy et al., 2503.01067). Everything else is as in train_dpo.py.
 """
 
 from pathlib import Path
@@ -42,9 +42,8 @@ from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy, load_reference, new_reward_model
 from nanoroads.world.task import response_length, task_of
 
-# For a small model that is trained from scratch, as the map's is ("map"), and for a pretrained one ("file").
-# Stage 1 first; lr, steps and epochs are stage 2's. The default `steps` applies only if neither --steps nor
-# --epochs is given.
+# For a small model trained from scratch, as the map's is ("map"), and for a pretrained one ("file"). Stage 1
+# stands first. Stage 2 takes its steps or epochs from here only if the user gives neither.
 # fmt: off
 DEFAULTS = {
     "map": {
@@ -93,8 +92,7 @@ def flags(argv):
     add("--readout", default="last", choices=["last", "sum"], help=readout_help)
     add("--beta", type=positive(float), help="local: scale of the reward (default: 0.3; pretrained 0.1)")
     add("--reward-epochs", type=positive(float), help="passes over the pairs (default: 4; pretrained 1)")
-    reward_lr_help = "(default: local 1e-4, global 3e-4; pretrained 1e-6, 3e-6)"
-    add("--reward-lr", type=positive(float), help=reward_lr_help)
+    add("--reward-lr", type=positive(float), help="(default: local 1e-4, global 3e-4; pretrained 1e-6, 3e-6)")
     add("--reward-batch-size", type=positive(int), help="pairs per optimizer step (default: 32)")
     add("--eval-data", type=Path, help="file of held-out pairs (default: 5 %% of --data)")
     add("--stop-after", choices=["reward"], help="stop when stage 1 is done (default: do not stop)")
@@ -207,7 +205,8 @@ def train_reward(run, reference, tokenizer_name, train, test):
     """Bradley-Terry maximum likelihood over the class --reward. train, test: pairs as data Rows.
 
     This is train_dpo.py's loop with another loss. For the local class even the loss is the same: DPO's is
-    the Bradley-Terry loss of beta log pi/pi_ref, so both end in the same weights."""
+    the Bradley-Terry loss of beta log pi/pi_ref. So both end in the same weights, if their flags are equal
+    and without --lora, whose adapters begin with other random numbers in each script."""
     if run.finished:
         return
     args = run.args
@@ -304,7 +303,7 @@ def train_policy(run, task, reference, judge, tokenizer_name, encoding, train, t
     """On-policy RL: sample, score, update. train, test: data Rows, to sample from and to show answers of."""
     args = run.args
     groups_per_pass = args.micro_batch_size or args.batch_size
-    # --kl, else a local reward's beta, at which Theorem 2.2 holds, else the task's default.
+    # --kl, else a local reward's beta, at which Theorem 2.2 holds (2503.01067), else the task's default.
     kl_weight = args.kl or judge.beta or task.kl
     policy = adapted(run, reference)
     policy = policy or run.place(load_policy(args.start or args.init, compute_dtype=run.compute_dtype))
