@@ -23,10 +23,11 @@ from nanoroads.report.phases import claim_folder, new_phase, run_phases
 from nanoroads.run.flags import run_script
 
 SFT = []  # flags of the reference's training: the defaults
-STEPS = 625  # of DPO and, but for rounding, of the GPT reward model, 32 pairs each
+STEPS = 625  # of DPO and of the GPT reward model, 32 pairs each
 RL_STEPS = 300
 SIMPLE_SIZES = [30, 100, 300, 1000, 5000, 20000]  # pairs
 GPT_SIZES = [1000, 5000, 20000]
+HELD_OUT = "sft/pairs_test.jsonl"
 RLOO_PAIRS = 1000  # that RLOO's reward is fitted on
 SHARE = 0.95  # of the optimum's reward
 
@@ -36,6 +37,7 @@ def sft_phases(folder, seed):
     sft = folder / "sft"
     train_sft = ["train_sft.py", "--data", WORLD.name, "--seed", seed] + SFT
     sample_pairs = ["-m", "nanoroads.world.pairs", "--policy", sft, "--n", max(SIMPLE_SIZES), "--seed", seed]
+    sample_pairs += ["--test-out", folder / HELD_OUT, "--test-n", 1000]
     return [new_phase(folder, "sft", train_sft), new_phase(folder, "sft/pairs.jsonl", sample_pairs, ["sft"])]
 
 
@@ -45,12 +47,10 @@ def gpt_phases(folder, seed):
     rl = common + ["2e-3", "--kl", BETA, "--steps", RL_STEPS, "--max-new-tokens", WORLD.max_moves + 1]
     phases = []
     for n in GPT_SIZES:
-        pairs = ["--data", folder / f"pairs_{n}.jsonl"]
-        epochs = STEPS * 32 / (0.95 * n)  # 5 % are held out
+        pairs = ["--data", folder / f"pairs_{n}.jsonl", "--eval-data", folder / HELD_OUT]
         dpo = ["train_dpo.py"] + pairs + common + ["3e-4", "--beta", BETA, "--steps", STEPS]
-        rlhf = ["train_rlhf.py"] + pairs + rl
-        phases.append(new_phase(folder, f"dpo_{n}", dpo))
-        phases.append(new_phase(folder, f"rlhf_{n}", rlhf + ["--reward-epochs", epochs]))
+        rlhf = ["train_rlhf.py"] + pairs + rl + ["--reward-epochs", STEPS * 32 / n]
+        phases += [new_phase(folder, f"dpo_{n}", dpo), new_phase(folder, f"rlhf_{n}", rlhf)]
     # RLOO has the prompts of all pairs. The ledger does not see judge, but the pairs that it follows from.
     rloo = ["train_rlhf.py", "--data", folder / f"pairs_{GPT_SIZES[-1]}.jsonl"] + rl
     rloo += ["--reward", "nanoroads.experiments.simple_rewards:judge"]
