@@ -2,7 +2,7 @@
 the gap between verifying and generating is closed, or smaller.
 
     python all_roads.py --quick              a first look: a minute on two CPU cores
-    python all_roads.py                      one seed: about three minutes
+    python all_roads.py                      one seed: about two minutes
     python all_roads.py --seeds 0 1 2        the seeds 0, 1 and 2: means and standard errors
 
 It prints and runs the commands that you would type, two at a time. A finished phase is not run

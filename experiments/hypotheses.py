@@ -1,4 +1,4 @@
-"""RLHF leads DPO, and neither where RL starts (H2) nor how long DPO trains (H3) is why.
+"""RLHF leads DPO, and neither where RL starts (H2) nor DPO's budget or loss (H3) is why.
 
     python experiments/hypotheses.py --seeds 0 1 2    about 165 seconds a seed on two cores
 
