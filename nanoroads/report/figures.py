@@ -87,7 +87,7 @@ def draw_samples(ax, prompt: str, samples: dict[str, int], colour: str):
         states = [start] + [word for word in response.split(">") if word in PLACE]
         visited.update(states)
         counts = earning if reward_parts(prompt, response)["reward"] > 0 else failing
-        for hop in set(pairwise(states)):  # a route that goes round and round counts once
+        for hop in dict.fromkeys(pairwise(states)):  # a route that goes round and round counts once
             counts[hop] += times
 
     draw_roads(ax)

@@ -178,7 +178,7 @@ def test_the_wider_a_road_the_more_samples_take_it():
         widths.setdefault(line.get_color(), []).append(line.get_linewidth())
     narrow, wide = figures.NARROWEST, figures.WIDEST
     earning = [narrow + wide * count / 6 for count in (4, 3, 1, 1)]  # WA>OR, OR>CA, OR>NV, NV>CA
-    assert sorted(widths["#0072b2"], reverse=True) == pytest.approx(earning)
+    assert widths["#0072b2"] == pytest.approx(earning)  # in the order of the samples, on every run
     assert widths[figures.FAILED] == pytest.approx([narrow + wide * 2 / 6])
     dashed = [line for line in ax.lines if line.get_color() == figures.FAILED]
     assert dashed[0].is_dashed()  # WA>NV is no road
