@@ -129,8 +129,10 @@ def ranked_right(margin: torch.Tensor) -> torch.Tensor:
 
 
 def mean_se(values) -> dict[str, float]:
-    """{"mean", "se"} of a list or tensor; se: the mean's standard error, 0 for one value."""
+    """{"mean", "se"} of a list or tensor, not empty; se: the mean's standard error, 0 for one value."""
     x = torch.as_tensor(values, dtype=torch.float64)
+    if len(x) == 0:
+        raise ValueError("mean_se: no values")
     se = x.std().item() / math.sqrt(len(x)) if len(x) > 1 else 0.0
     return {"mean": x.mean().item(), "se": se}
 

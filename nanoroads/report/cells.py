@@ -1,14 +1,14 @@
 """Means with standard errors: what they show, and how they are written.
 
 A cell is {"mean", "se"}. Where it has no error, its se being 0, it is of one seed, or the same for all seeds:
-then the number decides alone."""
+then the number decides alone. One that is not finite decides nothing."""
 
 import math
 from collections.abc import Iterable
 
 Cell = dict[str, float]
 NEGLIGIBLE = 0.02  # of a reward or an accuracy: a lead that is shown to be below it counts as none
-SHOWN = 2  # standard errors: what is more than so many from a bound, is shown to be
+ERRORS_THAT_SHOW = 2  # what is more standard errors than these from a bound, is shown to be
 
 
 # ---------------------------------------------------------------- what they show
@@ -20,8 +20,12 @@ def has_error(cell: Cell) -> bool:
 
 
 def errors_above(cell: Cell, bound: float = 0.0) -> float:
-    """By how many standard errors a mean is above `bound`, negative below it; infinite without an error."""
+    """By how many standard errors a mean is above `bound`, negative below it; infinite without an error.
+
+    nan where a number is not finite."""
     distance = cell["mean"] - bound
+    if not (math.isfinite(distance) and math.isfinite(cell["se"])):
+        return math.nan
     if has_error(cell):
         return distance / cell["se"]
     return math.copysign(math.inf, distance) if distance else 0.0
@@ -29,12 +33,12 @@ def errors_above(cell: Cell, bound: float = 0.0) -> float:
 
 def is_above(cell: Cell, bound: float = 0.0) -> bool:
     """Whether a mean is shown to be above `bound`, by more than two standard errors."""
-    return errors_above(cell, bound) > SHOWN
+    return errors_above(cell, bound) > ERRORS_THAT_SHOW
 
 
 def is_below(cell: Cell, bound: float = 0.0) -> bool:
     """Whether a mean is shown to be below `bound`."""
-    return errors_above(cell, bound) < -SHOWN
+    return errors_above(cell, bound) < -ERRORS_THAT_SHOW
 
 
 def is_within(cell: Cell, bound: float) -> bool:
@@ -78,8 +82,25 @@ def decided(holds: bool, fails: bool) -> bool | None:
 
 
 def least_sure(leads: dict) -> str:
-    """The name of the lead that is above 0 by the fewest standard errors: it decides whether all are."""
-    return min(leads, key=lambda name: (errors_above(leads[name]), leads[name]["mean"]))
+    """The name of the lead that is above 0 by the fewest standard errors: it decides whether all are.
+
+    One that is not finite comes before all but the refuted."""
+
+    def sureness(name):
+        errors = errors_above(leads[name])
+        return (-ERRORS_THAT_SHOW, 0) if math.isnan(errors) else (errors, leads[name]["mean"])
+
+    return min(leads, key=sureness)
+
+
+def room_below(cell: Cell, bound: float) -> Cell:
+    """How far a mean is below `bound`, for `least_sure`."""
+    return {"mean": bound - cell["mean"], "se": cell["se"]}
+
+
+def room_within(cell: Cell, bound: float) -> Cell:
+    """How far a mean is from the nearer of -bound and bound, negative beyond it, for `least_sure`."""
+    return {"mean": bound - abs(cell["mean"]), "se": cell["se"]}
 
 
 def claim(holds: bool | None, text: str) -> str:
@@ -93,7 +114,7 @@ def claim(holds: bool | None, text: str) -> str:
 
 
 def plus_minus(cell: Cell, digits: int = 3) -> str:
-    """`0.512 ± 0.008`; of one seed, `0.512`."""
+    """`0.512 ± 0.008`; without an error, `0.512`."""
     number = f"{cell['mean']:.{digits}f}"
     return f"{number} ± {cell['se']:.{digits}f}" if has_error(cell) else number
 
@@ -106,18 +127,28 @@ def signed(cell: Cell, digits: int = 3) -> str:
 
 def with_errors(cell: Cell, digits: int = 3) -> str:
     """A difference, and how far it is from 0: `+0.097 ± 0.006, 16.2 standard errors`."""
-    if not has_error(cell):
-        return f"{signed(cell, digits)}, one seed"
-    return f"{signed(cell, digits)}, {abs(errors_above(cell)):.1f} standard errors"
+    return f"{signed(cell, digits)}, {count_of(cell, 0)}"
 
 
 def in_errors(cell: Cell, bound: float) -> str:
     """How far a mean is from a bound: `7.2 standard errors above 0.5`."""
     errors = errors_above(cell, bound)
-    side = "below" if errors < 0 else "above"
+    count = count_of(cell, bound)
+    beside = f"{'below' if errors < 0 else 'above'} {bound:.3g}"
+    if math.isnan(errors):
+        return count
+    return f"{count} {beside}" if has_error(cell) else f"{abs(cell['mean'] - bound):.3f} {beside}, {count}"
+
+
+def count_of(cell: Cell, bound: float) -> str:
+    """`7.2 standard errors`; so near to 2 that rounding would hide the side, `2.03 standard errors`."""
+    errors = abs(errors_above(cell, bound))
+    if math.isnan(errors):
+        return "not finite"
     if not has_error(cell):
-        return f"{abs(cell['mean'] - bound):.3f} {side} {bound:.3g}, one seed"
-    return f"{abs(errors):.1f} standard errors {side} {bound:.3g}"
+        return "no error"
+    digits = 2 if abs(errors - ERRORS_THAT_SHOW) < 0.05 else 1
+    return f"{errors:.{digits}f} standard errors"
 
 
 def beside_bound(cell: Cell, bound: float, digits: int = 3) -> str:

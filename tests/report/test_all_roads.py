@@ -285,7 +285,7 @@ def test_of_one_seed_the_number_decides_alone():
     one = results(rlhf=0.42)
     one.update(seeds=[1], by_seed=one["by_seed"][1:])
     assert write.verdict(one)[0] == (
-        "yes: RLHF on the global reward beats DPO in true reward (by +0.034, one seed)."
+        "yes: RLHF on the global reward beats DPO in true reward (by +0.034, no error)."
     )
     assert "Seed by seed" not in write.report_text(one)
 

@@ -1,7 +1,10 @@
 """What a mean with its error shows, by two standard errors or not at all, and how it is written."""
 
+import math
+
 import pytest
 
+from nanoroads import score
 from nanoroads.report import cells
 
 
@@ -92,30 +95,71 @@ def test_the_least_sure_lead_decides_whether_all_are_above_zero():
     assert cells.least_sure({"more": cell(-0.1, 0), "less": cell(-0.2, 0)}) == "less"
 
 
+def test_room_makes_other_bounds_leads():
+    """Without errors, too, the nearest to its bound is the least sure."""
+    gains = {"near": cell(0.019, 0), "far": cell(-0.1, 0)}
+    assert cells.least_sure({name: cells.room_below(gain, 0.02) for name, gain in gains.items()}) == "near"
+    gains = {"above": cell(0.5, 0), "further": cell(0.1, 0)}
+    assert cells.least_sure({name: cells.room_below(gain, 0.02) for name, gain in gains.items()}) == "above"
+    gaps = {"small": cell(0.1, 0.01), "negative": cell(-0.25, 0.02), "wide": cell(0.0, 0.1)}
+    rooms = {name: cells.room_within(gap, 0.3) for name, gap in gaps.items()}
+    assert rooms["negative"]["mean"] == pytest.approx(0.05)
+    assert cells.least_sure(rooms) == "negative"  # 2.5 errors, the others 20 and 3
+
+
+@pytest.mark.parametrize(
+    "odd", [cell(math.nan, 0.0), cell(math.nan, math.nan), cell(math.inf, 0.0), cell(1, math.nan)]
+)
+def test_what_is_not_finite_decides_nothing(odd):
+    for holds in (
+        cells.above(odd),
+        cells.below(odd),
+        cells.within(odd, 1),
+        cells.above(cell(1, 0), math.nan),
+    ):
+        assert holds is None
+    assert cells.every([cells.above(cell(1, 0)), cells.above(odd)]) is None
+    assert cells.least_sure({"odd": odd, "undecided": cell(-1, 1), "sure": cell(1, 0)}) == "odd"
+    assert cells.least_sure({"odd": odd, "refuted": cell(-3, 1)}) == "refuted"  # it decides whether all are
+    assert cells.with_errors(odd).endswith(", not finite") and cells.in_errors(odd, 0.5) == "not finite"
+
+
+def test_no_values_have_no_mean():
+    assert score.mean_se([2.0]) == cell(2.0, 0.0)
+    with pytest.raises(ValueError, match="no values"):
+        score.mean_se([])
+
+
+@pytest.mark.parametrize(("errors", "text"), [(1.94, "1.9"), (1.96, "1.96"), (2.04, "2.04"), (2.06, "2.1")])
+def test_rounding_does_not_hide_what_is_shown(errors, text):
+    assert cells.with_errors(cell(errors * 0.1, 0.1)).endswith(f", {text} standard errors")
+    assert cells.in_errors(cell(1 - errors * 0.1, 0.1), 1) == f"{text} standard errors below 1"
+
+
 def test_how_they_are_written():
     lead = cell(0.5, 0.058)
     assert cells.plus_minus(lead) == "0.500 ± 0.058" and cells.plus_minus(lead, 1) == "0.5 ± 0.1"
     assert cells.signed(lead) == "+0.500 ± 0.058" and cells.signed(cell(-0.5, 0.25), 2) == "-0.50 ± 0.25"
     assert cells.with_errors(lead) == "+0.500 ± 0.058, 8.6 standard errors"
-    assert cells.with_errors(cell(-0.5, 0.25), 2) == "-0.50 ± 0.25, 2.0 standard errors"
+    assert cells.with_errors(cell(-0.5, 0.25), 2) == "-0.50 ± 0.25, 2.00 standard errors"
     assert cells.in_errors(lead, 0.4) == "1.7 standard errors above 0.4"
     assert cells.in_errors(lead, 1.8353) == "23.0 standard errors below 1.84"
     assert cells.beside_bound(lead, 0.4) == "+0.500 ± 0.058, 1.7 standard errors above 0.4"
     assert cells.beside_nearer_bound(lead, 0.4) == "+0.500 ± 0.058, 1.7 standard errors above 0.4"
-    assert cells.beside_nearer_bound(cell(-0.5, 0.25), 1) == "-0.500 ± 0.250, 2.0 standard errors above -1"
+    assert cells.beside_nearer_bound(cell(-0.5, 0.25), 1) == "-0.500 ± 0.250, 2.00 standard errors above -1"
 
 
-def test_one_seed_is_told_in_one_way():
+def test_what_has_no_error_is_told_in_one_way():
     alone = cell(0.25, 0.0)
     assert (
         cells.plus_minus(alone) == "0.250"
         and cells.signed(alone) == "+0.250"
-        and cells.with_errors(alone) == "+0.250, one seed"
+        and cells.with_errors(alone) == "+0.250, no error"
     )
     assert cells.signed(cell(-0.25, 0.0)) == "-0.250" and cells.signed(cell(0.25, 1e-17)) == "+0.250"
     assert (
         cells.above(cell(0.1, 1e-17), 0.2) is False
-        and cells.with_errors(cell(0.1, 1e-17)) == "+0.100, one seed"
+        and cells.with_errors(cell(0.1, 1e-17)) == "+0.100, no error"
     )
-    assert cells.in_errors(alone, 0.5) == "0.250 below 0.5, one seed"
-    assert cells.beside_bound(cell(-0.5, 0.0), -1, 1) == "-0.5, 0.500 above -1, one seed"
+    assert cells.in_errors(alone, 0.5) == "0.250 below 0.5, no error"
+    assert cells.beside_bound(cell(-0.5, 0.0), -1, 1) == "-0.5, 0.500 above -1, no error"

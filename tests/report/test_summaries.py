@@ -64,7 +64,7 @@ def test_of_one_seed_errors_are_those_over_documents_and_pairs():
         ("two_word", 0.45, 0.03, "NO, undecided: .*1.7 standard errors below 0.5; .* is at most 0.110"),
         ("hidden", 0.5, 0.06, "NO, undecided: .*0.0 standard errors above 0.5; .* is at most 0.120"),
         ("hidden", 0.65, 0.01, "NO: .*15.0 standard errors above 0.5; .* is at most 0.170"),
-        ("hidden", 0.5, 0.0, "yes: .*0.000 above 0.5, one seed"),
+        ("hidden", 0.5, 0.0, "yes: .*0.000 above 0.5, no error"),
     ],
 )
 def test_the_verdict_can_come_out_either_way(setting, win_rate, se, line):
@@ -86,7 +86,7 @@ def test_the_verdict_can_come_out_either_way(setting, win_rate, se, line):
         (
             (0.6,),
             (0.5,),
-            "yes: hidden: .*one-line - hidden: +0.100 ± 0.050, 2.0 ",
+            "yes: hidden: .*one-line - hidden: +0.100 ± 0.050, 2.00 ",
         ),  # .03 and .04, hypotenuse .05
     ],
 )

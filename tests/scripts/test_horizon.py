@@ -34,7 +34,7 @@ def test_every_claim_can_hold():
     lines = horizon.verdict(seeds_that_agree())
     assert outcomes(lines) == ["yes"] * 10
     assert "any token" in lines[0] and "legal moves" in lines[5]
-    assert "DPO is 0.25 nats away, 0.050 below 0.3, one seed" in lines[0] and "by +0.100" in lines[2]
+    assert "DPO is 0.25 nats away, 0.050 below 0.3, no error" in lines[0] and "by +0.100" in lines[2]
     assert "at 2: +0.100" in lines[3]
     assert "at 11 moves, the longest; least surely above 8's, by +0.050" in lines[4]
 
