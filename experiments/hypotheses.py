@@ -62,7 +62,7 @@ def verdict(by_seed):
     from_dpo = reward_lead(by_seed, "rlhf_from_dpo", "dpo")
     start = reward_lead(by_seed, "rlhf_from_dpo", "rlhf_global")
     gains = {name: reward_lead(by_seed, name, "dpo") for name in DPO_RUNS}
-    closest = max(gains, key=lambda name: cells.errors_above(gains[name], cells.NEGLIGIBLE))
+    closest = cells.least_sure({name: cells.room_below(gains[name], cells.NEGLIGIBLE) for name in gains})
     leads = {name: reward_lead(by_seed, "rlhf_global", name) for name in DPO_RUNS}
     least = cells.least_sure(leads)
     twice = reward_lead(by_seed, "rlhf_8_epochs", "dpo_8_epochs")

@@ -78,9 +78,9 @@ def verdict(results, close=1e-6):
     rows = dict(results["pairs"])
     alone = rows.pop("1.000")  # y3 is in no pair
     moved = max(row["rlhf"] for row in rows.values()) - min(row["rlhf"] for row in rows.values())
-    below = [share for share, row in rows.items() if row["dpo"] < row["reference"]]
-    decides = bool(below) and moved < close
-    first = f"from a share of {below[0]} on" if below else "at no share"
+    worse = [share for share, row in results["pairs"].items() if row["dpo"] < row["reference"]]
+    onwards = bool(worse) and worse == list(results["pairs"])[-len(worse) :]  # the largest shares, no others
+    where = f"from a share of {worse[0]} on" if onwards else f"at {', '.join(worse) or 'no share'}"
 
     rows = results["classes"]
     lead = {name: row["rlhf"] - row["dpo"] for name, row in rows.items()}
@@ -90,17 +90,17 @@ def verdict(results, close=1e-6):
 
     rows = results["unseen"]
     mass = {name: row["dpo_mass_on_y3"][-1] for name, row in rows.items()}
-    holds = [decides, depends, mass["nobody"] < 1 / 3 < mass["policy"]]
+    holds = [onwards and moved < close, depends, mass["nobody"] < 1 / 3 < mass["policy"]]
     texts = [
-        f"which pairs are compared decides about DPO (Gopalan): it is below the reference {first}. RLHF "
+        f"which pairs are compared decides about DPO (Gopalan): it is below the reference {where}. RLHF "
         f"moves by {moved:.0e}, as long as any pair shows y3; if none does, it has {alone['rlhf']:+.3f}, DPO "
         f"{alone['dpo']:+.3f}, the reference {alone['reference']:+.3f}.",
         f"which road wins depends on which class is too small (Shi): RLHF leads DPO by "
         f"{lead['neither']:+.4f} if neither is, {lead['policy']:+.4f} if the policy's, {lead['reward']:+.4f} "
         f"if the reward's, {lead['both']:+.4f} if both; there online DPO leads both by {online:+.4f}.",
         f"DPO moves mass to a response that no pair shows, if the shown ones share features (Xu, Razin): "
-        f"pi(y3) {mass['policy']:.4f}, else {mass['nobody']:.4f}. E[r] {rows['policy']['dpo']:+.3f}, RLHF's "
-        f"{rows['policy']['rlhf']:+.3f}; but {rows['both']['rlhf']:+.3f} if its reward model shares them.",
+        f"pi(y3) {mass['policy']:.4f} > 1/3, else {mass['nobody']:.4f}. E[r] {rows['policy']['dpo']:+.3f}, "
+        f"RLHF's {rows['policy']['rlhf']:+.3f}; {rows['both']['rlhf']:+.3f} if its reward model shares them.",
     ]
     return [claim(*line) for line in zip(holds, texts, strict=True)]
 

@@ -19,8 +19,7 @@ Settings that were tried, and what it does not show: experiments/README.md
 """
 
 from nanoroads.experiments.wider_data import write_data_files
-from nanoroads.report import compared, evidence
-from nanoroads.report.cells import NEGLIGIBLE, above, below, beside_bound, claim, plus_minus, with_errors
+from nanoroads.report import cells, compared, evidence
 from nanoroads.report.compared import WORLD, policy_rows, reward_lead, rewards_of
 from nanoroads.report.evidence import over_seeds
 from nanoroads.report.phases import claim_folder, new_phase, run_phases
@@ -78,30 +77,31 @@ def run_seed(args, seed, lock):
 def verdict(by_seed):
     """A line for each claim."""
     gap = reward_lead(by_seed, "rlhf_global", "dpo")
-    greedy = with_errors(reward_lead(by_seed, "rlhf_global", "dpo", "greedy_reward"))
+    ahead = f"RLHF is ahead of DPO: {cells.with_errors(gap)}"
+    greedy = cells.with_errors(reward_lead(by_seed, "rlhf_global", "dpo", "greedy_reward"))
     added = reward_lead(by_seed, "rlhf_augmented", "rlhf_half")
     half_lead = (rewards_of(by_seed, "rlhf_global") - rewards_of(by_seed, "dpo")) / 2  # of each seed
     spare = mean_se(half_lead - (rewards_of(by_seed, "rlhf_augmented") - rewards_of(by_seed, "rlhf_half")))
     relabelled = reward_lead(by_seed, "rlhf_relabelled", "dpo_relabelled")
-    dpo_gains = with_errors(reward_lead(by_seed, "dpo_relabelled", "dpo"))
-    rlhf_gains = with_errors(reward_lead(by_seed, "rlhf_relabelled", "rlhf_global"))
-    nll = {name: plus_minus(over_seeds(by_seed, "nll", name)) for name in by_seed[0]["nll"]}
+    dpo_gains = cells.with_errors(reward_lead(by_seed, "dpo_relabelled", "dpo"))
+    rlhf_gains = cells.with_errors(reward_lead(by_seed, "rlhf_relabelled", "rlhf_global"))
+    nll = {name: cells.plus_minus(over_seeds(by_seed, "nll", name)) for name in by_seed[0]["nll"]}
     return [
-        claim(above(gap), f"RLHF is ahead of DPO: {with_errors(gap)}; of greedy responses {greedy}."),
-        claim(
-            below(added, NEGLIGIBLE),
-            f"against H3: RL on all prompts, not only on those with pairs, adds less than {NEGLIGIBLE}: it "
-            f"adds {beside_bound(added, NEGLIGIBLE)}.",
+        cells.claim(cells.above(gap), f"{ahead}; of greedy responses {greedy}."),
+        cells.claim(
+            cells.below(added, cells.NEGLIGIBLE),
+            "against H3: RL on all prompts, not only on those with pairs, adds less than "
+            f"{cells.NEGLIGIBLE}: it adds {cells.beside_bound(added, cells.NEGLIGIBLE)}.",
         ),
-        claim(
-            above(spare),
-            f"against H3: that is less than half of RLHF's lead; half of it is more by {with_errors(spare)}.",
+        cells.claim(
+            cells.every([cells.above(gap), cells.above(spare)]),
+            f"against H3: RLHF leads by more than twice that: half is more by {cells.with_errors(spare)}.",
         ),
-        claim(
-            above(relabelled),
-            f"against H4: RLHF is ahead with relabelled samples for both roads: {with_errors(relabelled)}. "
-            f"DPO gains {dpo_gains}, RLHF {rlhf_gains}; its reward model's held-out loss is "
-            f"{nll['rlhf_relabelled']}, without them {nll['rlhf_global']}.",
+        cells.claim(
+            cells.above(relabelled),
+            "against H4: RLHF is ahead with relabelled samples for both roads: "
+            f"{cells.with_errors(relabelled)}. DPO gains {dpo_gains}, RLHF {rlhf_gains}; its reward model's "
+            f"held-out loss is {nll['rlhf_relabelled']}, without them {nll['rlhf_global']}.",
         ),
     ]
 

@@ -179,6 +179,13 @@ def test_dpo_that_stays_above_the_reference_refutes_the_first(results):
     )
 
 
+def test_one_share_above_the_reference_refutes_from_there_on(results):
+    changed = copy.deepcopy(results)
+    changed["pairs"]["0.980"]["dpo"] = 0.5
+    line = misspecified.verdict(changed)[0]
+    assert line.startswith("NO: ") and "below the reference at 0.910, 0.940, 0.990, 1.000." in line
+
+
 def test_the_command_writes_a_table_a_figure_and_numbers(tmp_path, results, capsys):
     misspecified.main(["--out", str(tmp_path / "new" / "out")])
     out = tmp_path / "new" / "out"
