@@ -22,7 +22,6 @@ from nanoroads.experiments.dpo_in_rounds import train_on_policy
 from nanoroads.experiments.on_policy import REWARDS, figure_of, table_of
 from nanoroads.experiments.pair_sources import OFFLINE, ON_POLICY, RLHF_SAMPLES, SFT_SAMPLES
 from nanoroads.report import evidence
-from nanoroads.report.cells import NEGLIGIBLE
 from nanoroads.report.judged import read_pairs
 from nanoroads.report.phases import claim_folder, new_phase, run_phases
 from nanoroads.run.flags import run_script
@@ -84,26 +83,17 @@ def run_seed(args, seed, lock):
 def verdict(by_seed):
     """A line for each claim. by_seed: of each seed {policy: {measure: number}}."""
     lines = []
-    for measure, word in REWARDS.items():
-        text = f"on-policy pairs beat SFT's samples in {word} reward (Tajwar), each at its best beta"
-        end = "." + claims.at_equal_beta(by_seed, BETAS, measure)
-        lines.append(claims.gain(text, by_seed, BEST_ON_POLICY, BEST_SFT, measure, end))
+    for measure in REWARDS:
+        lines.append(claims.own_pairs_beat(by_seed, BEST_ON_POLICY, BEST_SFT, BETAS, measure))
     for beta in BETAS:
-        text = f"at beta {beta} the same pairs do as well offline and shuffled, to {NEGLIGIBLE}"
-        text += " (in Tang's ablation they do not)"
-        lines.append(claims.as_well_offline(text, by_seed, beta))
-    text = "samples of a better policy, RLHF's, are better pairs than SFT's, each at its best beta"
-    lines.append(claims.gain(text, by_seed, BEST_RLHF, BEST_SFT, "reward", " in sampled reward."))
-    text = "offline policies classify SFT's held-out pairs better than online ones (Tang)"
-    lines.append(claims.classifies_better(text, by_seed, BEST_SFT, BEST_ON_POLICY))
-    text = "on pairs of its own samples on-policy DPO classifies better than DPO"
-    end = "." + claims.at_equal_beta(by_seed, BETAS, "accuracy_own")
-    lines.append(claims.gain(text, by_seed, BEST_ON_POLICY, BEST_SFT, "accuracy_own", end))
+        lines.append(claims.as_well_offline(by_seed, beta))
+    lines.append(claims.better_samples_are_better_pairs(by_seed, BEST_RLHF, BEST_SFT))
+    lines.append(claims.classifies_better(by_seed, BEST_SFT, BEST_ON_POLICY))
+    lines.append(claims.classifies_its_own(by_seed, BEST_ON_POLICY, BEST_SFT, BETAS))
     for beta in BETAS:
         names = pair_sources.by_rounds(beta, ROUNDS)
-        for measure, word in REWARDS.items():
-            text = f"at beta {beta} more rounds bring more {word} reward, and more than DPO"
-            lines.append(claims.more_rounds_help(text, by_seed, names, measure))
+        for measure in REWARDS:
+            lines.append(claims.more_rounds_help(by_seed, beta, names, measure))
     return lines
 
 
