@@ -13,11 +13,10 @@ Result, three seeds: whether best of 16, distilled, has more reward than DPO is 
 Settings that were tried, and what it does not show: experiments/README.md
 """
 
-import math
-
 import torch
 
 from nanoroads.experiments.best_of_n import sample_and_score
+from nanoroads.experiments.gao import kl_of_best_of
 from nanoroads.report import evidence
 from nanoroads.report.cells import (
     NEGLIGIBLE,
@@ -96,7 +95,7 @@ def verdict(by_seed):
         lost = evidence.differences(itself, values_of(by_seed, run, "reward", "mean"))
         text = f"best of {n}, {plus_minus(mean_se(itself))}, distilled loses less than {NEGLIGIBLE}: "
         lines.append(claim(below(lost, NEGLIGIBLE), f"{text}{beside_bound(lost, NEGLIGIBLE)}."))
-        bound = math.log(n) - (n - 1) / n
+        bound = kl_of_best_of(n)
         kl = over_seeds(by_seed, run, "kl_to_ref", "mean")
         text = f"best of {n}, distilled, is within {bound:.3g} nats of SFT, as itself: {plus_minus(kl)}, "
         lines.append(claim(below(kl, bound), f"{text}{in_errors(kl, bound)}."))

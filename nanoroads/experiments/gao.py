@@ -1,4 +1,5 @@
-"""Gao et al., 2210.10760, for experiments/overoptimisation.py: best of n without noise, and their forms.
+"""Gao et al., 2210.10760, for overoptimisation.py and best_of_n.py of experiments/: best of n without noise,
+its KL, and their forms.
 
 Gold is the true reward, the proxy a reward model's score, and d = sqrt KL(policy || SFT), KL in nats."""
 
@@ -19,6 +20,11 @@ def best_of_n(proxy, value, n):
     weights = torch.tensor(counts, dtype=value.dtype)  # (N,)
     from_below = value.gather(1, proxy.argsort(1))  # (P, N): the proxy's favourite last
     return (from_below @ weights / math.comb(total, n)).mean().item()
+
+
+def kl_of_best_of(n):
+    """An upper bound of KL(best of n || SFT), in nats: a response that is drawn twice makes it less."""
+    return math.log(n) - (n - 1) / n
 
 
 def terms(d, form):

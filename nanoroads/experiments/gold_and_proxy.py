@@ -3,9 +3,7 @@
 A row {"setting", "kl", "gold", "proxy"} is a point: KL to SFT in nats, gold the true reward, proxy the score
 of a reward model."""
 
-import math
-
-from nanoroads.experiments.gao import best_of_n
+from nanoroads.experiments.gao import best_of_n, kl_of_best_of
 from nanoroads.losses import kl_k1
 from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS, true_rewards
 from nanoroads.score import scalar_rewards, sequence_logps
@@ -31,10 +29,9 @@ def best_of_n_rows(gold, proxy, best_of):
     """A row for each n of `best_of`. gold, proxy (256, N): of N of SFT's samples for each prompt."""
     rows = []
     for n in best_of:
-        kl = math.log(n) - (n - 1) / n  # an upper bound: a response that is drawn twice makes it less
         best_gold = best_of_n(proxy, gold, n)
         best_proxy = best_of_n(proxy, proxy, n)
-        rows.append({"setting": n, "kl": kl, "gold": best_gold, "proxy": best_proxy})
+        rows.append({"setting": n, "kl": kl_of_best_of(n), "gold": best_gold, "proxy": best_proxy})
     return rows
 
 

@@ -21,18 +21,39 @@ ROADS = {"best of n": "d", "rl": "ln d", "dpo": "ln d"}  # {road: x of its form 
 
 
 def changes_from_peak(by_seed, road):
-    """{"mean", "se"} of gold and of the proxy: the last setting less the one before it where gold peaks."""
-    peak = peak_of(by_seed, road)
+    """{"mean", "se"} of gold and of the proxy: the last setting less that of `peaks_of`, seed by seed."""
     changes = []
     for name in ("gold", "proxy"):
-        changes.append(differences(values_of(by_seed, road, -1, name), values_of(by_seed, road, peak, name)))
+        at_peak = [row[road][peak][name] for row, peak in zip(by_seed, peaks_of(by_seed, road), strict=True)]
+        changes.append(differences(values_of(by_seed, road, -1, name), at_peak))
     return changes
+
+
+def peaks_of(by_seed, road):
+    """For each seed the place, among a road's settings but the last, where the others' mean gold is largest.
+
+    Of the seeds that choose a peak none is measured from it: its own noise would make each peak a fall. One
+    seed alone chooses its own."""
+    peaks = []
+    for seed in range(len(by_seed)):
+        others = by_seed[:seed] + by_seed[seed + 1 :]
+        peaks.append(peak_of(others or by_seed, road))
+    return peaks
 
 
 def peak_of(by_seed, road):
     """The place, among a road's settings but the last, where the mean of gold over seeds is largest."""
     places = range(len(by_seed[0][road]) - 1)
     return max(places, key=lambda place: over_seeds(by_seed, road, place, "gold")["mean"])
+
+
+def peaks_text(by_seed, road):
+    """The settings of `peaks_of`, and what has chosen them."""
+    settings = [str(by_seed[0][road][peak]["setting"]) for peak in peaks_of(by_seed, road)]
+    if len(set(settings)) == 1:
+        settings = settings[:1]
+    chosen_on = "the other seeds" if len(by_seed) > 1 else "the same seed"
+    return f"{', '.join(settings)}, the peak of gold before the end in {chosen_on},"
 
 
 def falls_line(by_seed, road, title, knob):
@@ -44,21 +65,22 @@ def falls_line(by_seed, road, title, knob):
     holds = [below(gold)]
     if road != "dpo":
         holds.append(above(proxy))
-    text = f"{title} over-optimises: from {knob} {settings[peak_of(by_seed, road)]}, the peak of gold before "
-    text += f"the end, to {settings[-1]} gold changes by {with_errors(gold)}, the proxy by "
+    text = f"{title} over-optimises: from {knob} {peaks_text(by_seed, road)} to {settings[-1]} gold changes "
+    text += f"by {with_errors(gold)}, the proxy by "
     return claim(every(holds), f"{text}{with_errors(proxy, 2)}.")
 
 
 def loss_text(by_seed):
     """What DPO's held-out loss does from the beta where gold peaks to each smaller one, and where it ends."""
     betas = values_of(by_seed[0]["dpo"], "setting")
-    peak = peak_of(by_seed, "dpo")
+    peaks = peaks_of(by_seed, "dpo")
+    at_peak = [row["dpo_loss"][peak] for row, peak in zip(by_seed, peaks, strict=True)]
     changes = []
-    for place in range(peak + 1, len(betas)):
-        losses = [values_of(by_seed, "dpo_loss", at) for at in (place, peak)]
-        changes.append(f"{with_errors(differences(*losses))}, to {betas[place]}")
+    for place in range(max(peaks) + 1, len(betas)):
+        change = differences(values_of(by_seed, "dpo_loss", place), at_peak)
+        changes.append(f"{with_errors(change)}, to {betas[place]}")
     loss = over_seeds(by_seed, "dpo_loss", len(betas) - 1)
-    text = f"Its held-out loss: from {betas[peak]} on it changes by {' and by '.join(changes)}; at "
+    text = f"Its held-out loss: from there on it changes by {' and by '.join(changes)}; at "
     return f"{text}{betas[-1]} it is {plus_minus(loss)}, {in_errors(loss, math.log(2))} (ln 2)."
 
 
@@ -71,11 +93,13 @@ def fits_line(by_seed, road, least):
 
 
 def lead_at_equal_kl(results, place):
-    """Gold of best of n, on straight lines from SFT to n to n, less RL's at a place among its settings."""
+    """Gold of best of n, on straight lines from SFT to n to n, less RL's at a place among its settings.
+
+    nan beyond the largest n."""
     rl = results["rl"][place]
     kls = [0.0] + values_of(results["best of n"], "kl")
     gold = [0.0] + values_of(results["best of n"], "gold")
-    return float(np.interp(rl["kl"], kls, gold)) - rl["gold"]
+    return float(np.interp(rl["kl"], kls, gold, right=np.nan)) - rl["gold"]
 
 
 # ---------------------------------------------------------------- table and figure

@@ -10,6 +10,7 @@ import torch
 from experiments import overoptimisation
 from experiments.overoptimisation import BEST_OF, BETAS, KLS
 from nanoroads.experiments import gao, gold_and_proxy
+from nanoroads.experiments import overoptimisation as over
 from nanoroads.experiments.overoptimisation import ROADS, lead_at_equal_kl
 from nanoroads.report import evidence
 from nanoroads.world import roadmap
@@ -119,9 +120,33 @@ def test_what_the_held_out_loss_does_is_counted_from_where_gold_peaks():
         seed["dpo"][1]["gold"] = 0.4
     text = overoptimisation.verdict(seeds)[1]
     assert (
-        "from 0.3 on it changes by +0.005 ± 0.015, 0.3 standard errors, to 0.1 and by +0.015 ± 0.005" in text
+        "from there on it changes by +0.005 ± 0.015, 0.3 standard errors, to 0.1 and by +0.015 ± 0.005"
+        in text
     )
     assert "3.0 standard errors, to 0.05; at 0.05 it is 0.655 ± 0.005, 7.6 standard errors below" in text
+
+
+def test_a_seed_is_measured_from_the_peak_of_the_others():
+    """Gold is noise: each seed's own highest point lies elsewhere, and what follows is no fall."""
+    seeds = seeds_that_agree() + seeds_that_agree()[:1]
+    for seed, heights in zip(
+        seeds, ([0.3, 0.0, 0.1, 0.1], [0.0, 0.2, 0.1, 0.1], [0.1, 0.2, 0.0, 0.1]), strict=True
+    ):
+        for row, gold in zip(seed["dpo"], heights, strict=True):
+            row["gold"] = gold
+    assert over.peaks_of(seeds, "dpo") == [1, 0, 0]
+    gold, _ = over.changes_from_peak(seeds, "dpo")
+    assert gold["mean"] == pytest.approx((0.1 - 0.0 + 0.1 - 0.0 + 0.1 - 0.1) / 3)
+    line = overoptimisation.verdict(seeds)[1]
+    assert "from beta 0.3, 1, 1, the peak of gold before the end in the other seeds, to 0.05 gold" in line
+    (alone,) = [over.falls_line(seeds[:1], "dpo", "DPO", "beta")]
+    assert "from beta 1, the peak of gold before the end in the same seed, to 0.05 gold" in alone
+
+
+def test_where_best_of_n_does_not_go_so_far_nothing_is_claimed():
+    seeds = seeds_that_agree()
+    seeds[0]["rl"][1]["kl"] = 99.0
+    assert not_held(overoptimisation.verdict(seeds)) == {3: UNDECIDED}
 
 
 def test_that_the_proxy_does_not_fall_does_not_show_that_it_rises():
