@@ -14,11 +14,11 @@ Settings that were tried, and what it does not show: experiments/README.md
 """
 
 from nanoroads.experiments.small_worlds import pairs_phase, reference_phase, write_subsets
-from nanoroads.report import evidence
+from nanoroads.report import evidence, to_optimum
 from nanoroads.report.cells import NEGLIGIBLE, above, below, beside_bound, claim, with_errors
 from nanoroads.report.evidence import differences
 from nanoroads.report.phases import claim_folder, new_phase, run_phases
-from nanoroads.report.to_optimum import KINDS, figure_of, lead_grows, rewards_of, rlhf_lead, rows_of, table_of
+from nanoroads.report.to_optimum import KINDS, figure_of, rewards_of, rlhf_lead, rows_of, table_of
 from nanoroads.run.flags import run_script
 from nanoroads.weights.files import read_json_object
 
@@ -34,7 +34,7 @@ def pair_phases(out, seed):
     """The reference, the largest set of pairs, and pairs to watch the training on."""
     here = f"data_size/seed{seed}"
     return [
-        evidence.shared_phases(out / f"seed{seed}", seed)[0],  # the main world's SFT
+        evidence.sft_phase(out / f"seed{seed}", seed),
         reference_phase(out, seed, here, WORLD),
         pairs_phase(out, seed, here, f"{here}/pairs.jsonl", SIZES[-1], []),
     ]
@@ -86,7 +86,7 @@ def verdict(by_seed):
         fewer = differences(rewards_of(by_seed, kind, fewest, "rlhf"), rewards_of(by_seed, kind, most, "dpo"))
         text = f"{name}: RLHF needs fewer pairs: on {fewest:,} it is ahead of DPO on {most:,}, by "
         lines.append(claim(above(fewer), f"{text}{with_errors(fewer)}."))
-        shrinks = lead_grows(by_seed, kind, fewest, most)
+        shrinks = to_optimum.lead_difference(by_seed, kind, fewest, most)
         text = f"{name}: at equal steps RLHF's lead shrinks from {fewest:,} to {most:,} pairs, by "
         lines.append(claim(above(shrinks), f"{text}{with_errors(shrinks)}."))
         left = rlhf_lead(by_seed, kind, most)

@@ -15,11 +15,11 @@ Settings that were tried, and what it does not show: experiments/README.md
 """
 
 from nanoroads.experiments.small_worlds import pairs_phase, reference_phase
-from nanoroads.report import evidence
+from nanoroads.report import evidence, to_optimum
 from nanoroads.report.cells import above, beside_bound, claim, every, least_sure, with_errors
 from nanoroads.report.gap_closed import closed_line
 from nanoroads.report.phases import claim_folder, new_phase, run_phases
-from nanoroads.report.to_optimum import KINDS, distance, figure_of, lead_grows, rlhf_lead, rows_of, table_of
+from nanoroads.report.to_optimum import KINDS, distance, figure_of, rlhf_lead, rows_of, table_of
 from nanoroads.run.flags import run_script
 from nanoroads.weights.files import read_json_object
 
@@ -76,7 +76,7 @@ def measure(out, seed):
 def verdict(by_seed):
     """Five lines for each kind of response."""
     lines = []
-    longest = max(WORLDS)
+    *shorter, longest = sorted(WORLDS)
     for kind, name in KINDS.items():
         lead = {moves: rlhf_lead(by_seed, kind, moves) for moves in WORLDS}
         distances = [distance(by_seed, kind, 1, road) for road in ("dpo", "rlhf")]
@@ -84,7 +84,7 @@ def verdict(by_seed):
 
         text = f"{name}: at two moves, one state in between, RLHF leads by more than {CLEARLY} "
         lines.append(claim(above(lead[2], CLEARLY), f"{text}({beside_bound(lead[2], CLEARLY)})."))
-        more = lead_grows(by_seed, kind, 2, 1)
+        more = to_optimum.lead_difference(by_seed, kind, 2, 1)
         text = f"{name}: this state makes RLHF's lead larger: it is more than at one move by "
         lines.append(claim(above(more), f"{text}{with_errors(more)}."))
 
@@ -93,7 +93,7 @@ def verdict(by_seed):
         text = f"{name}: RLHF leads at every horizon from two moves on; its least sure lead, at {least}: "
         lines.append(claim(every(map(above, planned.values())), f"{text}{with_errors(lead[least])}."))
 
-        more = {moves: lead_grows(by_seed, kind, longest, moves) for moves in WORLDS if moves < longest}
+        more = {moves: to_optimum.lead_difference(by_seed, kind, longest, moves) for moves in shorter}
         least = least_sure(more)
         text = f"{name}: the lead is largest at {longest} moves, the longest; least surely above {least}"
         lines.append(claim(every(map(above, more.values())), f"{text}'s, by {with_errors(more[least])}."))
@@ -106,7 +106,7 @@ def main(argv=None):
     lock = claim_folder(args.out)
     phases = []
     for seed in args.seeds:
-        phases.append(evidence.shared_phases(args.out / f"seed{seed}", seed)[0])  # the main world's SFT
+        phases.append(evidence.sft_phase(args.out / f"seed{seed}", seed))
         for moves in WORLDS:
             phases += world_phases(args.out, seed, moves)
     run_phases(phases, args.out, args.jobs, lock)

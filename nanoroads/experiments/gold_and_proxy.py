@@ -8,10 +8,10 @@ from nanoroads.losses import kl_k1
 from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS, true_rewards
 from nanoroads.score import scalar_rewards, sequence_logps
 from nanoroads.weights.checkpoint import load_policy
-from nanoroads.world.roadmap import WORLDS, prompts
+from nanoroads.world.roadmap import MAIN, prompts
 from nanoroads.world.task import sample_routes
 
-WORLD = WORLDS["roadmap"]
+WORLD = MAIN
 
 
 def sample(policy, reference, proxy_model, k, key):

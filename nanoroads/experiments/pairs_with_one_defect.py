@@ -10,7 +10,7 @@ from nanoroads.weights.files import jsonl_bytes, write_bytes
 from nanoroads.world import roadmap
 from nanoroads.world.roadmap import INDEX, STATES, ends, route, walks
 
-WORLD = roadmap.WORLDS["roadmap"]
+WORLD = roadmap.MAIN
 
 
 def demonstrations(n, seed):

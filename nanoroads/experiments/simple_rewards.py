@@ -22,6 +22,7 @@ from nanoroads.experiments.exact_fit import minimise
 from nanoroads.report.on_map import route_logps
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.world.distance import exact_reward, listed_routes
+from nanoroads.world.optimum import soft_optimum
 from nanoroads.world.roadmap import NEIGHBOURS, WORLDS, ends, prompts, reward_parts, route
 
 WORLD = WORLDS["roadmap-2"]
@@ -85,11 +86,6 @@ def enumerate_world(reference):
     return places, ref_logp, f, truth
 
 
-def soft_optimum(ref_logp, reward):
-    """log pi of pi_ref e^(r / beta) / Z, (P, R + 1)."""
-    return torch.log_softmax(ref_logp + reward / BETA, -1)
-
-
 def mean_reward(logp, truth):
     """The true reward of a policy over all prompts. logp, truth (P, R + 1): log pi and r*."""
     return (logp.exp() * truth).sum(1).mean().item()
@@ -111,7 +107,7 @@ def both_roads(world, rows, columns, seed):
     rejected = torch.tensor([place(row, "rejected") for row in rows]).unbind(1)
 
     def dpo_loss(phi):
-        logp = soft_optimum(ref_logp, f @ phi)
+        logp = soft_optimum(ref_logp, f @ phi, BETA)
         loss = losses.dpo(logp[chosen], logp[rejected], ref_logp[chosen], ref_logp[rejected], BETA)
         return loss.mean()
 
@@ -121,8 +117,8 @@ def both_roads(world, rows, columns, seed):
     rng = randomness.generator("theorem 3.1 starts", seed)
     dpo_phi = minimise(dpo_loss, torch.tensor(rng.normal(size=f.shape[-1])), GRADIENT_BELOW)
     rlhf_phi = minimise(reward_loss, torch.tensor(rng.normal(size=f.shape[-1])), GRADIENT_BELOW)
-    dpo = soft_optimum(ref_logp, f @ dpo_phi)
-    rlhf = soft_optimum(ref_logp, f @ rlhf_phi)
+    dpo = soft_optimum(ref_logp, f @ dpo_phi, BETA)
+    rlhf = soft_optimum(ref_logp, f @ rlhf_phi, BETA)
     likely = ref_logp > -torch.inf
     return {
         "phi": rlhf_phi.tolist(),
@@ -147,7 +143,7 @@ def fit_classes(sft, sizes, seed):
             pairs = [json.loads(row) for row in rows[:n]]
             simple[f"{name} {n}"] = both_roads(world, pairs, columns, seed)
     _, ref_logp, _, truth = world
-    optimum = soft_optimum(ref_logp, WORLD.bt_scale * truth)
+    optimum = soft_optimum(ref_logp, WORLD.bt_scale * truth, BETA)
     return mean_reward(ref_logp, truth), mean_reward(optimum, truth), simple
 
 

@@ -173,6 +173,9 @@ def measure(args, size, setting, folders, rows, reward):
     last = read_metrics(folders["rlhf"] / "reward")[-1]
     lines = (folders["rlhf"].parent / "test.jsonl").read_text().splitlines()
     pairs = [json.loads(line) for line in lines]
+    # As many as the file has; the accuracy is without those that --skip-bad-rows has left out, of which
+    # stage 1's metrics do not tell the number.
+    n = len(pairs)
     labels = labels_right(pairs, {prompt_of(setting, row): row for row in rows}, reward)
     demos = [reward(row, summary_of(setting, row)) for row in rows]
     return {
@@ -182,7 +185,7 @@ def measure(args, size, setting, folders, rows, reward):
         "objective_gap": mean_se((objectives["rlhf"] - objectives["dpo"]).mean(1)),
         "rlhf_against_dpo": mean_se(win_rates(rewards["rlhf"], rewards["dpo"])),
         "demos": mean_se(demos),  # the reward of what SFT imitates
-        "reward_model": {"nll": last["eval_loss"], "accuracy": last["eval_accuracy"], "pairs": len(pairs)},
+        "reward_model": {"nll": last["eval_loss"], "accuracy": last["eval_accuracy"], "pairs": n},
         "labels_right": labels,
     }
 

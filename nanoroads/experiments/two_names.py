@@ -13,7 +13,7 @@ from nanoroads.weights.files import jsonl_bytes, write_bytes, write_json
 from nanoroads.world import roadmap
 from nanoroads.world.roadmap import EOS, STATES
 
-WORLD = roadmap.WORLDS["roadmap"]
+WORLD = roadmap.MAIN
 WRITINGS = ["as trained", "renamed", "mixed"]  # >OR>NV; >or>nv; each of its moves in either way
 # Two references, and the writings of the routes that their SFT imitates, each equally often.
 KNOWN = {"two_names": WRITINGS, "two_names_unmixed": ["as trained", "renamed"]}

@@ -9,10 +9,10 @@ from nanoroads.report.judged import pairs_as_tokens
 from nanoroads.report.on_map import ENCODING, GROUPS_PER_PASS
 from nanoroads.score import ranked_right, rewards
 from nanoroads.world.optimum import moves_apart
-from nanoroads.world.roadmap import WORLDS, reward_parts
+from nanoroads.world.roadmap import MAIN, reward_parts
 from nanoroads.world.task import measure_on_map
 
-WORLD = WORLDS["roadmap"]
+WORLD = MAIN
 DISTANCES = {"1": (1, 1), "2": (2, 2), "3-4": (3, 4), "5 or more": (5, 11)}  # fewest moves to the goal
 FAR = "3 or more"
 

@@ -14,9 +14,9 @@ from nanoroads.report.evidence import lead, over_seeds, values_of
 from nanoroads.report.on_map import policy_row
 from nanoroads.report.write import table
 from nanoroads.weights.checkpoint import load_policy
-from nanoroads.world.roadmap import WORLDS, prompts
+from nanoroads.world.roadmap import MAIN, prompts
 
-WORLD = WORLDS["roadmap"]
+WORLD = MAIN
 MEASURES = {  # the columns
     "reward": "true reward",
     "greedy_reward": "greedy",

@@ -17,7 +17,8 @@ from nanoroads.run.flags import SEED, Parser, positive
 from nanoroads.score import mean_se
 from nanoroads.weights.files import write_json, write_text
 
-SFT, DPO, RLHF = [], [], []  # more flags for the shared runs: none but the scripts' defaults
+# More flags for the shared runs: none, so that they have the scripts' defaults. Tests make them tiny here.
+SFT, DPO, RLHF = [], [], []
 PAIRS, TEST_PAIRS = 5000, 1000  # of SFT's samples
 BEGIN = time.monotonic()
 
@@ -37,21 +38,22 @@ def parse_flags(doc: str, argv: list[str] | None = None) -> Namespace:
     return args
 
 
+def sft_phase(folder: Path, seed: int) -> Phase:
+    """The main world's reference, folder/sft, with the script's defaults."""
+    return new_phase(folder, "sft", ["train_sft.py", "--seed", seed, "--data", "roadmap"] + SFT)
+
+
 def shared_phases(folder: Path, seed: int, *names: str) -> list[Phase]:
     """The runs of the main world that most experiments start from, with the scripts' defaults.
 
     sft and sft/pairs.jsonl, with sft/pairs_test.jsonl, always; `names`: which of dpo and rlhf_global."""
     sft = folder / "sft"
     flags = ["--seed", seed, "--data", "roadmap"]
-    train_sft = ["train_sft.py"] + flags + SFT
     sample_pairs = ["-m", "nanoroads.world.pairs", "--policy", sft, "--seed", seed, "--n", PAIRS]
     sample_pairs += ["--test-out", sft / "pairs_test.jsonl", "--test-n", TEST_PAIRS]
     from_sft = flags + ["--init", sft]  # whose pairs lie beside it
     roads = {"dpo": ["train_dpo.py"] + from_sft + DPO, "rlhf_global": ["train_rlhf.py"] + from_sft + RLHF}
-    phases = [
-        new_phase(folder, "sft", train_sft),
-        new_phase(folder, "sft/pairs.jsonl", sample_pairs, ["sft"]),
-    ]
+    phases = [sft_phase(folder, seed), new_phase(folder, "sft/pairs.jsonl", sample_pairs, ["sft"])]
     for name in names:
         phases.append(new_phase(folder, name, roads[name], ["sft/pairs.jsonl"]))
     return phases

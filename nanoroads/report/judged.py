@@ -14,10 +14,10 @@ from nanoroads.score import ranked_right
 from nanoroads.text import tokenizer
 from nanoroads.text.data import Limits, Rows, load
 from nanoroads.text.layouts import preference_texts
-from nanoroads.world.roadmap import WORLDS, prompts
+from nanoroads.world.roadmap import MAIN, prompts
 from nanoroads.world.task import sample_routes
 
-WORLD = WORLDS["roadmap"]
+WORLD = MAIN
 SCALES = torch.logspace(-2, 1.5, 141)  # that are tried for nll_rescaled
 
 

@@ -25,7 +25,7 @@ from nanoroads.world import roadmap
 from nanoroads.world.optimum import optimal_reward, shortest_routes
 from nanoroads.world.task import sample_routes
 
-WORLD = roadmap.WORLDS["roadmap"]
+WORLD = roadmap.MAIN
 BEST_OF = (1, 2, 4, 8, 16)  # the N of best-of-N
 SHOWN = 3  # prompts on the maps of the report
 CHOOSING = 16  # samples of a policy for each held-out prompt, by which those are chosen

@@ -57,9 +57,9 @@ def rlhf_lead(by_seed, kind, case):
     return mean_se(rlhf_leads(by_seed, kind, case))
 
 
-def lead_grows(by_seed, kind, case, other):
+def lead_difference(by_seed, kind, one, other):
     """{"mean", "se"} over seeds of how much larger RLHF's lead is in one case than in another."""
-    return differences(rlhf_leads(by_seed, kind, case), rlhf_leads(by_seed, kind, other))
+    return differences(rlhf_leads(by_seed, kind, one), rlhf_leads(by_seed, kind, other))
 
 
 def rlhf_leads(by_seed, kind, case):

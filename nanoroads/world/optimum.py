@@ -52,6 +52,13 @@ def rewarded_routes(world: World, prompt: str) -> list[str]:
 # ---------------------------------------------------------------- the soft optimum
 
 
+def soft_optimum(ref_logp, reward, beta: float) -> torch.Tensor:
+    """log pi* of the policy that maximises E[r] - beta KL(pi || pi_ref): pi_ref e^(r / beta) / Z.
+
+    ref_logp, reward (..., R): of all R responses that there are, or that have any probability."""
+    return torch.log_softmax(ref_logp + reward / beta, -1)
+
+
 def exact_optimum(ref_logp, reward, beta: float) -> dict[str, torch.Tensor]:
     """The policy pi* that maximises E[r] - beta KL(pi || pi_ref), exactly.
 

@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from experiments import beta
-from experiments.beta import BETAS, REF_LOGP, REWARD, best_policy, measures, verdict
+from experiments.beta import BETAS, REF_LOGP, REWARD, measures, verdict
+from nanoroads.world.optimum import soft_optimum
+
+
+def best_policy(weight):
+    return soft_optimum(REF_LOGP, REWARD, weight)
 
 
 def value(logp, weight):
@@ -34,7 +39,7 @@ def test_one_nat_of_log_ratio_costs_beta():
 
 
 def test_two_responses_by_hand():
-    logp = best_policy(0.5, torch.tensor([0.0, 1.0]), torch.tensor([0.75, 0.25]).log())
+    logp = soft_optimum(torch.tensor([0.75, 0.25]).log(), torch.tensor([0.0, 1.0]), 0.5)
     assert logp.exp()[1].item() == pytest.approx(0.25 * math.e**2 / (0.75 + 0.25 * math.e**2))
 
 
@@ -58,7 +63,12 @@ def test_the_command_and_its_verdict(tmp_path, capsys):
     table = (tmp_path / "new/table.md").read_text()
     assert table in capsys.readouterr().out and "| 0.1 | 1.891 | 0.847 | 1.478 |" in table
     assert "<svg" in (tmp_path / "new/figure.svg").read_text()
-    for name, weight, other in (("kl", "0.1", 5.0), ("reward", "0.1", 2.0), ("kl", "10.0", 0.011)):
+    for name, weight, other in (
+        ("kl", "0.1", 5.0),
+        ("reward", "0.1", 2.0),
+        ("kl", "10.0", 0.011),
+        ("kl", "0.1", rows["0.3"]["kl"]),
+    ):  # the last: no smaller
         changed = copy.deepcopy(rows)
         changed[weight][name] = other
         assert verdict(changed)[0].startswith("NO: ")

@@ -14,7 +14,7 @@ from nanoroads.experiments.simple_rewards import CLASSES
 from nanoroads.model import GPT, GPTConfig
 from nanoroads.text import tokenizer
 from nanoroads.world import distance, roadmap
-from nanoroads.world.optimum import exact_optimum, rewarded_routes
+from nanoroads.world.optimum import exact_optimum, rewarded_routes, soft_optimum
 from nanoroads.world.roadmap import prompts
 from tests.helpers.verdicts import NO, UNDECIDED, not_held, outcomes
 
@@ -48,7 +48,7 @@ def test_the_true_reward_is_in_the_class_of_checks(world):
 
 def test_the_optimum_is_the_worlds(world):
     _, ref_logp, _, truth = world
-    logp = simple_rewards.soft_optimum(ref_logp, WORLD.bt_scale * truth)
+    logp = soft_optimum(ref_logp, WORLD.bt_scale * truth, simple_rewards.BETA)
     exact = exact_optimum(ref_logp[:, :-1], WORLD.bt_scale * truth[:, :-1], simple_rewards.BETA)
     ours = (logp.exp() * WORLD.bt_scale * truth).sum(1)
     torch.testing.assert_close(ours, exact["reward"], rtol=1e-5, atol=1e-7)
