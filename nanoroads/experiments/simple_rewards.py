@@ -9,11 +9,14 @@ way to its least value.
 R_sim is one of two classes. "checks": f is whether the route is legal, arrives, has two moves, and
 arrives in two; it contains the true reward. "roads": f without the two that know the goal; it does not.
 `judge` is such a reward for train_rlhf.py --reward, and stands beside its features, since a run records
-a hash of the file that its reward comes from.
+a hash of the module that its reward comes from. A function has no flags: its phi is in a file, which the
+environment names.
 """
 
 import json
 import os
+from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -21,6 +24,7 @@ from nanoroads import losses, randomness
 from nanoroads.experiments.exact_fit import minimise
 from nanoroads.report.on_map import route_logps
 from nanoroads.weights.checkpoint import load_policy
+from nanoroads.weights.files import write_json
 from nanoroads.world.distance import exact_reward, listed_routes
 from nanoroads.world.optimum import soft_optimum
 from nanoroads.world.roadmap import NEIGHBOURS, WORLDS, ends, prompts, reward_parts, route
@@ -29,7 +33,7 @@ WORLD = WORLDS["roadmap-2"]
 BETA = 0.5  # of all roads
 GRADIENT_BELOW = 1e-11  # of a fit; on few pairs some phi may rank all right, and there is no least loss
 CLASSES = {"checks": slice(0, 4), "roads": slice(0, 4, 2)}  # columns of `features`
-PHI = "NANOROADS_THEOREM_3_1_PHI"  # in the environment, JSON: the reward of `judge`
+PHI = "NANOROADS_THEOREM_3_1_PHI"  # in the environment: the path of the file with the phi of `judge`
 
 
 def features(prompt, response):
@@ -41,13 +45,19 @@ def features(prompt, response):
 
 def judge(prompt, response):
     """phi . f(x, y), for train_rlhf.py --reward: what RLOO climbs."""
-    phi = torch.tensor(json.loads(os.environ[PHI]), dtype=torch.float64)
-    return (phi @ torch.tensor(features(prompt, response), dtype=torch.float64)).item()
+    return (read_phi(os.environ[PHI]) @ torch.tensor(features(prompt, response), dtype=torch.float64)).item()
 
 
-def set_judge(phi):
-    """Let `judge` be phi . f in all commands that are started from now on."""
-    os.environ[PHI] = json.dumps(phi)
+@cache
+def read_phi(path):
+    """phi, (4,) fp64, from its file, once in a process."""
+    return torch.tensor(json.loads(Path(path).read_text()), dtype=torch.float64)
+
+
+def set_judge(path, phi):
+    """Let `judge` be phi . f in all commands that are started from now on: phi goes into the file `path`."""
+    write_json(path, phi)
+    os.environ[PHI] = str(path)
 
 
 def legal_routes(prompt):

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from experiments.theorem_3_1 import GPT_SIZES, SIMPLE_SIZES, WORLD
 from nanoroads.experiments import simple_rewards
 from nanoroads.experiments.simple_rewards import CLASSES
 from nanoroads.model import GPT, GPTConfig
+from nanoroads.report.ledger import Ledger
 from nanoroads.text import tokenizer
 from nanoroads.world import distance, roadmap
 from nanoroads.world.optimum import exact_optimum, rewarded_routes, soft_optimum
@@ -73,8 +76,9 @@ def test_the_roads_over_a_simple_class_are_one(name, world):
     assert row["dpo"] == pytest.approx(row["rlhf"], abs=1e-7)
 
 
-def test_the_judge_is_phi_times_f(monkeypatch):
-    monkeypatch.setenv(simple_rewards.PHI, "[1, 10, 100, 1000]")
+def test_the_judge_is_phi_times_f(tmp_path, monkeypatch):
+    monkeypatch.setenv(simple_rewards.PHI, "")  # taken back after the test
+    simple_rewards.set_judge(tmp_path / "phi.json", [1, 10, 100, 1000])
     assert simple_rewards.judge("WA>OR:", ">OR") == 11
     assert simple_rewards.judge("WA>CA:", ">OR>CA") == 1111
     assert simple_rewards.judge("WA>CA:", ">OR>NV") == 101
@@ -88,6 +92,40 @@ def test_rloo_has_the_prompts_of_all_pairs(tmp_path):
     assert command[command.index("--data") + 1] == str(tmp_path / f"pairs_{max(GPT_SIZES)}.jsonl")
     assert command[command.index("--reward") + 1] == "nanoroads.experiments.simple_rewards:judge"
     assert "--reward-epochs" not in command
+
+
+@pytest.mark.parametrize(
+    ("changed", "again"),
+    [
+        ("phi.json", ["rloo"]),
+        ("pairs_1000.jsonl", ["dpo_1000", "rlhf_1000"]),
+        ("pairs_20000.jsonl", ["dpo_20000", "rlhf_20000", "rloo"]),
+        ("sft", ["dpo_1000", "rlhf_1000", "dpo_5000", "rlhf_5000", "dpo_20000", "rlhf_20000", "rloo"]),
+    ],
+)
+def test_a_gpt_is_trained_again_when_what_it_is_made_from_has_changed(changed, again, tmp_path):
+    (tmp_path / "sft").mkdir()
+    for name in ["phi.json", "sft/pairs_test.jsonl", *(f"pairs_{n}.jsonl" for n in GPT_SIZES)]:
+        (tmp_path / name).write_text("first")
+    ledger = Ledger(tmp_path)
+    ledger.finished[f"{tmp_path}/sft"] = {
+        "command": [],
+        "read": {},
+        "seconds": 1.0,
+        "made": {"model": "first"},
+    }
+    phases = theorem_3_1.gpt_phases(tmp_path, seed=3)
+    for phase in phases:
+        ledger.start(phase)
+        phase.result.mkdir()
+        (phase.result / "model.safetensors").write_text("trained")
+        ledger.finish(phase, 1.0)
+    assert all(ledger.is_done(phase) for phase in phases)
+    if changed == "sft":
+        ledger.finished[f"{tmp_path}/sft"]["made"]["model"] = "another"
+    else:
+        (tmp_path / changed).write_text("another")
+    assert [Path(phase.name).name for phase in phases if not ledger.is_done(phase)] == again
 
 
 # ---------------------------------------------------------------- the verdict
@@ -115,8 +153,8 @@ def seeds_that_agree():
 def test_every_claim_can_hold():
     lines = theorem_3_1.verdict(seeds_that_agree())
     assert outcomes(lines) == ["yes"] * 4
-    assert "95% of the optimum's, 0.912, are reached with 30 pairs (0.950, " in lines[1]
-    assert "does not with 20,000 pairs (0.900, 0.012 below 0.912, no error), nor RLHF" in lines[1]
+    assert "95% of each seed's optimum, 0.912 in the mean, are reached with 30 pairs (0.950, by" in lines[1]
+    assert "does not with 20,000 pairs (0.900, by -0.012, no error), nor RLHF" in lines[1]
 
 
 @pytest.mark.parametrize(
@@ -142,8 +180,8 @@ def test_every_claim_can_fail(names, reward, line):
 @pytest.mark.parametrize(
     ("name", "means", "line", "errors"),
     [
-        ("checks 30", (0.88, 1.02), 1, "0.950 ± 0.070, 0.5 standard errors above 0.912"),
-        ("dpo 20000", (0.86, 0.94), 1, "0.900 ± 0.040, 0.3 standard errors below 0.912"),
+        ("checks 30", (0.88, 1.02), 1, "0.950 ± 0.070, by +0.038 ± 0.070, 0.5 standard errors"),
+        ("dpo 20000", (0.86, 0.94), 1, "0.900 ± 0.040, by -0.012 ± 0.040, 0.3 standard errors"),
         ("rloo", (0.93, 0.96), 3, "+0.005 ± 0.015, 1.0 standard errors below 0.02"),
     ],
 )
@@ -158,6 +196,27 @@ def test_a_mean_on_the_right_side_of_its_bound_is_not_enough(name, means, line, 
     assert not_held(verdict) == {line: UNDECIDED} and errors in verdict[line]
 
 
+def test_the_goal_is_each_seeds_own():
+    """Rewards and optima vary together, their distance does not."""
+    seeds = seeds_that_agree()
+    for row, change in zip(seeds, (-0.05, 0.05), strict=True):
+        row["optimum"] += change
+        row["dpo 20000"] += 0.95 * change
+        row["rlhf 20000"] += 0.95 * change
+        row["simple"]["checks 30"]["dpo"] += 0.95 * change
+    assert outcomes(theorem_3_1.verdict(seeds)) == ["yes"] * 4
+
+
+@pytest.mark.parametrize("distance", ["parameters_apart", "logp_apart"])
+def test_a_distance_that_is_no_number_is_not_lost_among_the_others(distance):
+    seeds = seeds_that_agree()
+    seeds[0]["simple"]["roads 20000"][distance] = math.nan
+    assert not_held(theorem_3_1.verdict(seeds)) == {0: UNDECIDED}
+
+
+# ---------------------------------------------------------------- the command
+
+
 def few_prompts(world, split):
     return prompts(world, split)[:40]
 
@@ -170,7 +229,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     model = ["--n-layer", "1", "--n-embd", "16", "--rows", "500", "--steps", "60", "--lr", "2e-2"]
     for name, value in {**small, "SFT": model, "run_phases": run_phases}.items():
         monkeypatch.setattr(theorem_3_1, name, value)
-    monkeypatch.setenv(simple_rewards.PHI, "[]")  # taken back after the test
+    monkeypatch.setenv(simple_rewards.PHI, "")  # taken back after the test
     out = tmp_path / "out"
     theorem_3_1.main(["--seeds", "0", "--out", str(out)])
     written = json.loads((out / "theorem_3_1/results.json").read_text())
