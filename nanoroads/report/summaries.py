@@ -3,7 +3,9 @@
 import math
 
 from nanoroads.report.cells import (
+    ERRORS_THAT_SHOW,
     above,
+    beside_nearer_bound,
     claim,
     in_errors,
     is_above,
@@ -30,6 +32,9 @@ MARKERS = "os^"  # of the settings
 # "No gap" is a win rate that is nearer to one half than this by two standard errors. With 240 documents
 # two errors of one seed are .05, so that a bound of .05 could hardly be met.
 NO_GAP = 0.1
+# The same in nats of reward or of the objective: of two responses that are so far apart, Bradley-Terry labels
+# the better one right as often, .6.
+NO_GAP_NATS = math.log((0.5 + NO_GAP) / (0.5 - NO_GAP))
 # What a reward model's held-out accuracy has to be above by two standard errors: one near chance, .5,
 # verifies nothing, and then RLHF says nothing of the paper.
 ACCURATE = 0.6
@@ -134,7 +139,7 @@ def lead_of(wins):
 
 def largest(lead):
     """The largest that a lead, {"mean", "se"}, of either road may be within two standard errors."""
-    return abs(lead["mean"]) + 2 * lead["se"]
+    return abs(lead["mean"]) + ERRORS_THAT_SHOW * lead["se"]
 
 
 def finding(lead):
@@ -199,9 +204,7 @@ def verdict(settings, by_seed):
             less = wins_apart(by_seed, "one-line", setting)
             text = f"{setting}: RLHF wins less than in one-line. one-line - {setting}: {with_errors(less)}."
             lines.append(claim(above(less), text))
-        lead = measures["objective_gap"]
-        text = f"{setting}: RLHF is ahead in the objective. RLHF - DPO: {with_errors(lead)}."
-        lines.append(claim(above(lead), text))
+        lines.append(objective_line(setting, measures["objective_gap"]))
         lines.append(reward_model_line(setting, measures))
     return lines
 
@@ -214,6 +217,16 @@ def paper_line(setting, wins):
         return claim(above(lead), f"{setting}: RLHF is ahead. {here}.")
     at_most = f"within two errors the gap is at most {largest(lead):.3f}"
     return claim(within(lead, NO_GAP), f"{setting}: there is no gap above {NO_GAP}. {here}; {at_most}.")
+
+
+def objective_line(setting, lead):
+    """What the paper says of a setting, and RLHF's lead over DPO in the objective here, {"mean", "se"}."""
+    if setting == "one-line":
+        return claim(
+            above(lead), f"{setting}: RLHF is ahead in the objective. RLHF - DPO: {with_errors(lead)}."
+        )
+    text = f"{setting}: there is no gap in the objective above {NO_GAP_NATS:.3f} nats. RLHF - DPO: "
+    return claim(within(lead, NO_GAP_NATS), f"{text}{beside_nearer_bound(lead, NO_GAP_NATS)}.")
 
 
 def reward_model_line(setting, measures):

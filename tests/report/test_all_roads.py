@@ -271,14 +271,16 @@ def test_the_verdict_can_go_either_way():
     assert words(dpo=0.22) == ["yes", UNDECIDED, "yes", "yes", NO]  # so is DPO here
     assert "by +0.100 ± 0.014, 7.1 standard errors)." in write.verdict(results())[0]
     assert "by +0.020 ± 0.014, 1.4 standard errors)." in write.verdict(results(rlhf=0.42))[0]
-    last = write.verdict(results())[6]
-    assert "likelihood: global, dpo, local" in last and "best-of-16: global, local, dpo" in last
+    assert len(write.verdict(results())) == 6  # the order of reward models stands below their table
+    order = "the best first, by held-out likelihood: global, dpo, local; by best of 16: global, local, dpo."
+    assert order in write.report_text(results())
 
 
 @pytest.mark.parametrize(("kl", "word"), [(0.22, "yes"), (0.24, UNDECIDED), (0.26, UNDECIDED), (0.28, NO)])
 def test_to_come_back_three_quarters_of_the_kl_must_go(kl, word):
     said = write.verdict(results(kl=kl))[2]
-    assert outcomes([said]) == [word] and f"KL 1.000 nats before, {kl:.3f} ± 0.010 after." in said
+    assert outcomes([said]) == [word] and "three quarters of the KL are gone: 1.000 nats before, " in said
+    assert f"before, {kl:.3f} ± 0.010 after." in said
 
 
 def test_of_one_seed_the_number_decides_alone():
@@ -288,6 +290,12 @@ def test_of_one_seed_the_number_decides_alone():
         "yes: RLHF on the global reward beats DPO in true reward (by +0.034, no error)."
     )
     assert "Seed by seed" not in write.report_text(one)
+    # Nor do errors over prompts decide: of several seeds neither of these is shown.
+    for short, word in (((0.002, 0.02, (0.2, 0.1)), "yes"), ((0.011, 0.02, (0.2, 0.1)), NO)):
+        several = results(short=short)
+        assert outcomes(write.verdict(several))[3] == UNDECIDED
+        said = write.verdict({**several, "by_seed": several["by_seed"][1:]})[3]
+        assert outcomes([said]) == [word] and said.count("no error") == 3 and "±" not in said
 
 
 def test_the_report_has_each_seed():

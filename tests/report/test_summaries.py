@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.made_up_summaries import made_up_measures, one_seed
 
 from nanoroads.errors import InputError
@@ -99,16 +100,34 @@ def test_the_gap_is_larger_in_one_line_by_two_standard_errors_seed_by_seed(one_l
     assert re.match(line.replace("+", r"\+"), found), found
 
 
+def objective_line(gaps, setting):
+    """The line of two seeds with these gaps in the objective."""
+    by_seed = []
+    for seed, gap in enumerate(gaps):
+        measures = {**made_up_measures(0.6), "objective_gap": {"mean": gap, "se": 9.0}}
+        by_seed.append(one_seed(seed, **{setting: measures}))
+    return over_seeds(*by_seed)[0]["verdict"][1]
+
+
 def test_rlhf_is_ahead_in_the_objective_by_two_standard_errors():
     """.2 and .3: .25 +- .05; .09 and .3: .195 +- .105, less than two errors; -.2 and -.3."""
     for gaps, word in (((0.2, 0.3), "yes"), ((0.09, 0.3), "NO, undecided"), ((-0.2, -0.3), "NO")):
-        by_seed = []
-        for seed, gap in enumerate(gaps):
-            measures = {**made_up_measures(0.6), "objective_gap": {"mean": gap, "se": 9.0}}
-            by_seed.append(one_seed(seed, hidden=measures))
-        line = over_seeds(*by_seed)[0]["verdict"][1]
-        text = "hidden: RLHF is ahead in the objective. RLHF - DPO:"
-        assert line.startswith(f"{word}: {text} {sum(gaps) / 2:+.3f} ± ")
+        text = "one-line: RLHF is ahead in the objective. RLHF - DPO:"
+        assert objective_line(gaps, "one_line").startswith(f"{word}: {text} {sum(gaps) / 2:+.3f} ± ")
+
+
+@pytest.mark.parametrize("setting", ["two_word", "hidden"])
+def test_where_the_paper_says_so_there_is_no_gap_in_the_objective(setting):
+    """The bound is .405: .3 ± .05; .35 ± .05, 1.1 errors below; .6 ± .05; and the same of DPO's lead."""
+    for sign in (1, -1):
+        for gaps, word in (((0.25, 0.35), "yes"), ((0.3, 0.4), "NO, undecided"), ((0.55, 0.65), "NO")):
+            line = objective_line([sign * gap for gap in gaps], setting)
+            text = (
+                f"{setting.replace('_', '-')}: there is no gap in the objective above 0.405 nats. RLHF - DPO:"
+            )
+            assert line.startswith(f"{word}: {text} {sign * sum(gaps) / 2:+.3f} ± 0.050, ")
+    reward = torch.tensor(summaries.NO_GAP_NATS)
+    assert torch.sigmoid(reward).item() == pytest.approx(0.5 + summaries.NO_GAP)  # how labels are drawn
 
 
 @pytest.mark.parametrize(
