@@ -6,7 +6,8 @@ Gao et al., 2210.10760, for RL and best of n; Rafailov et al., 2406.02900, for D
 true reward, the proxy is the global reward model that RL climbs, and SFT's value is taken off
 both. d = sqrt KL(policy || SFT). Three roads go away from SFT, a point for each setting: RL at six
 kl, DPO at four beta, and best of n, the proxy's favourite of n samples of SFT, over all choices of
-n of 64 for each prompt. Gao's forms are fitted to the points of each seed by least squares.
+n of 64 for each prompt. A fall is from the setting where the other seeds' mean gold peaks. Gao's
+forms are fitted to the points of each seed by least squares.
 
 Result, three seeds. From kl .5 to .05 RL's gold falls by .335 +- .044 while the proxy rises by
 1.28. From beta .3 to .05 DPO's falls by .203 +- .018; its held-out loss has changed by -.005 +-
