@@ -135,32 +135,6 @@ def test_less_than_half_of_no_lead_is_not_claimed():
     assert not_held(lines) == {0: NO, 2: NO} and "half is more by +0.0" in lines[2]
 
 
-def prior_rows(local, plain, helped, bare=0.1):
-    """Best of 16 of three seeds, by the local reward, by the global one, and by that with log pi_ref."""
-    rows = []
-    for seed in range(SEEDS):
-        values = [value + 0.0001 * seed * place for place, value in enumerate((local, bare, plain, helped))]
-        local_curve = {"0.0": values[0], str(-prior_of_local.BETA): values[1]}
-        rows.append(
-            {"local": {"curve": local_curve}, "global": {"curve": {"0.0": values[2]}, "value": values[3]}}
-        )
-    return rows
-
-
-@pytest.mark.parametrize(
-    ("rewards", "fails"),
-    [
-        ((0.6, 0.4, 0.55), []),
-        ((0.6, 0.4, 0.45), [2]),
-        ((0.6, 0.4, 0.35), [1, 2]),
-        ((0.3, 0.4, 0.45), [0, 2]),  # there is no way to local
-        ((0.6, 0.4, 0.55, 0.5), [3]),
-    ],
-)
-def test_half_of_the_way_to_local_needs_its_lead(rewards, fails):
-    assert not_held(prior_of_local.verdict(prior_rows(*rewards))) == dict.fromkeys(fails, NO)
-
-
 def test_without_errors_the_budget_next_to_the_bound_is_the_least_sure():
     lines = hypotheses.verdict(budget_rows({"dpo_8_epochs": 0.3, "dpo_ipo": 0.3})[:1])
     assert "the least sure, DPO, three times the epochs, adds +0.009" in lines[3]
