@@ -205,6 +205,8 @@ def test_a_child_keeps_the_lock_when_its_parent_is_gone(tmp_path, monkeypatch, c
 
 # ---------------------------------------------------------------- the report
 
+STEP = {"step": 1, "kl": 1, "true_reward": 0, "reward": 0}  # of RL
+
 
 def cell(mean):
     return {"mean": mean, "se": 0.01}
@@ -279,22 +281,21 @@ def test_the_verdict_can_go_either_way():
 @pytest.mark.parametrize(("kl", "word"), [(0.22, "yes"), (0.24, UNDECIDED), (0.26, UNDECIDED), (0.28, NO)])
 def test_to_come_back_three_quarters_of_the_kl_must_go(kl, word):
     said = write.verdict(results(kl=kl))[2]
-    assert outcomes([said]) == [word] and "three quarters of the KL are gone: 1.000 nats before, " in said
-    assert f"before, {kl:.3f} ± 0.010 after." in said
+    kls = f"three quarters of the KL are gone: 1.000 nats before, {kl:.3f} ± 0.010 after."
+    assert outcomes([said]) == [word] and kls in said
 
 
 def test_of_one_seed_the_number_decides_alone():
     one = results(rlhf=0.42)
     one.update(seeds=[1], by_seed=one["by_seed"][1:])
-    assert write.verdict(one)[0] == (
-        "yes: RLHF on the global reward beats DPO in true reward (by +0.034, no error)."
-    )
+    line = "yes: RLHF on the global reward beats DPO in true reward (by +0.034, no error)."
+    assert write.verdict(one)[0] == line
     assert "Seed by seed" not in write.report_text(one)
     # Nor do errors over prompts decide: of several seeds neither of these is shown.
-    for short, word in (((0.002, 0.02, (0.2, 0.1)), "yes"), ((0.011, 0.02, (0.2, 0.1)), NO)):
-        several = results(short=short)
-        assert outcomes(write.verdict(several))[3] == UNDECIDED
+    for lead, word in ((0.002, "yes"), (0.011, NO)):
+        several = results(short=(lead, 0.02, (0.2, 0.1)))
         said = write.verdict({**several, "by_seed": several["by_seed"][1:]})[3]
+        assert outcomes(write.verdict(several))[3] == UNDECIDED
         assert outcomes([said]) == [word] and said.count("no error") == 3 and "±" not in said
 
 
@@ -347,23 +348,16 @@ def test_the_committed_report_is_what_is_made_of_its_numbers():
 
 def test_nothing_is_claimed_where_the_optimum_is_not_known():
     line = write.verdict(results())[5]
-    assert (
-        line.startswith("Against a hidden walk RLHF - DPO is -0.050 ± 0.010, 5.0 standard")
-        and "no claim" in line
-    )
+    start = "Against a hidden walk RLHF - DPO is -0.050 ± 0.010, 5.0 standard"
+    assert line.startswith(start) and "no claim" in line
 
 
 def test_the_report_holds_the_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        write, "read_metrics", lambda run: [{"step": 1, "kl": 1, "true_reward": 0, "reward": 0}]
-    )
+    monkeypatch.setattr(write, "read_metrics", lambda run: [STEP])
     write.write_report(results(), tmp_path, tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert (
-        "| rlhf_global | 0.500 ± 0.010 |" in text
-        and "| short horizon | 0.100 ± 0.010 | 0.900 ± 0.010 | 0.910 ± 0.010 | 0.002 ± 0.001 | 0.970 |"
-        in text
-    )
+    short = "| short horizon | 0.100 ± 0.010 | 0.900 ± 0.010 | 0.910 ± 0.010 | 0.002 ± 0.001 | 0.970 |"
+    assert "| rlhf_global | 0.500 ± 0.010 |" in text and short in text
     assert "| 3.00 ± 0.04 | 2.00 ± 0.04 |" in text and "-0.050 ± 0.010 | - | - | - |" in text
     assert "experiments/overoptimisation.py" in text
     assert "| global | 0.600 | 0.600 | 0.100 | 0.550 |" in text
@@ -372,9 +366,7 @@ def test_the_report_holds_the_numbers(tmp_path, monkeypatch):
 
 
 def test_the_page_holds_the_report(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        write, "read_metrics", lambda run: [{"step": 1, "kl": 1, "true_reward": 0, "reward": 0}]
-    )
+    monkeypatch.setattr(write, "read_metrics", lambda run: [STEP])
     write.write_report(results(), tmp_path, tmp_path)
     page = html.unescape((tmp_path / "report.html").read_text())
     for line in write.verdict(results()):
