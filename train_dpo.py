@@ -35,11 +35,11 @@ from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy, load_reference
 from nanoroads.world.task import task_of
 
-# For a small model that is trained from scratch, as the map's is ("map"), and for a pretrained one
-# ("file"), which the map's learning rate would wreck.
+# For a small model that is trained from scratch, as the map's is, and for a pretrained one, which the
+# small one's learning rate would wreck.
 DEFAULTS = {
-    "map": {"lr": 1e-4, "epochs": 4.0, "beta": 0.3, "batch_size": 32, "micro_batch_size": None},
-    "file": {"lr": 1e-6, "epochs": 1.0, "beta": 0.1, "batch_size": 32, "micro_batch_size": 2},
+    "small": {"lr": 1e-4, "epochs": 4.0, "beta": 0.3, "batch_size": 32, "micro_batch_size": None},
+    "pretrained": {"lr": 1e-6, "epochs": 1.0, "beta": 0.1, "batch_size": 32, "micro_batch_size": 2},
 }
 LOSSES = ["dpo", "cdpo", "ipo", "hinge", "simpo", "reference-free"] + loss_variants.PAIR_LOSSES
 

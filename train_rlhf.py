@@ -42,22 +42,20 @@ from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy, load_reference, new_reward_model
 from nanoroads.world.task import response_length, task_of
 
-# For a small model trained from scratch, as the map's is ("map"), and for a pretrained one ("file"). Stage 1
-# stands first. Stage 2 takes its steps or epochs from here only if the user gives neither.
-# fmt: off
+# For a small model that is trained from scratch, as the map's is, and for a pretrained one. Stage 1 stands
+# first. Stage 2 takes its steps or epochs from here only if the user gives neither.
 DEFAULTS = {
-    "map": {
+    "small": {
         "beta": 0.3, "reward_lr": {"global": 3e-4, "local": 1e-4},
         "reward_epochs": 4.0, "reward_batch_size": 32,
         "lr": 1e-3, "steps": 300, "epochs": None, "batch_size": 32, "micro_batch_size": None,
     },
-    "file": {
+    "pretrained": {
         "beta": 0.1, "reward_lr": {"global": 3e-6, "local": 1e-6},
         "reward_epochs": 1.0, "reward_batch_size": 32,
         "lr": 1e-6, "steps": None, "epochs": 1.0, "batch_size": 32, "micro_batch_size": 1,
     },
-}
-# fmt: on
+}  # fmt: skip
 REWARD_CLASSES = ["global", "local"]
 # Flags that a reward class does not use. A reward that is given has no stage 1, and uses none of its flags.
 UNUSED = {"global": ["beta"], "local": ["readout"]}

@@ -23,11 +23,10 @@ from nanoroads.text import data, layouts, tokenizer
 from nanoroads.weights.checkpoint import load_policy
 from nanoroads.world.task import task_of
 
-# For a new model, or a small one that was trained from scratch ("map"), and for a pretrained one
-# ("file").
+# For a new model, or a small one that was trained from scratch, and for a pretrained one.
 DEFAULTS = {
-    "map": {"lr": 3e-3, "epochs": 2.5, "batch_size": 96, "micro_batch_size": None},
-    "file": {"lr": 1e-5, "epochs": 1.0, "batch_size": 32, "micro_batch_size": 4},
+    "small": {"lr": 3e-3, "epochs": 2.5, "batch_size": 96, "micro_batch_size": None},
+    "pretrained": {"lr": 1e-5, "epochs": 1.0, "batch_size": 32, "micro_batch_size": 4},
 }
 
 

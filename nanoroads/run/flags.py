@@ -298,24 +298,22 @@ def row_limits(args, model):
 
 # ---------------------------------------------------------------- defaults by model
 
-PRINTED_KIND = {"map": "small", "file": "pretrained"}  # of a model, where its defaults are printed
-
 
 def model_kind(folder):
-    """Which column of a script's DEFAULTS suits the model in `folder`, "map" or "file".
+    """Which column of a script's DEFAULTS suits the model in `folder`, "small" or "pretrained".
 
-    "map": a small one that was trained from scratch, as the map's is. "file": a pretrained one.
-    folder None, or not there yet: a new model of the map's size."""
+    "small": one that was trained from scratch, as the map's is. folder None, or not there yet: a new
+    model of the map's size."""
     if folder is None:
-        return "map"
+        return "small"
     if str(folder).startswith("hf:"):  # nothing is downloaded before all flags are checked
-        return "file"
+        return "pretrained"
     if not (Path(folder) / "config.json").exists():
-        return "map"
+        return "small"
     config = read_config(folder)
     if "model_type" in config or parameters(config.get("model", {})) > SMALL_MODEL:
-        return "file"
-    return "map"
+        return "pretrained"
+    return "small"
 
 
 def parameters(model_config):
@@ -337,7 +335,7 @@ def use_defaults(args, defaults, kind, unused=()):
     for name, default in defaults.items():
         source = "given"
         if getattr(args, name) is None:
-            source = PRINTED_KIND[kind]
+            source = kind
             if name in ("lr", "reward_lr") and args.lora:
                 default = float(f"{default * LORA_LR:g}")  # 0.003, and not 0.0029999999999999996
                 source += f" x {LORA_LR}, for --lora"
@@ -361,7 +359,7 @@ NO_DEFAULT = {"steps": "as --epochs says", "epochs": "as --steps says", "micro_b
 def default_text(defaults, name):
     """The two defaults of a flag, for its help text."""
     words = []
-    for kind in ("map", "file"):
+    for kind in ("small", "pretrained"):
         value = defaults[kind].get(name)
         words.append(NO_DEFAULT.get(name, "none") if value is None else f"{value:g}")
     if words[0] == words[1]:

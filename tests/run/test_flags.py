@@ -64,7 +64,7 @@ def test_both_defaults_of_a_flag_are_in_its_help(script, capsys):
     text = capsys.readouterr().out
     assert stopped.value.code == 0
     assert f"out/{script.__name__.removeprefix('train_')}" in text
-    for kind in ("map", "file"):
+    for kind in ("small", "pretrained"):
         for name, default in script.DEFAULTS[kind].items():
             flag = re.escape(f"--{name.replace('_', '-')}")
             entry = re.search(rf"^  {flag} [A-Z_]+\s(.*?)(?=^  --|\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
@@ -92,7 +92,8 @@ def folders(tmp_path):
     return made
 
 
-KINDS = {"missing": "map", "map": "map", "own rows": "map", "large": "file", "hugging face": "file"}
+KINDS = {"missing": "small", "map": "small", "own rows": "small", "large": "pretrained"}
+KINDS["hugging face"] = "pretrained"
 
 
 def expected(script, kind):
@@ -106,7 +107,7 @@ def expected(script, kind):
 def parsed(script, *words):
     """The flags that have a default by model."""
     args = vars(script.flags([str(word) for word in words]))
-    return {name: args[name] for name in script.DEFAULTS["map"]}
+    return {name: args[name] for name in script.DEFAULTS["small"]}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -120,7 +121,7 @@ def test_defaults_suit_the_model(what, script, folders):
 
 def test_the_two_columns_are_far_apart():
     for script in SCRIPTS:
-        small, large = script.DEFAULTS["map"], script.DEFAULTS["file"]
+        small, large = script.DEFAULTS["small"], script.DEFAULTS["pretrained"]
         assert small.keys() == large.keys()
         assert small["lr"] >= 1e-4 and large["lr"] <= 1e-5 and large["epochs"] == 1
         assert small["micro_batch_size"] is None and large["micro_batch_size"] <= 4
@@ -128,14 +129,14 @@ def test_the_two_columns_are_far_apart():
 
 def test_a_new_model_on_rows_of_yours_is_a_small_one():
     """It once was trained at the rate of a pretrained model, at which nothing is learned."""
-    assert parsed(train_sft, "--data", "rows.jsonl") == train_sft.DEFAULTS["map"]
+    assert parsed(train_sft, "--data", "rows.jsonl") == train_sft.DEFAULTS["small"]
     assert parsed(train_sft, "--data", "rows.jsonl")["lr"] == 3e-3
 
 
 def test_a_hub_name_is_a_pretrained_model_and_is_not_yet_downloaded(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     for script in SCRIPTS:
-        assert parsed(script, "--init", "hf:org/name", "--data", "x.jsonl") == expected(script, "file")
+        assert parsed(script, "--init", "hf:org/name", "--data", "x.jsonl") == expected(script, "pretrained")
 
 
 def test_a_model_of_ten_million_parameters_is_the_border():
@@ -150,7 +151,7 @@ def test_a_model_of_ten_million_parameters_is_the_border():
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("what", ["map", "hugging face"])
 def test_what_is_given_stands(what, script, folders):
-    given = {name: 7 for name in script.DEFAULTS["map"]}
+    given = {name: 7 for name in script.DEFAULTS["small"]}
     words = [word for name in given for word in (f"--{name.replace('_', '-')}", "7")]
     if script is train_rlhf:  # the class that has a beta
         words += ["--reward", "local"]
@@ -162,7 +163,6 @@ def test_what_is_given_stands(what, script, folders):
 @pytest.mark.parametrize("what", ["map", "hugging face"])
 def test_every_default_is_printed(what, folders, capsys):
     kind = KINDS[what]
-    printed_kind = {"map": "small", "hugging face": "pretrained"}[what]
     for script in SCRIPTS:
         capsys.readouterr()
         script.flags(["--init", str(folders[what]), "--batch-size", "5"])
@@ -175,7 +175,7 @@ def test_every_default_is_printed(what, folders, capsys):
             elif script is train_rlhf and name == "beta":
                 continue  # the global reward has none
             elif default is not None:
-                words.append(f"{name.replace('_', '-')} {default} ({printed_kind})")
+                words.append(f"{name.replace('_', '-')} {default} ({kind})")
         assert lines[0] == f"using: {', '.join(words)}"
 
 

@@ -103,8 +103,8 @@ def test_every_flag_tells_its_default(command, parser_of):
 def test_both_columns_of_the_defaults_are_told_where_they_differ(script, parser_of):
     parser, text = parser_of(script.__name__)
     actions = {action.dest: action for action in parser._actions}
-    for name, small in script.DEFAULTS["map"].items():
-        large = script.DEFAULTS["file"][name]
+    for name, small in script.DEFAULTS["small"].items():
+        large = script.DEFAULTS["pretrained"][name]
         if small != large:
             assert "pretrained" in told(actions[name]), name
         for default in (small, large):

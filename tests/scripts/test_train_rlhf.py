@@ -209,7 +209,7 @@ def test_another_beta_of_a_local_reward_is_refused(sft, tmp_path):
 def test_the_local_reward_has_a_rate_of_its_own(sft, tmp_path):
     out = run(train_rlhf, tmp_path / "out", init=sft, reward="local", reward_lr=None, stop_after="reward")
     args = read_config(out / "reward")["args"]
-    assert args["lr"] == args["reward_lr"] == train_rlhf.DEFAULTS["map"]["reward_lr"]["local"]
+    assert args["lr"] == args["reward_lr"] == train_rlhf.DEFAULTS["small"]["reward_lr"]["local"]
 
 
 # ---------------------------------------------------------------- how long, and how many samples
