@@ -350,7 +350,7 @@ def train_policy(run, task, reference, judge, tokenizer_name, encoding, train, t
             row.update(task.measure(policy, reference, encoding, groups_per_pass))
             if compared:
                 row["kl_compare"] = compared.kl(policy, groups_per_pass)
-            show_samples(run, step, policy, test, encoding, task, judge, reference)  # samples.jsonl
+            show_samples(run, step, policy, test, encoding, task, judge, reference, max_new_tokens)
         run.log(step, row, show=("loss", "reward", "kl", "entropy", "length"))  # every --log-every steps
         if (step + 1) % args.updates == 0:  # never between two updates on the same samples
             run.save(step, policy, optimizer)

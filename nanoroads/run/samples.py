@@ -18,19 +18,21 @@ LONGEST = 80  # characters of a prompt, and of a response, that are printed
 
 
 @torch.no_grad()
-def show_samples(run, step, policy, rows, encoding, task, judge=None, reference=None):
+def show_samples(run, step, policy, rows, encoding, task, judge=None, reference=None, max_new_tokens=None):
     """Answer the first FEW different prompts of `rows`: OUT/samples.jsonl has all, the first is printed.
 
     Each prompt's random numbers are the same at every evaluation, so that answers can be compared;
     temperature 1. A line is {"step", "prompt", "response"}, on the map with "true_reward", and in
-    RL with the "reward" of `judge`, which reads the reference's log-probs at --temperature."""
+    RL with the "reward" of `judge`, which reads the reference's log-probs at --temperature.
+    max_new_tokens: of RL's samples; None: the task's."""
     context = policy.config.block_size
     rows = rows.slice(0, 20 * FEW).unique_prompts()
     answered = [i for i in range(len(rows)) if len(rows.prompts[i]) < context][:FEW]
     if not answered:
         return
     rows = rows.select(answered)
-    length = task.max_new_tokens(context - max(map(len, rows.prompts)))
+    room = context - max(map(len, rows.prompts))
+    length = min(room, max_new_tokens or task.max_new_tokens(room))
     seed = stream_key("shown samples", run.args.seed)
     eos = tokenizer.stop_ids(encoding)
     try:

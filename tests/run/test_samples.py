@@ -80,13 +80,13 @@ def encoding():
     return tokenizer.get("roadmap")
 
 
-def show(policy, prompts, encoding, out, task=None, judge=None, reference=None):
+def show(policy, prompts, encoding, out, task=None, **of_rl):
     prompts = [array("i", prompt) for prompt in prompts]
     responses = [[] for _ in prompts]
     texts = [tokenizer.decode(encoding, prompt) for prompt in prompts]
     rows = data.Rows(prompts, responses, texts)
     run = Namespace(writes=True, args=Namespace(seed=0, temperature=0.5), device=torch.device("cpu"), out=out)
-    samples.show_samples(run, 4, policy, rows, encoding, task or FileTask("x"), judge, reference)
+    samples.show_samples(run, 4, policy, rows, encoding, task or FileTask("x"), **of_rl)
     return read_jsonl(out / "samples.jsonl") if (out / "samples.jsonl").exists() else []
 
 
@@ -115,6 +115,11 @@ def test_answers_of_a_file_are_short_and_prompts_few(sft, encoding, tmp_path, mo
     assert asked == [(3, 1, 64)] and len(records) == 3
     show(policy, [tokenizer.encode(encoding, "WA>FL:")], encoding, tmp_path, task_of("roadmap"))
     assert asked[1] == (1, 1, task_of("roadmap").world.max_moves + 1)
+    # In RL they are as long as the samples that it trains on, as far as the longest prompt leaves room.
+    for length, room, wanted in ((100, 10_000, 100), (3, 10_000, 3), (100, 21, 20)):
+        policy.config.block_size = room
+        show(policy, [[1]], encoding, tmp_path, max_new_tokens=length)
+        assert asked[-1] == (1, 1, wanted)
 
 
 def test_a_local_reward_is_of_the_temperature_of_training(sft, encoding, tmp_path):
