@@ -323,7 +323,7 @@ def train_policy(run, task, reference, judge, tokenizer_name, encoding, train, t
             with run.timed("sampling"):
                 responses, logps = sample_responses(args, policy, batch_rows, max_new_tokens, eos, seed)
             with run.timed("scoring"):
-                rollouts = score_responses(args, reference, judge, batch_rows, responses, logps)
+                rollouts = score_responses(args, reference, judge, batch_rows, responses, logps, eos)
 
         with run.timed("training"):  # one optimizer step on all rollouts
             metrics = Mean()
@@ -333,10 +333,9 @@ def train_policy(run, task, reference, judge, tokenizer_name, encoding, train, t
                     rollout.old = LogProbs(now.sequence.detach(), now.token.detach())
                 loss, clipped = rl_loss(args, kl_weight, max_new_tokens, now, rollout)  # (S,), (S,) or (R,)
                 (loss.sum() / (len(indices) * args.samples)).backward()  # a mean over the step's samples
-                metrics.add(loss=loss, reward=rollout.reward)
+                metrics.add(loss=loss, clip_fraction=clipped, reward=rollout.reward, cut=rollout.cut)
                 # KL and entropy of the policy that sampled: its samples say little about a later one.
                 metrics.add(kl=rollout.kl, length=rollout.batch.lengths.float(), entropy=-rollout.old.token)
-                metrics.add(clip_fraction=clipped)  # see rl_loss
                 # In nats. Rounding; if it is more, sampling and training are not of the same policy.
                 metrics.add_largest(sampling_gap=(rollout.old.token - rollout.drawn_logp).abs())
             lr = learning_rate(args.lr, step, total, args.warmup, args.schedule)

@@ -27,6 +27,7 @@ class Rollout:
     drawn_logp: torch.Tensor
     ref: LogProbs  # of the reference
     reward: torch.Tensor  # (S,)
+    cut: torch.Tensor  # (S,) 1 where a response has no EOS, since it reached --max-new-tokens, else 0
     step_length: float  # the mean length of all responses of the step, not of these S alone
     # Of the policy that sampled, pi_old, from the forward pass of the first update, which is still that
     # policy's. All --updates on these samples read it. None before.
@@ -56,8 +57,10 @@ def sample_responses(args, policy, batch_rows, max_new_tokens, eos, seed):
 
 
 @torch.no_grad()
-def score_responses(args, reference, judge, batch_rows, responses, logps):
-    """Score what was drawn for each prompt of batch_rows (data Rows) -> one Rollout per micro-batch."""
+def score_responses(args, reference, judge, batch_rows, responses, logps, eos):
+    """Score what was drawn for each prompt of batch_rows (data Rows) -> one Rollout per micro-batch.
+
+    eos: the ids that end a response."""
     device = reference.embedding.weight.device
     step_length = mean_length(responses)
     rollouts = []
@@ -74,8 +77,9 @@ def score_responses(args, reference, judge, batch_rows, responses, logps):
             response_tokens += responses[i]
             token_logps += chain.from_iterable(logps[i])
         reward = judge(batch, ref, prompt_texts, response_tokens)
-        drawn_logp = torch.tensor(token_logps)  # (R,)
-        rollouts.append(Rollout(batch, upload(drawn_logp, device), ref, reward, step_length))
+        drawn_logp = upload(torch.tensor(token_logps), device)  # (R,)
+        cut = upload(torch.tensor([float(tokens[-1] not in eos) for tokens in response_tokens]), device)
+        rollouts.append(Rollout(batch, drawn_logp, ref, reward, cut, step_length))
     return rollouts
 
 

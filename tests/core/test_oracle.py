@@ -330,7 +330,9 @@ def check_rl(algo, temperature, updates, micro, reward, world, recorded, out, dt
     args = SimpleNamespace(**read_config(out)["args"])
     policy, reference = model_of(world / "start"), model_of(world / "init")
     judge = judge_of(reward, world, temperature)
-    log, optimizer = oracle.rl(policy, reference, judge, args, 0.3, seen.batches, total)
+    eos = tokenizer.eos_id(tokenizer.get("roadmap"))
+    log, optimizer = oracle.rl(policy, reference, judge, args, 0.3, seen.batches, total, eos)
+    assert 0 < log[0]["cut"] < 1
     rounding = 1e-6 if ":" in reward else None  # rules return fp32
     compare(seen, out, log, optimizer, dtype, rounding)
     return log

@@ -354,9 +354,10 @@ def rl_losses(args, kl, now, old, ref, rewards):
     return losses, clipped or [0.0]
 
 
-def rl(policy, reference, judge, args, kl, batches, total):
+def rl(policy, reference, judge, args, kl, batches, total, eos):
     """batches: [(prompts, k responses to each)], as many as are sampled; judge: a function of
-    (prompt, response) as tokens -> reward. -> a dict of metrics per step, and the Optimizer."""
+    (prompt, response) as tokens -> reward; eos: the token that ends a response. -> a dict of metrics
+    per step, and the Optimizer."""
     optimizer, log = Optimizer(policy, args, total), []
     for step in range(total):
         samples = []  # (prompt, response)
@@ -375,6 +376,7 @@ def rl(policy, reference, judge, args, kl, batches, total):
         row["kl"] = number(torch.cat(old).sum() - torch.cat(ref).sum()) / len(samples)
         row["entropy"] = -number(torch.cat(old).mean())
         row["length"] = len(torch.cat(old)) / len(samples)
+        row["cut"] = fmean(response[-1] != eos for _, response in samples)
         row["grad_norm"] = optimizer.step(loss)
         log.append(row)
     return log, optimizer

@@ -20,7 +20,7 @@ from nanoroads.randomness import uniform
 from nanoroads.run import rollouts
 from nanoroads.run.rollouts import Rollout
 from nanoroads.run.run import Run
-from nanoroads.text import layouts
+from nanoroads.text import layouts, tokenizer
 from nanoroads.text.split import hold_out
 from nanoroads.weights import checkpoint
 from nanoroads.weights.files import read_config
@@ -28,7 +28,8 @@ from nanoroads.weights.files import read_config
 MAP_KEYS = {"map_reward", "map_legal", "map_arrives", "map_moves", "map_greedy_reward", "map_kl"}
 REWARD_KEYS = {"step", "loss", "accuracy", "grad_norm"}
 REWARD_EVAL_KEYS = {"eval_loss", "eval_accuracy"}
-KEYS = {"step", "loss", "reward", "kl", "entropy", "clip_fraction", "length", "grad_norm", "sampling_gap"}
+KEYS = {"step", "loss", "reward", "kl", "entropy", "clip_fraction", "length", "cut", "grad_norm"}
+KEYS.add("sampling_gap")
 
 
 def check_rl(out, on_map=True):
@@ -99,6 +100,17 @@ def test_on_rows_of_the_user(rows, sft, tmp_path):
         out = run(train_rlhf, tmp_path / reward, reward=reward, **flags)
         check_rl(out, on_map=False)
         check_run(out / "reward", "reward", REWARD_KEYS, REWARD_EVAL_KEYS)
+
+
+def test_the_answers_shown_are_as_long_as_those_trained_on(rows, sft, tmp_path):
+    """And `cut` is the share of samples that end without EOS."""
+    flags = {"init": sft, "data": rows / "pairs.jsonl", "reward": "helpers.runs:brevity", "steps": 2}
+    out = run(train_rlhf, tmp_path / "out", max_new_tokens=2, **flags)
+    shown = [record["response"] for record in read_jsonl(out / "samples.jsonl")]
+    encoding = tokenizer.get("roadmap")
+    assert max(len(tokenizer.encode(encoding, response)) for response in shown) == 2
+    for row in metrics(out):
+        assert row["cut"] > 0.5 and row["length"] <= 2
 
 
 def prompts_of(out, sampled):
