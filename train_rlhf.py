@@ -210,16 +210,16 @@ def train_reward(run, reference, tokenizer_name, train, test):
     args = run.args
     groups_per_pass = args.micro_batch_size or args.batch_size
     ref_logp = test_ref_logp = None  # a global reward knows of no reference
+    scale = {}  # nor of a beta
     if args.reward == "local":
+        scale["beta"] = args.beta
         ref_logp = score.reference_logps(run, "ref_logp", reference, train, groups_per_pass)  # (N, 2)
         test_ref_logp = score.reference_logps(run, "ref_logp_test", reference, test, groups_per_pass)
         model = adapted(run, reference) or run.place(load_policy(args.init, compute_dtype=run.compute_dtype))
     else:
         model = adapted_reward_model(run, reference)  # with --lora; otherwise None
-        if model is None:
-            model = new_reward_model(args.init, compute_dtype=run.compute_dtype, readout=args.readout)
-            run.place(model)
-    run.describe(model, tokenizer_name, beta=args.beta, reference=str(args.init))  # config.json
+        model = model or run.place(new_reward_model(args.init, "cpu", run.compute_dtype, args.readout))
+    run.describe(model, tokenizer_name, **scale, reference=str(args.init))  # config.json
     optimizer = adamw(model, args.lr, args.weight_decay)
     total = total_steps(len(train), args.batch_size, args.epochs, args.steps)
     print(f"{args.reward} reward: {len(train):,} pairs, {total} steps, {run.device}")

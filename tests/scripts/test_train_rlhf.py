@@ -3,7 +3,9 @@ logs, the numbers of step 0, and that it learns."""
 
 import gc
 import itertools
+import json
 import math
+import shutil
 from statistics import mean
 from types import SimpleNamespace
 
@@ -18,6 +20,7 @@ from nanoroads.errors import InputError
 from nanoroads.model import LogProbs
 from nanoroads.randomness import uniform
 from nanoroads.run import rollouts
+from nanoroads.run.folder import RECORD
 from nanoroads.run.rollouts import Rollout
 from nanoroads.run.run import Run
 from nanoroads.text import layouts, tokenizer
@@ -57,6 +60,7 @@ def test_global(rlhf, sft):
     assert mean(row["loss"] for row in log[-3:]) < mean(row["loss"] for row in log[:3])
     config = read_config(rlhf / "reward")
     assert config["model"]["head"] == "scalar" and config["reference"] == str(sft)
+    assert "beta" not in config  # it has none
     check_rl(rlhf)
     assert read_config(rlhf)["kl"] == 0.5
 
@@ -65,6 +69,19 @@ def test_the_folder_of_a_reward_model_makes_the_same_run(rlhf, sft, tmp_path):
     out = run(train_rlhf, tmp_path / "again", init=sft, reward=rlhf / "reward")
     assert not (out / "reward").exists()
     assert weights(out) == weights(rlhf) and metrics(out) == metrics(rlhf)
+
+
+def test_a_global_reward_of_an_older_version_has_a_beta_that_nothing_reads(rlhf, sft, tmp_path):
+    old = tmp_path / "reward"
+    shutil.copytree(rlhf / "reward", old)
+    (old / "config.json").write_text(json.dumps({**read_config(old), "beta": 7.0}))
+    (old / RECORD).unlink()  # of the file as it is now
+    out = run(train_rlhf, tmp_path / "again", init=sft, reward=old)
+    assert weights(out) == weights(rlhf) and read_config(out)["kl"] == 0.5
+    # And the run that it is the stage 1 of goes on.
+    before = weights(old)
+    out = run(train_rlhf, tmp_path, init=sft, resume=True)
+    assert weights(old) == before and weights(out) == weights(rlhf)
 
 
 def test_local(sft, tmp_path):
