@@ -26,6 +26,7 @@ from nanoroads.run.flags import (
     TEMPERATURE,
     model_kind,
     names_of_flags,
+    non_negative,
     positive,
     row_limits,
     run_script,
@@ -69,8 +70,8 @@ def add_stage_2_flags(parser):
     add("--start", type=Path, help="folder of the policy that RL starts from, e.g. DPO's (default: --init)")
     add("--algo", default="rloo", choices=ALGORITHMS, help="see the README's table (default: rloo)")
     add("--samples", type=positive(int), default=8, help="responses per prompt (default: 8)")
-    kl_help = "weight of the KL term (default: a local reward's beta, else map 0.5, file 0.05)"
-    add("--kl", type=positive(float), help=kl_help)
+    kl_help = "weight of the KL; 0: none (default: a local reward's beta, else map 0.5, a --data file 0.05)"
+    add("--kl", type=non_negative(float), help=kl_help)
     add("--updates", type=positive(int), default=1, help="steps per batch of samples (default: 1)")
     clip_help = "the ratio pi/pi_old is clipped at 1 {} this, with --updates above 1 (default: of --algo)"
     add("--clip-low", type=positive(float), help=clip_help.format("-"))
@@ -112,11 +113,13 @@ def flags(argv):
     if args.steps or args.epochs:  # the user chose the length of stage 2
         del defaults["steps"], defaults["epochs"]
     use_defaults(args, defaults, kind, unused)
-    low, high = loss_variants.RATIO_LIMITS.get(args.algo, loss_variants.PPO_LIMITS)
-    args.clip_low = args.clip_low or low
-    args.clip_high = args.clip_high or high
 
     # Refuse what does not go together.
+    if (args.clip_low or args.clip_high) and (args.updates == 1 or args.algo in ["online-dpo", "rebel"]):
+        parser.error("--clip-low, --clip-high: nothing is clipped with --updates 1, nor by online-dpo, rebel")
+    args.clip_low, args.clip_high = loss_variants.ratio_limits(args.algo, args.clip_low, args.clip_high)
+    if args.algo == "online-dpo" and args.kl == 0:
+        parser.error("--kl 0: --algo online-dpo takes it as DPO's beta, which is above 0")
     if args.algo != "reinforce" and args.samples < 2:
         parser.error(f"--samples {args.samples}: --algo {args.algo} takes at least 2")
     if args.algo == "rebel" and args.samples % 2:
@@ -302,7 +305,7 @@ def train_policy(run, task, reference, judge, tokenizer_name, encoding, train, t
     args = run.args
     groups_per_pass = args.micro_batch_size or args.batch_size
     # --kl, else a local reward's beta, at which Theorem 2.2 holds (2503.01067), else the task's default.
-    kl_weight = args.kl or judge.beta or task.kl
+    kl_weight = args.kl if args.kl is not None else judge.beta or task.kl
     policy = adapted(run, reference)
     policy = policy or run.place(load_policy(args.start or args.init, compute_dtype=run.compute_dtype))
     eos = tokenizer.stop_ids(encoding)

@@ -35,6 +35,13 @@ RATIO_LIMITS = {  # of the --algo that `like_grpo` knows
 }
 LIKE_GRPO = list(RATIO_LIMITS)
 
+
+def ratio_limits(algo: str, low: float | None, high: float | None) -> tuple[float, float]:
+    """The limits of an --algo: low and high where they are given, else its own."""
+    own_low, own_high = RATIO_LIMITS.get(algo, PPO_LIMITS)
+    return low or own_low, high or own_high
+
+
 # ---------------------------------------------------------------- pairs
 
 

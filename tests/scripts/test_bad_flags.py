@@ -79,6 +79,11 @@ def test_values_that_no_run_can_have(script, flag, value, refuses, tmp_path):
         (train_rlhf, {"temperature": 0}, ["--temperature", "0"]),
         (train_rlhf, {"temperature": 1e-38}, ["--temperature", "1e-38", "1e-20"]),
         (train_rlhf, {"kl": -1}, ["--kl", "-1"]),
+        (train_rlhf, {"kl": 0, "algo": "online-dpo"}, ["--kl 0", "online-dpo", "DPO's beta"]),
+        (train_rlhf, {"clip_low": 0.1}, ["--clip-low", "nothing is clipped with --updates 1"]),
+        (train_rlhf, {"clip_high": 0.1, "algo": "gspo"}, ["--clip-high", "--updates 1"]),
+        (train_rlhf, {"clip_low": 0.1, "algo": "rebel", "updates": 2}, ["--clip-low", "rebel"]),
+        (train_rlhf, {"clip_high": 0.1, "algo": "online-dpo", "updates": 2}, ["--clip-high", "online-dpo"]),
     ],
 )
 def test_values_of_one_training_script(script, flags, words, refuses, tmp_path):

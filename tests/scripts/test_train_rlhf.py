@@ -91,6 +91,13 @@ def test_local(sft, tmp_path):
     assert log[-1]["loss"] < log[0]["loss"]
     check_rl(out)
     assert read_config(out)["kl"] == 0.25  # Theorem 2.2 wants the same beta on both sides
+    assert read_config(out / "reward")["beta"] == 0.25
+
+    # No KL is neither that beta nor the map's default.
+    for reward in (out / "reward", "helpers.runs:brevity"):
+        without = run(train_rlhf, tmp_path / "without", init=sft, reward=reward, kl=0, steps=2)
+        assert read_config(without)["kl"] == 0
+        shutil.rmtree(without)
 
 
 @pytest.mark.parametrize("algo", train_rlhf.ALGORITHMS)
@@ -279,17 +286,33 @@ def test_the_limits_of_the_ratio_are_those_of_the_papers_unless_given():
     for algo, limits in wanted.items():
         args = train_rlhf.flags(["--algo", algo])
         assert (args.clip_low, args.clip_high) == limits
-    args = train_rlhf.flags(["--algo", "gspo", "--clip-high", "0.5"])
+    args = train_rlhf.flags(["--algo", "gspo", "--updates", "2", "--clip-high", "0.5"])
     assert (args.clip_low, args.clip_high, args.clip) == (3e-4, 0.5, 1.0)
+
+
+def rollout_of_two(ref_logp=-1.0):
+    """Two responses of two tokens to one prompt, the first one better, and pi_old -1 of each token."""
+    old = LogProbs(torch.tensor([-2.0, -2.0]), torch.full((4,), -1.0))
+    tokens = torch.tensor([ref_logp, -1.0, -1.0, -1.0])
+    ref = LogProbs(tokens.view(2, 2).sum(1), tokens)
+    batch, reward = SimpleNamespace(lengths=torch.tensor([2, 2])), torch.tensor([1.0, 0.0])
+    return Rollout(batch, old.token, ref, reward, torch.zeros(2), step_length=2.0, old=old)
+
+
+@pytest.mark.parametrize("algo", [algo for algo in train_rlhf.ALGORITHMS if algo != "online-dpo"])
+def test_without_a_kl_the_reference_has_no_say(algo):
+    args = train_rlhf.flags(["--algo", algo, "--samples", "2", "--updates", "2"])
+    near, far = rollout_of_two(-1.5), rollout_of_two(-3.0)
+    for kl_weight in (0.0, 0.5):
+        one, other = (train_rlhf.rl_loss(args, kl_weight, 5, r.old, r)[0] for r in (near, far))
+        assert torch.equal(one, other) == (kl_weight == 0), kl_weight
 
 
 @pytest.mark.parametrize("algo", ["rloo", *loss_variants.LIKE_GRPO])
 def test_the_limits_of_the_ratio_are_used(algo):
     """The policy has moved by a factor of 2 up or down: each limit alone decides how much is clipped."""
-    lengths = torch.tensor([2, 2])
-    old = LogProbs(torch.tensor([-2.0, -2.0]), torch.full((4,), -1.0))
-    batch = SimpleNamespace(lengths=lengths)
-    rollout = Rollout(batch, old.token, old, torch.tensor([1.0, 0.0]), step_length=2.0, old=old)
+    rollout = rollout_of_two()
+    old = rollout.old
     up, down = math.log(2.0), -math.log(2.0)
     # The better response has become likelier and the worse one less likely: both limits are reached.
     change = torch.tensor([up, up, down, down])
