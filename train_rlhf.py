@@ -7,9 +7,10 @@
     python train_rlhf.py --algo grpo|dr-grpo|dapo|gspo|cispo|online-dpo|rebel|reinforce
 
 Stage 1 maximises the Bradley-Terry likelihood of the pairs over a reward class: `global`, a scalar
-head on the reference's trunk, or `local`, beta log pi/pi_ref. Stage 2 maximises
-E_pi[r] - kl KL(pi || pi_ref); of a local reward, at kl = beta, DPO's policy is the optimum (Theorem
-2.2 of Swamy et al., 2503.01067). Everything else is as in train_dpo.py.
+head on the reference's trunk, or `local`, beta log pi/pi_ref. Stage 2, with `rloo` (the default),
+`reinforce` or `rebel`, maximises E_pi[r] - kl KL(pi || pi_ref); of a local reward, at kl = beta,
+DPO's policy is the optimum (Theorem 2.2 of Swamy et al., 2503.01067). The other `--algo` regularise
+differently: see the README. Everything else is as in train_dpo.py.
 """
 
 from pathlib import Path
@@ -76,8 +77,9 @@ def add_stage_2_flags(parser):
     clip_help = "the ratio pi/pi_old is clipped at 1 {} this, with --updates above 1 (default: of --algo)"
     add("--clip-low", type=positive(float), help=clip_help.format("-"))
     add("--clip-high", type=positive(float), help=clip_help.format("+"))
-    add("--temperature", type=TEMPERATURE, default=1.0, help="of samples and log-probs (default: 1)")
-    add("--max-new-tokens", type=positive(int), help="tokens per sample (default: longest route; file 64)")
+    temperature_help = "of samples and of log-probs in loss, KL and local reward; evaluations: 1 (default: 1)"
+    add("--temperature", type=TEMPERATURE, default=1.0, help=temperature_help)
+    add("--max-new-tokens", type=positive(int), help="per sample (default: longest route, 64 for a file)")
     add("--compare", type=Path, help="policy to record KL(it || ours) of, e.g. DPO's (default: none)")
 
 
@@ -160,8 +162,8 @@ def main(argv=None):
     # Stage 1: pairs -> reward, a run of its own in OUT/reward.
     judge_source = args.reward  # a folder, or module:function; for a class stage 1 replaces it
     if args.reward in REWARD_CLASSES:
-        # Every loop reads lr, epochs and batch_size: in stage 1 these are --reward-lr and its like. Stage 2's
-        # flags must not be in its config.json, or to change --kl would refuse the finished reward model.
+        # A Run with these flags, --reward-lr as lr and so on, but none of stage 2's. So --resume with another
+        # --kl goes on from its model, until stage 2 has begun. Then --reward OUT/reward --out NEW does.
         renamed = {"epochs": args.reward_epochs, "lr": args.reward_lr, "batch_size": args.reward_batch_size}
         reward_run = run.inside("reward", names_of_flags(add_stage_2_flags), steps=None, **renamed)
         train_reward(reward_run, reference, tokenizer_name, train, test)
@@ -172,10 +174,9 @@ def main(argv=None):
     # Stage 2: reward -> policy.
     judge = score.load_judge(judge_source, reference, args.init, encoding, args.temperature)
     train_policy(run, task, reference, judge, tokenizer_name, encoding, train, test, max_new_tokens)
-    last = run.last_row
-    reward, kl, entropy = last["reward"], last["kl"], last["entropy"]
-    print(f"reward {reward:.3f}, KL {kl:.2f} nats, entropy {entropy:.2f} nats per token")
-    task.report(last)
+    words = "last batch: reward {reward:.3f}, KL {kl:.2f} nats, entropy {entropy:.2f} nats per token"
+    print(words.format(**run.last_row))
+    task.report(run.last_row)
     print_next(["sample.py", "--model", run.out])
 
 
@@ -205,9 +206,8 @@ def held_out_measures(args, model, rows, ref_logp, groups_per_pass):
 def train_reward(run, reference, tokenizer_name, train, test):
     """Bradley-Terry maximum likelihood over the class --reward. train, test: pairs as data Rows.
 
-    This is train_dpo.py's loop with another loss. For the local class even the loss is the same: DPO's is
-    the Bradley-Terry loss of beta log pi/pi_ref. So both end in the same weights, if their flags are equal
-    and without --lora, whose adapters begin with other random numbers in each script."""
+    This is train_dpo.py's loop with another loss, or for the local class with the same: DPO's is that of
+    beta log pi/pi_ref. So equal flags end in equal weights (not with --lora: other random numbers)."""
     if run.finished:
         return
     args = run.args
@@ -248,8 +248,7 @@ def train_reward(run, reference, tokenizer_name, train, test):
         run.save(step, model, optimizer)  # every --save-every steps
 
     run.finish(model)
-    loss, accuracy = run.last_row["eval_loss"], run.last_row["eval_accuracy"]
-    print(f"{run.out}: held-out loss {loss:.4f}, accuracy {accuracy:.3f}")
+    print("{}: held-out loss {eval_loss:.4f}, accuracy {eval_accuracy:.3f}".format(run.out, **run.last_row))
 
 
 # ---------------------------------------------------------------- stage 2: reward -> policy
@@ -283,7 +282,7 @@ def rl_loss(args, kl_weight, max_new_tokens, now, rollout):
         return loss.repeat_interleave(k), never_clipped
     if args.algo == "rebel":
         logp, old_logp = now.sequence.view(-1, 2), rollout.old.sequence.view(-1, 2)  # (S / 2, 2)
-        loss = losses.rebel(logp, old_logp, regularised.view(-1, 2), eta=1.0)  # (S / 2,)
+        loss = losses.rebel(logp, old_logp, regularised.view(-1, 2), eta=1.0)  # (S / 2,), their code's eta
         return loss.repeat_interleave(2), never_clipped
     limits = {"clip": args.clip_low, "clip_high": args.clip_high}
     if args.algo in loss_variants.LIKE_GRPO:
