@@ -248,9 +248,11 @@ def like_grpo(
         cispo     (reward - mean) / std   -clamp(w) A log pi         the step's mean length
 
     w = pi/pi_old of a token, without gradient in cispo; s = (pi/pi_old)^(1/|y|) of its whole response.
-    clamp: to 1 - clip and 1 + clip_high, for each name as RATIO_LIMITS has them. mean and std are those
-    of the prompt's `samples` responses. Each token's loss has beta kl_k3 added: the KL is in the loss,
-    and not in the reward.
+    clamp: to 1 - clip and 1 + clip_high, these arguments, of which RATIO_LIMITS has the script's defaults.
+    mean and std are those of the prompt's `samples` responses. Each token's loss has beta kl_k3 added: the
+    KL is in the loss, and not in the reward. With the step's mean length all tokens of the step weigh the
+    same, as in DAPO's code (verl); in the papers of dapo and cispo those of one prompt's responses do, and
+    then prompts.
 
     logp (R,): log pi of the tokens, with gradient. rollout: the Rollout that they belong to
     (run/rollouts.py). longest: the most tokens that a response may have."""
@@ -319,9 +321,9 @@ def cispo(
     MiniMax-M1, 2506.13585, section 3.1, w = pi/pi_old; they leave out the KL and the lower limit, which
     clip = 1 does, too, and do not say the upper one: it is 5 in Khatri et al. (ScaleRL), 2510.13786.
     In TRL epsilon_high is that limit, here it is 1 + clip_high. divisor: the mean length of the step's
-    responses, as in `grpo`. Shapes as in `grpo`; clipped (R,) is 1 where the weight is limited. At pi =
-    pi_old = pi_ref the gradient is that of `grpo` with this divisor; the value, -A log pi / divisor, means
-    nothing."""
+    responses, as DAPO's in `grpo`; in their eq. 4 of one prompt's responses. Shapes as in `grpo`; clipped
+    (R,) is 1 where the weight is limited. At pi = pi_old = pi_ref the gradient is that of `grpo` with this
+    divisor; the value, -A log pi / divisor, means nothing."""
     token_advantage = to_tokens(advantage.detach(), lengths, len(logp))  # (R,)
     ratio = (logp - old_logp).detach().clamp(max=LARGEST_LOG_RATIO).exp()  # (R,) w
     weight = ratio.clamp(1 - clip, 1 + clip_high)

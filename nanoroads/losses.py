@@ -267,8 +267,9 @@ def grpo(
 
     divisor, in place of |y|, gives each token the same weight, whichever response it is in. Dr. GRPO
     (Liu et al., 2503.20783) takes a constant, the longest response allowed. DAPO (Yu et al.,
-    2503.14476, eq. 8) takes the mean over all tokens of the step: here the mean length of its
-    responses, so that the mean over responses is that mean over tokens. Then loss is
+    2503.14476) takes a mean over tokens: in its eq. 8 those of one prompt's responses, and then the
+    mean over prompts; in its code (verl), and here, all tokens of the step. That is the divisor mean
+    length of the step's responses: the mean over responses is then that mean over tokens. Loss is
     -A |y|/divisor at pi = pi_old = pi_ref."""
     token_advantage = to_tokens(advantage, lengths, len(logp))  # (R,)
     loss, clipped = clipped_policy_gradient(logp, old_logp, token_advantage, clip, clip_high)
@@ -295,8 +296,8 @@ def online_dpo(logp: Tensor, ref_logp: Tensor, reward: Tensor, beta: float, labe
     Guo et al., 2402.04792, where k = 2; best against worst of 25 in Swamy et al., 2503.01067. A
     prompt with tied rewards says nothing: loss 0, gradient 0. Else ln 2 at step 0.
 
-    label="soft": the target is the Bradley-Terry probability q = sigmoid(r_best - r_worst) in place
-    of 1, a cross-entropy, m DPO's margin:
+    label="soft", which no flag of train_rlhf.py reaches: the target is the Bradley-Terry probability
+    q = sigmoid(r_best - r_worst) in place of 1, a cross-entropy, m DPO's margin:
 
         -q log sigmoid(m) - (1 - q) log sigmoid(-m)
 

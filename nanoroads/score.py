@@ -157,7 +157,10 @@ class ScalarJudge:
 
 
 class LocalJudge:
-    """The local reward class: beta log pi/pi_ref of a policy (Swamy et al., 2503.01067, section 2)."""
+    """The local reward class: beta log pi/pi_ref of a policy (Swamy et al., 2503.01067, section 2).
+
+    It was fitted at temperature 1. In RL both log-probs are at RL's temperature, as those of the policy
+    and the KL are: so whatever that is, the optimum at kl = beta is this very policy (Theorem 2.2)."""
 
     def __init__(self, policy, beta, temperature):
         self.policy = policy
