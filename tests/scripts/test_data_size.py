@@ -96,8 +96,13 @@ def test_steps_are_equal():
         dpo, rlhf, legal = [phase.command for phase in phases]
         epochs = dpo[dpo.index("--epochs") + 1]
         assert epochs == rlhf[rlhf.index("--reward-epochs") + 1]
-        assert 625 <= total_steps(n, 32, float(epochs)) <= 640  # an epoch's last batch may be small
-        assert legal[legal.index("--steps") + 1] == "625"
+        steps = total_steps(n, 32, float(epochs))
+        assert data_size.STEPS <= steps <= 1.024 * data_size.STEPS  # an epoch's last batch may be small
+        assert legal[legal.index("--steps") + 1] == str(data_size.STEPS)
+
+
+def test_every_pair_of_the_largest_set_is_seen():
+    assert 32 * data_size.STEPS == max(data_size.SIZES)
 
 
 def batched(phases):
