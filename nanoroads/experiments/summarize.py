@@ -67,7 +67,7 @@ REDUCED = Size(
     batch=8, micro=8, samples=4,
     sft_lr=1e-4, rm_lr=1e-4,
     dpo_lr={"one-line": 5e-5, "two-word": 5e-5, "hidden": 5e-5},
-    rl_lr={"one-line": 1e-4, "two-word": 1e-4, "hidden": 1e-4},
+    rl_lr={"one-line": 1e-4, "two-word": 2e-4, "hidden": 1e-4},
     kl=0.1, epochs=1, steps=36, dtype="bfloat16",
 )  # fmt: skip
 TINY = replace(REDUCED, sft=80, pairs=24, test=8, batch=4, steps=5, sft_lr=3e-4)
