@@ -57,9 +57,9 @@ def road_phases(out, seed):
         legal = ["-m", "nanoroads.world.legal"] + common + ["--n", n, "--beta", BETA] + LEGAL_LRS
         legal += ["--steps", STEPS, "--rl-steps", RL_STEPS]
         needs = [f"{here}/sft", pairs, test]
+        phases.append(new_phase(out, f"{here}/legal_{n}.json", legal, [f"{here}/sft"]))  # the longest first
         phases.append(new_phase(out, f"{here}/dpo_{n}", dpo, needs))
         phases.append(new_phase(out, f"{here}/rlhf_{n}", rlhf, needs))
-        phases.append(new_phase(out, f"{here}/legal_{n}.json", legal, [f"{here}/sft"]))
     return phases
 
 

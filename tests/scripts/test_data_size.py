@@ -93,7 +93,7 @@ def test_the_reference_goes_on_from_the_main_world_s_and_writes_the_pairs():
 def test_steps_are_equal():
     """Whatever the number of pairs, as the scripts count: epochs x batches of 32."""
     for n, phases in zip(data_size.SIZES, batched(data_size.road_phases(Path("o"), 0)), strict=True):
-        dpo, rlhf, legal = [phase.command for phase in phases]
+        legal, dpo, rlhf = [phase.command for phase in phases]
         epochs = dpo[dpo.index("--epochs") + 1]
         assert epochs == rlhf[rlhf.index("--reward-epochs") + 1]
         steps = total_steps(n, 32, float(epochs))
