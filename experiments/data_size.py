@@ -1,6 +1,6 @@
 """RLHF needs fewer pairs than DPO, which catches up as pairs are added, steps being equal (H6).
 
-    python experiments/data_size.py --seeds 0 1 2    about 4 minutes a seed on two CPU cores
+    python experiments/data_size.py --seeds 0 1 2    about 220 seconds a seed on two CPU cores
 
 Swamy et al., 2503.01067, H6: a verifier is learnt from fewer samples than a generator, so with
 pairs enough DPO should be as good. In the world of two moves, with 200 prompts, both roads have
