@@ -15,6 +15,7 @@ from nanoroads.experiments import simple_rewards
 from nanoroads.experiments.simple_rewards import CLASSES
 from nanoroads.model import GPT, GPTConfig
 from nanoroads.report.ledger import Ledger
+from nanoroads.run.optim import total_steps
 from nanoroads.text import tokenizer
 from nanoroads.world import distance, roadmap
 from nanoroads.world.optimum import exact_optimum, rewarded_routes, soft_optimum
@@ -245,3 +246,18 @@ def test_a_bad_flag_is_one_line(capsys):
     with pytest.raises(SystemExit) as stopped:
         theorem_3_1.main(["--seeds", "x"])
     assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_both_gpts_see_all_counted_pairs_for_the_same_steps(tmp_path):
+    """Held-out pairs are drawn apart, by the command that draws the pairs, and not taken from these."""
+    draw = theorem_3_1.sft_phases(tmp_path, 3)[1].command
+    held_out = draw[draw.index("--test-out") + 1]
+    phases = {phase.name: phase.command for phase in theorem_3_1.gpt_phases(tmp_path, 3)}
+    for n in GPT_SIZES:
+        dpo, rlhf = phases[f"{tmp_path}/dpo_{n}"], phases[f"{tmp_path}/rlhf_{n}"]
+        for command in (dpo, rlhf):
+            assert command[command.index("--data") + 1] == f"{tmp_path}/pairs_{n}.jsonl"
+            assert command[command.index("--eval-data") + 1] == held_out
+        steps = int(dpo[dpo.index("--steps") + 1])
+        epochs = float(rlhf[rlhf.index("--reward-epochs") + 1])
+        assert steps <= total_steps(n, 32, epochs) <= 1.024 * steps  # an epoch's last batch may be small
