@@ -162,8 +162,8 @@ def main(argv=None):
     # Stage 1: pairs -> reward, a run of its own in OUT/reward.
     judge_source = args.reward  # a folder, or module:function; for a class stage 1 replaces it
     if args.reward in REWARD_CLASSES:
-        # A Run with these flags, --reward-lr as lr and so on, but none of stage 2's. So --resume with another
-        # --kl goes on from its model, until stage 2 has begun. Then --reward OUT/reward --out NEW does.
+        # It has none of stage 2's flags, and --reward-lr as its lr. So with another --kl, --resume keeps the
+        # reward model until stage 2 has begun; later a new run takes it, by --reward OUT/reward --out NEW.
         renamed = {"epochs": args.reward_epochs, "lr": args.reward_lr, "batch_size": args.reward_batch_size}
         reward_run = run.inside("reward", names_of_flags(add_stage_2_flags), steps=None, **renamed)
         train_reward(reward_run, reference, tokenizer_name, train, test)
@@ -282,7 +282,7 @@ def rl_loss(args, kl_weight, max_new_tokens, now, rollout):
         return loss.repeat_interleave(k), never_clipped
     if args.algo == "rebel":
         logp, old_logp = now.sequence.view(-1, 2), rollout.old.sequence.view(-1, 2)  # (S / 2, 2)
-        loss = losses.rebel(logp, old_logp, regularised.view(-1, 2), eta=1.0)  # (S / 2,), their code's eta
+        loss = losses.rebel(logp, old_logp, regularised.view(-1, 2), eta=1.0)  # (S / 2,); their code's eta
         return loss.repeat_interleave(2), never_clipped
     limits = {"clip": args.clip_low, "clip_high": args.clip_high}
     if args.algo in loss_variants.LIKE_GRPO:

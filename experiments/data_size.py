@@ -8,8 +8,8 @@ pairs enough DPO should be as good. In the world of two moves, with 200 prompts,
 beta = kl = .5, hence one soft optimum, known by enumeration. Twice, as in horizon.py: with any
 token, and with legal moves only.
 
-Result, three seeds: with legal moves RLHF leads by .321 +- .022 on 1,000 pairs, and DPO catches up:
-on 80,000 .013 +- .003 is left. But on 1,000 RLHF is .059 +- .012 behind DPO on 80,000. With any
+What came out, three seeds: with legal moves RLHF leads by .321 +- .022 on 1,000 pairs, and DPO
+catches up: on 80,000 .013 +- .003 is left. But on 1,000 RLHF is .059 +- .012 behind DPO on 80,000. With any
 token it leads by .302 +- .009 on 1,000; all three claims are undecided there.
 Settings that were tried, and what it does not show: experiments/README.md
 """
@@ -50,14 +50,14 @@ def road_phases(out, seed):
         pairs, test = f"{here}/pairs_{n}.jsonl", f"{here}/pairs_test.jsonl"
         epochs = 32 * STEPS / n
         common = ["--init", folder / "sft", "--seed", seed]
-        files = ["--data", out / pairs, "--eval-data", out / test, "--eval-every", 1000]  # at the end only
+        files = ["--data", out / pairs, "--eval-data", out / test, "--eval-every", 1000]  # seldom
         dpo = ["train_dpo.py"] + common + files + ["--beta", BETA, "--lr", DPO_LR, "--epochs", epochs]
         rlhf = ["train_rlhf.py"] + common + files + ["--kl", BETA, "--lr", RL_LR, "--steps", RL_STEPS]
         rlhf += ["--reward-lr", REWARD_LR, "--reward-epochs", epochs, "--max-new-tokens", 3]
         legal = ["-m", "nanoroads.world.legal"] + common + ["--n", n, "--beta", BETA] + LEGAL_LRS
         legal += ["--steps", STEPS, "--rl-steps", RL_STEPS]
         needs = [f"{here}/sft", pairs, test]
-        phases.append(new_phase(out, f"{here}/legal_{n}.json", legal, [f"{here}/sft"]))  # the longest first
+        phases.append(new_phase(out, f"{here}/legal_{n}.json", legal, [f"{here}/sft"]))  # longest, so first
         phases.append(new_phase(out, f"{here}/dpo_{n}", dpo, needs))
         phases.append(new_phase(out, f"{here}/rlhf_{n}", rlhf, needs))
     return phases

@@ -79,7 +79,7 @@ def verdict(results, close=1e-6):
     alone = rows.pop("1.000")  # y3 is in no pair
     moved = max(row["rlhf"] for row in rows.values()) - min(row["rlhf"] for row in rows.values())
     worse = [share for share, row in results["pairs"].items() if row["dpo"] < row["reference"]]
-    onwards = bool(worse) and worse == list(results["pairs"])[-len(worse) :]  # the largest shares, no others
+    onwards = worse == list(results["pairs"])[1:][-len(worse) :]  # the largest shares, not all of them
     where = f"from a share of {worse[0]} on" if onwards else f"at {', '.join(worse) or 'no share'}"
 
     rows = results["classes"]

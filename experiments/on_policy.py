@@ -64,7 +64,7 @@ def run_seed(args, seed, lock):
         for source in (OFFLINE, RLHF_SAMPLES):
             run, file = pair_sources.in_files(beta)[source]
             command = dpo + [folder / file] + held_out + ["--beta", beta]
-            from_files.append(new_phase(folder, run, command, ["sft", "sft/pairs.jsonl", file]))
+            from_files.append(new_phase(folder, run, command, ["sft", "sft/pairs_test.jsonl", file]))
     run_phases(from_files, args.out, args.jobs, lock)
 
     # All policies are measured in the same way.
@@ -102,8 +102,9 @@ def main(argv=None):
     args = evidence.parse_flags(__doc__, argv)
     lock = claim_folder(args.out)
     by_seed = [run_seed(args, seed, lock) for seed in args.seeds]
-    results = table_of(by_seed, BETAS, ROUNDS), verdict(by_seed), figure_of(by_seed, BETAS, ROUNDS)
-    evidence.write_results(args, "on_policy", __doc__, by_seed, *results)
+    table = table_of(by_seed, BETAS, ROUNDS)
+    figure = figure_of(by_seed, BETAS, ROUNDS)
+    evidence.write_results(args, "on_policy", __doc__, by_seed, table, verdict(by_seed), figure)
 
 
 if __name__ == "__main__":

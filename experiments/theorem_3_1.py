@@ -22,8 +22,8 @@ from nanoroads.report.evidence import differences, values_of
 from nanoroads.report.phases import claim_folder, new_phase, run_phases
 from nanoroads.run.flags import run_script
 
-SFT = []  # flags of the reference's training: the defaults
-STEPS = 625  # of DPO and of the GPT reward model, 32 pairs each
+SFT = []  # more flags of the reference's training: none; tests make it tiny here
+STEPS = 625  # of DPO, 32 pairs each; reward models count epochs, whose last batch is small: 640, 628, 625
 RL_STEPS = 300
 SIMPLE_SIZES = [30, 100, 300, 1000, 5000, 20000]  # pairs
 GPT_SIZES = [1000, 5000, 20000]

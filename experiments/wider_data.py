@@ -1,4 +1,4 @@
-"""RLHF leads DPO, and neither more prompts (H3) nor relabelled samples (H4) are why.
+"""RLHF leads DPO, and neither more prompts (H3) nor relabelled samples (H4) is why.
 
     python experiments/wider_data.py --seeds 0 1 2    about 80 s a seed after hypotheses.py
 
@@ -95,7 +95,7 @@ def verdict(by_seed):
         ),
         cells.claim(
             cells.every([cells.above(gap), cells.above(spare)]),
-            f"against H3: RLHF leads by more than twice that: half is more by {cells.with_errors(spare)}.",
+            f"against H3: RLHF leads, by more than twice that: half is more by {cells.with_errors(spare)}.",
         ),
         cells.claim(
             cells.above(relabelled),

@@ -18,6 +18,7 @@ from nanoroads.losses import (
     implicit_reward,
     kl_k3,
     margin,
+    probability_ratio,
     sum_responses,
     to_tokens,
 )
@@ -318,14 +319,13 @@ def cispo(
 
         (1/divisor) sum_t [-clamp(w_t, 1 - clip, 1 + clip_high) A log pi_t + beta kl_k3_t]
 
-    MiniMax-M1, 2506.13585, section 3.1, w = pi/pi_old; they leave out the KL and the lower limit, which
-    clip = 1 does, too, and do not say the upper one: it is 5 in Khatri et al. (ScaleRL), 2510.13786.
-    In TRL epsilon_high is that limit, here it is 1 + clip_high. divisor: the mean length of the step's
-    responses, as DAPO's in `grpo`; in their eq. 4 of one prompt's responses. Shapes as in `grpo`; clipped
-    (R,) is 1 where the weight is limited. At pi = pi_old = pi_ref the gradient is that of `grpo` with this
-    divisor; the value, -A log pi / divisor, means nothing."""
+    MiniMax-M1, 2506.13585, section 3.1, w = pi/pi_old; they have no KL and no lower limit (clip = 1:
+    none here, either), and do not say the upper one, which is 5 in Khatri et al. (ScaleRL), 2510.13786.
+    In TRL epsilon_high is that limit, here it is 1 + clip_high. divisor: as DAPO's in `grpo`. Shapes as
+    there; clipped (R,) is 1 where the weight is limited. At pi = pi_old = pi_ref the gradient is that of
+    `grpo` with this divisor; the value, -A log pi / divisor, means nothing."""
     token_advantage = to_tokens(advantage.detach(), lengths, len(logp))  # (R,)
-    ratio = (logp - old_logp).detach().clamp(max=LARGEST_LOG_RATIO).exp()  # (R,) w
+    ratio = probability_ratio(logp, old_logp).detach()  # (R,) w
     weight = ratio.clamp(1 - clip, 1 + clip_high)
     clipped = (weight != ratio).to(logp.dtype)
     loss = -weight * token_advantage * logp + beta * kl_k3(logp, ref_logp)  # (R,)

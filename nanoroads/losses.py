@@ -222,6 +222,11 @@ def policy_gradient(logp: Tensor, advantage: Tensor) -> Tensor:
     return -advantage.detach() * logp
 
 
+def probability_ratio(logp: Tensor, old_logp: Tensor) -> Tensor:
+    """pi/pi_old, of one shape; pi_old without gradient. Its log is limited, see LARGEST_LOG_RATIO."""
+    return (logp - old_logp.detach()).clamp(max=LARGEST_LOG_RATIO).exp()
+
+
 def clipped_policy_gradient(
     logp: Tensor, old_logp: Tensor, advantage: Tensor, clip: float = 0.2, clip_high: float | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -239,7 +244,7 @@ def clipped_policy_gradient(
     if clip_high is None:
         clip_high = clip
     advantage = advantage.detach()
-    ratio = (logp - old_logp.detach()).clamp(max=LARGEST_LOG_RATIO).exp()  # w
+    ratio = probability_ratio(logp, old_logp)  # w
     unclipped_objective = ratio * advantage
     clipped_objective = ratio.clamp(1 - clip, 1 + clip_high) * advantage
     clipped = (clipped_objective < unclipped_objective).to(logp.dtype)

@@ -149,12 +149,14 @@ def measure(args, size, setting, folders, rows, reward):
     policies = {}
     rewards, objectives = {}, {}  # {policy: (N, 2) fp64}
     for name, folder in folders.items():  # sft first: the others are compared with its rewards
-        policy = load(size, folder)
+        policy = sft if name == "sft" else load(size, folder)
         seed = randomness.stream_key("measures", args.seed)
         samples = sample(args, size, setting, policy, rows, 2, seed=seed)
         greedy = [texts[0] for texts in sample(args, size, setting, policy, rows, 1, temperature=0).texts]
         logp = sequence_logps(policy, samples.prompts, samples.responses, size.micro)  # (N, 2)
-        ref_logp = sequence_logps(sft, samples.prompts, samples.responses, size.micro)  # (N, 2)
+        ref_logp = logp  # (N, 2)
+        if policy is not sft:
+            ref_logp = sequence_logps(sft, samples.prompts, samples.responses, size.micro)
         kl = kl_k1(logp, ref_logp)  # (N, 2)
         rewards[name] = rewards_of(samples.texts, rows, reward)
         objectives[name] = rewards[name] - size.kl * kl

@@ -38,7 +38,7 @@ class Job(NamedTuple):
 def new_phase(folder: Path, name: str, command: list, needs=()) -> Phase:
     """The phase that makes folder/name: `command` with `--out folder/name`.
 
-    needs: names of other phases of the same folder."""
+    needs: names, in the same folder, of other phases and of files that are there when the command starts."""
     result = f"{folder}/{name}"
     words = [str(word) for word in command]
     return Phase(result, [f"{folder}/{need}" for need in needs], words + ["--out", result])

@@ -148,7 +148,7 @@ def finding(lead):
         return "RLHF is ahead"
     if is_below(lead):
         return "DPO is ahead"
-    return f"neither is ahead by two standard errors, and the gap is at most {largest(lead):.3f}"
+    return f"neither is ahead by two standard errors; within these the gap is at most {largest(lead):.3f}"
 
 
 # ---------------------------------------------------------------- over seeds

@@ -83,7 +83,8 @@ def comes_back_line(by_seed):
     after = values_of(by_seed, "equivalence", "kl_dpo_rlhf_local")
     too_far = differences(after, [kl / 4 for kl in before])
     text = "RLHF on the local reward comes back to DPO's policy (Theorem 2.2), three quarters of the KL are "
-    text += f"gone: {plus_minus(mean_se(before))} nats before, {plus_minus(mean_se(after))} after."
+    text += f"gone: {plus_minus(mean_se(before))} nats before, {plus_minus(mean_se(after))} after; this less "
+    text += f"a quarter of before: {with_errors(too_far)}."
     return claim(below(too_far), text)
 
 

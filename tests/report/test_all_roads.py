@@ -281,7 +281,8 @@ def test_the_verdict_can_go_either_way():
 @pytest.mark.parametrize(("kl", "word"), [(0.22, "yes"), (0.24, UNDECIDED), (0.26, UNDECIDED), (0.28, NO)])
 def test_to_come_back_three_quarters_of_the_kl_must_go(kl, word):
     said = write.verdict(results(kl=kl))[2]
-    kls = f"three quarters of the KL are gone: 1.000 nats before, {kl:.3f} ± 0.010 after."
+    kls = f"three quarters of the KL are gone: 1.000 nats before, {kl:.3f} ± 0.010 after; "
+    kls += f"this less a quarter of before: {kl - 0.25:+.3f} ± 0.010, "
     assert outcomes([said]) == [word] and kls in said
 
 

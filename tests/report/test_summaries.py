@@ -159,7 +159,10 @@ def test_the_report_of_one_seed():
     )
     assert "The paper: RLHF is ahead. Here: RLHF is ahead; RLHF wins 0.650 ± 0.050 against DPO." in one_line
     assert "> A long text.\n\n- its own: short\n- SFT: as it is\n" in one_line
-    assert "The paper: there is no gap. Here: neither is ahead by two standard errors, and the gap" in hidden
+    assert (
+        "The paper: there is no gap. Here: neither is ahead by two standard errors; within these the"
+        in hidden
+    )
     assert "101 in all phases together; at most 1.5 GiB of host memory in a process since" in text
     assert "| one-line/sft | 101.4 |" in text
 
